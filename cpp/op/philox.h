@@ -1,0 +1,42 @@
+// Philox-4x32 counter-based random numbers: 128 random bits from a 128-bit counter and a 64-bit key, without any state.
+// Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Seven rounds are the fewest
+// that pass BigCrush there (ten are their default, with margin); dropout masks need no more, and each round costs.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define JUMPOUT_HD __host__ __device__ __forceinline__
+#else
+#define JUMPOUT_HD inline
+#endif
+
+namespace jumpout {
+
+constexpr int kPhiloxRounds = 7;
+
+struct Philox {
+  uint32_t word[4];
+};
+
+JUMPOUT_HD Philox philox(Philox counter, uint32_t key0, uint32_t key1, int rounds = kPhiloxRounds) {
+  for (int round = 0; round < rounds; ++round) {
+    const uint64_t product0 = uint64_t{0xD2511F53} * counter.word[0];
+    const uint64_t product1 = uint64_t{0xCD9E8D57} * counter.word[2];
+    counter = {{static_cast<uint32_t>(product1 >> 32) ^ counter.word[1] ^ key0, static_cast<uint32_t>(product1),
+                static_cast<uint32_t>(product0 >> 32) ^ counter.word[3] ^ key1, static_cast<uint32_t>(product0)}};
+    key0 += 0x9E3779B9;
+    key1 += 0xBB67AE85;
+  }
+  return counter;
+}
+
+// The last counter word keeps the streams of one seed apart.
+enum class Stream : uint32_t { kKeep = 0, kRate = 1 };
+
+JUMPOUT_HD Philox philox(uint64_t seed, uint64_t index, Stream stream) {
+  return philox({{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 0, static_cast<uint32_t>(stream)}},
+                static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+}
+
+}  // namespace jumpout

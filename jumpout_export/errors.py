@@ -1,0 +1,33 @@
+"""The few exceptions a caller may want to catch; everything else is a ValueError or TypeError about an argument."""
+
+
+class JumpoutExportError(Exception):
+    """Base class of the errors below."""
+
+
+class MissingExtensionError(JumpoutExportError, ImportError):
+    """The compiled extension `jumpout_export._C` is not there; the message names the command that builds it."""
+
+
+class NotFoldableError(JumpoutExportError):
+    """The model draws random numbers in eval mode, so no deterministic graph equals it.
+
+    Attributes:
+        modules: paths of the modules that draw, in call order.
+    """
+
+    def __init__(self, message: str, modules: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.modules = modules
+
+
+class ConversionError(JumpoutExportError):
+    """The model could not be converted to ONNX as asked (opset, dynamic axes, an unsupported operator)."""
+
+
+class NotVerifiableError(JumpoutExportError):
+    """The check could not be run here, so nothing was proven: for example CUDA was asked for and is unusable."""
+
+
+class LoadError(JumpoutExportError):
+    """A model, weights or data named on the command line could not be read; the message says which and why."""

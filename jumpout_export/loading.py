@@ -1,0 +1,291 @@
+"""Models, weights and data as the command line names them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jumpout_export.errors import LoadError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+_MAX_ARRAY_BYTES = 64 << 30
+_CONTAINER_KEYS = ("state_dict", "model_state_dict", "model")
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+
+
+def load_model(spec: str) -> nn.Module:
+    """Returns the model that the factory `package.module:factory` makes; runs the user's own code.
+
+    The working directory is importable, as with `python -m`.
+
+    Raises:
+        LoadError: if the module or factory is missing, fails, or returns something else than an nn.Module.
+    """
+    model = _call(spec, "MODEL")
+    if not isinstance(model, nn.Module):
+        raise LoadError(f"MODEL {spec} must return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads a state dict into `model` in place, strictly; nothing is unpickled but tensors.
+
+    A `.pt` or `.pth` file may hold the state dict under `state_dict`, `model_state_dict` or `model`; a `module.` or
+    `_orig_mod.` prefix that every name carries is dropped.
+
+    Args:
+        model: the network; modified in place, and only if every name and shape fits.
+        path: `.safetensors`, or `.pt` / `.pth` read with `weights_only=True`.
+
+    Raises:
+        LoadError: if the file is missing, not readable or does not fit the model.
+    """
+    state = _read_state(path)
+    expected = model.state_dict()
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    wrong = [
+        f"{name} is {tuple(state[name].shape)} there and {tuple(expected[name].shape)} in the model"
+        for name in expected.keys() & state.keys()
+        if state[name].shape != expected[name].shape
+    ]
+    problems = [
+        *([f"missing: {_some(missing)}"] if missing else []),
+        *([f"not in the model: {_some(unexpected)}"] if unexpected else []),
+        *([f"shapes differ: {_some(sorted(wrong))}"] if wrong else []),
+    ]
+    if problems:
+        raise LoadError(f"weights {path} do not fit the model; {'; '.join(problems)}")
+    model.load_state_dict(state)
+
+
+def load_data(spec: str, batch_size: int = 128, seed: int = 0) -> Any:
+    """Returns a re-iterable of batches.
+
+    Args:
+        spec: a folder of class sub-folders with images (RGB, scaled to [0, 1], (N, 3, H, W), shuffled once with `seed`
+            so that a part of it holds all classes); an `.npz` with `inputs` and optionally `labels`; or
+            `package.module:callable`, which returns batches itself.
+        batch_size: images per batch; a callable decides for itself.
+        seed: of the shuffle.
+
+    Raises:
+        LoadError: if it is none of these, cannot be read or is empty.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        return ImageFolder(path, batch_size, seed)
+    if path.suffix == ".npz":
+        return ArrayFile(path, batch_size)
+    if ":" in spec:
+        batches = _call(spec, "--data")
+        if iter(batches) is batches:
+            batches = list(batches)  # several passes are made
+        return batches
+    raise LoadError(
+        f"--data {spec}: there is no such folder; give a folder of class sub-folders with images, an .npz file with "
+        "`inputs`, or package.module:callable"
+    )
+
+
+class ArrayFile:
+    """Batches of an `.npz` file with `inputs` (N, ...) and optionally `labels` (N,); no object arrays."""
+
+    def __init__(self, path: Path, batch_size: int) -> None:
+        arrays = _read_arrays(path)
+        if "inputs" not in arrays:
+            raise LoadError(f"--data {path} must hold an array `inputs`, it holds {_some(sorted(arrays))}")
+        inputs, labels = arrays["inputs"], arrays.get("labels")
+        if inputs.ndim < 1 or not len(inputs):
+            raise LoadError(f"--data {path}: `inputs` is empty, shape {inputs.shape}")
+        if labels is not None and labels.shape != inputs.shape[:1]:
+            raise LoadError(f"--data {path}: `labels` must have shape {inputs.shape[:1]}, got {labels.shape}")
+        self.inputs = _tensor(inputs, path)
+        self.labels = None if labels is None else _tensor(labels, path).long()
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.inputs) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self.inputs), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            yield self.inputs[part] if self.labels is None else (self.inputs[part], self.labels[part])
+
+
+class ImageFolder:
+    """Batches of the images in a folder of class sub-folders, read when they are needed.
+
+    Attributes:
+        classes: names of the sub-folders, sorted; the label is the index.
+        files: the image files in the order they are read, and their labels.
+    """
+
+    def __init__(self, root: Path, batch_size: int, seed: int) -> None:
+        self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        files = [
+            (file, label)
+            for label, name in enumerate(self.classes)
+            for file in sorted((root / name).iterdir())
+            if file.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        if not files:
+            raise LoadError(
+                f"--data {root} holds no images; expected {root}/<class>/<image> with one of {', '.join(IMAGE_SUFFIXES)}"
+            )
+        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
+        self.files = [files[index] for index in order]
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.files) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self.files), self.batch_size):
+            part = self.files[start : start + self.batch_size]
+            images = [read_image(file) for file, _ in part]
+            for (file, _), image in zip(part, images, strict=True):
+                if image.shape != images[0].shape:
+                    raise LoadError(
+                        f"image {file} is {tuple(image.shape[1:])} pixels and {part[0][0]} {tuple(images[0].shape[1:])}; all "
+                        "must have one size: resize them, or give --data package.module:callable"
+                    )
+            yield torch.stack(images), torch.tensor([label for _, label in part])
+
+
+def read_image(file: Path) -> Tensor:
+    """Returns the image as a (3, H, W) float32 tensor in [0, 1].
+
+    Raises:
+        LoadError: if Pillow is missing or the file is no readable image.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise LoadError("reading images needs Pillow: pip install 'jumpout-export[data]'") from error
+    try:
+        with Image.open(file) as image:
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise LoadError(f"image {file} cannot be read: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
+
+
+def random_batches(shapes: list[str], seed: int, count: int = 2) -> list[tuple[Tensor, ...] | dict[str, Tensor]]:
+    """Returns `count` batches of standard normal inputs for shapes such as `1,3,32,32` or `name:1,3,32,32`.
+
+    Raises:
+        LoadError: if a shape is not made of positive integers, or only some of several have names.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    named = [shape.rpartition(":") for shape in shapes]
+    if len({bool(name) for name, _, _ in named}) > 1:
+        raise LoadError(f"--input-shape: give all shapes a name or none, got {', '.join(shapes)}")
+    sizes = [_shape(text) for _, _, text in named]
+    batches: list[tuple[Tensor, ...] | dict[str, Tensor]] = []
+    for _ in range(count):
+        tensors = [torch.randn(size, generator=generator) for size in sizes]
+        names = [name for name, _, _ in named]
+        batches.append(dict(zip(names, tensors, strict=True)) if names[0] else tuple(tensors))
+    return batches
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        size = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise LoadError(f"--input-shape must be positive integers such as 1,3,32,32, got {text!r}") from error
+    if min(size) < 1:
+        raise LoadError(f"--input-shape must be positive integers such as 1,3,32,32, got {text!r}")
+    return size
+
+
+def _call(spec: str, what: str) -> Any:
+    function = _import(spec, what)
+    try:
+        return function()
+    except Exception as error:
+        raise LoadError(f"{what} {spec} raised {type(error).__name__}: {error}") from error
+
+
+def _import(spec: str, what: str) -> Callable[[], Any]:
+    module_name, separator, name = spec.partition(":")
+    if not (separator and module_name and name):
+        raise LoadError(f"{what} must be package.module:callable, got {spec!r}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise LoadError(f"{what} {spec}: importing {module_name} raised {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        found = "is not callable" if hasattr(module, name) else "does not exist"
+        raise LoadError(f"{what} {spec}: {name} {found} in {module_name}")
+    return function
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise LoadError(f"weights {path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        elif path.suffix in (".pt", ".pth"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise LoadError(f"weights {path} must end in .safetensors, .pt or .pth")
+    except LoadError:
+        raise
+    except Exception as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise LoadError(
+            f"weights {path} cannot be read as tensors only ({type(error).__name__}: {first_line}); "
+            "save model.state_dict() with torch.save, or use safetensors"
+        ) from error
+    for key in _CONTAINER_KEYS:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise LoadError(f"weights {path} hold no state dict (a mapping from names to tensors)")
+    state = dict(state)
+    for prefix in _WRAPPER_PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    if not path.is_file():
+        raise LoadError(f"--data {path}: there is no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _MAX_ARRAY_BYTES:
+            raise LoadError(f"--data {path} unpacks to {size >> 30} GiB; at most {_MAX_ARRAY_BYTES >> 30} are read")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise LoadError(f"--data {path} cannot be read as plain arrays: {error}") from error
+
+
+def _tensor(array: np.ndarray[Any, Any], path: Path) -> Tensor:
+    try:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+    except TypeError as error:
+        raise LoadError(f"--data {path}: arrays must be numbers, got {array.dtype}") from error
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "nothing"

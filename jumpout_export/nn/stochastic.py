@@ -1,0 +1,78 @@
+"""Layers that draw random numbers while training, known by name.
+
+Names, not classes, because timm and torchvision are optional. Whether a model draws random numbers *in eval mode* is
+not a matter of names; `randomness.py` measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+Action = Literal["identity", "relu", "keep"]
+
+# The eval forward of these returns its input, so a deterministic network is the same network without them.
+IDENTITY_IN_EVAL = frozenset(
+    {
+        "Dropout",
+        "Dropout1d",
+        "Dropout2d",
+        "Dropout3d",
+        "AlphaDropout",
+        "FeatureAlphaDropout",
+        "Jumpout",
+        "DropPath",  # timm
+        "DropBlock2d",  # timm, torchvision
+        "DropBlock3d",
+        "PatchDropout",
+        "StochasticDepth",  # torchvision
+    }
+)
+# Random while training, deterministic and not the identity in eval: they stay, in eval mode.
+DETERMINISTIC_IN_EVAL = frozenset({"RReLU", "MultiheadAttention", "LSTM", "GRU", "RNN", "ConcreteDropout"})
+# Random in eval mode too: no deterministic graph equals them.
+RANDOM_IN_EVAL = frozenset({"FractionalMaxPool2d", "FractionalMaxPool3d"})
+
+
+@dataclass(frozen=True)
+class StochasticLayer:
+    """One stochastic layer of a model.
+
+    Attributes:
+        path: module path; the same module used twice is listed once, under its first path.
+        module: the layer.
+        action: what a fold makes of it: `identity`, `relu` (a fused ReLU remains) or `keep` (deterministic in eval).
+        settings: its settings, as its `extra_repr` prints them.
+    """
+
+    path: str
+    module: nn.Module
+    action: Action
+    settings: str
+
+    @property
+    def kind(self) -> str:
+        """Class name."""
+        return type(self.module).__name__
+
+
+def stochastic_layers(model: nn.Module) -> Iterator[StochasticLayer]:
+    """Yields the layers of `model` that are random while training, in registration order."""
+    for path, module in model.named_modules():
+        names = {cls.__name__ for cls in type(module).__mro__}
+        if names & IDENTITY_IN_EVAL:
+            action: Action = "relu" if getattr(module, "relu", False) is True else "identity"
+        elif names & DETERMINISTIC_IN_EVAL and _rate(module) != 0:
+            action = "keep"
+        else:
+            continue
+        yield StochasticLayer(path, module, action, module.extra_repr())
+
+
+def _rate(module: nn.Module) -> float | None:
+    """The dropout rate of a container layer such as nn.LSTM; None where it is not a number (RReLU has bounds)."""
+    rate = getattr(module, "dropout", None)
+    return float(rate) if isinstance(rate, int | float) else None

@@ -1,0 +1,244 @@
+"""The compiled op as torch sees it: the one file that knows both `_C` and `torch.library`.
+
+`jumpout::forward` is pure: (x, seed, settings) -> (y, keep_bits, statistics). `jumpout::backward` reads the bits. Both are
+opaque to torch.compile and differentiable through the `autograd.Function` below, which is skipped when no gradient is
+needed (it costs more than a small kernel).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jumpout_export.errors import MissingExtensionError
+
+try:
+    from jumpout_export import _C
+except ImportError as error:
+    raise MissingExtensionError(
+        "jumpout_export's compiled extension `_C` is missing or cannot be loaded "
+        f"({error}). Build it with `pip install .` in the project's folder; if it is installed already and this "
+        "Python was started inside the source folder, start it from another folder or use `pip install -e .`"
+    ) from error
+
+# Settings in the order of the op's schema; `p` None means: sample the rate.
+Settings = tuple[float | None, float, float, float, float, float, str, str, bool]
+STATS_FIELDS: tuple[str, ...] = _C.STATS_FIELDS
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_SETTINGS = (
+    "float? p, float sigma, float p_min, float p_max, float alpha, float rate_cap, str normalize, str truncation, "
+    "bool relu"
+)
+# The keep bits belong to positions in memory, so a compiler must not change the strides we are called with.
+_TAGS = (torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
+
+_library = torch.library.Library("jumpout", "DEF")
+_library.define(f"forward(Tensor x, Tensor seed, {_SETTINGS}) -> (Tensor, Tensor, Tensor)", tags=_TAGS)
+_library.define(f"forward_(Tensor(a!) x, Tensor seed, {_SETTINGS}) -> (Tensor, Tensor)", tags=_TAGS)
+_library.define("backward(Tensor dy, Tensor keep_bits, Tensor stats, SymInt[] stride) -> Tensor", tags=_TAGS)
+
+
+def apply(x: Tensor, seed: Tensor, settings: Settings, inplace: bool = False) -> tuple[Tensor, Tensor]:
+    """Returns jumpout of `x` and the statistics, differentiable in `x`.
+
+    Args:
+        x: (*) floating tensor on a CPU; float32, float64, bfloat16 or float16; any strides.
+        seed: () int64 tensor on x's device.
+        settings: see `Settings`; checked by the caller.
+        inplace: write the result into `x`.
+
+    Returns:
+        y: shape, dtype and, where x is dense, strides of x.
+        stats: (rows, 5) float64 columns q, p, p_prime, scale, capped; one row, or one per sample.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        # torch.compile cannot trace mark_dirty; it turns the copy back into an in-place update.
+        if inplace and torch.compiler.is_compiling():
+            y, _, stats = _Jumpout.apply(x, seed, settings)
+            return x.copy_(y), stats
+        y, _, stats = (_JumpoutInplace if inplace else _Jumpout).apply(x, seed, settings)
+        return y, stats
+    if inplace:
+        _, stats = torch.ops.jumpout.forward_(x, seed, *settings)
+        return x, stats
+    y, _, stats = torch.ops.jumpout.forward(x, seed, *settings)
+    return y, stats
+
+
+def build_info() -> dict[str, Any]:
+    """Returns facts about the compiled extension: version, compiler, threads, CUDA."""
+    return dict(_C.build_info())
+
+
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int = 7) -> tuple[int, int, int, int]:
+    """Returns the four 32-bit words of Philox-4x32 as the kernels compute them."""
+    return tuple(_C.philox(*counter, *key, rounds))
+
+
+class _Jumpout(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, seed: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.jumpout.forward(x, seed, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        y, keep_bits, stats = output
+        ctx.mark_non_differentiable(keep_bits, stats)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(keep_bits, stats)
+        ctx.stride = y.stride()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _grad(ctx, grads[0]), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        raise RuntimeError(_NO_VMAP)
+
+
+class _JumpoutInplace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seed: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+        keep_bits, stats = torch.ops.jumpout.forward_(x, seed, *settings)
+        ctx.mark_dirty(x)
+        ctx.mark_non_differentiable(keep_bits, stats)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(keep_bits, stats)
+        ctx.stride = x.stride()
+        return x, keep_bits, stats
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _grad(ctx, grads[0]), None, None
+
+
+class _JumpoutBackward(torch.autograd.Function):
+    """dy -> dx is linear, so its own derivative is the same map: mask and scale once more."""
+
+    @staticmethod
+    def forward(dy: Tensor, keep_bits: Tensor, stats: Tensor, stride: tuple[int, ...]) -> Tensor:
+        return torch.ops.jumpout.backward(dy, keep_bits, stats, stride)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, keep_bits, stats, ctx.stride = inputs
+        ctx.save_for_backward(keep_bits, stats)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _grad(ctx, grads[0]), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        raise RuntimeError(_NO_VMAP)
+
+
+_NO_VMAP = (
+    "jumpout does not work under torch.func.vmap: its rate depends on the whole batch. Call it outside vmap, or put "
+    "the module in eval mode"
+)
+
+
+def _grad(ctx: Any, dy: Tensor | None) -> Tensor | None:
+    if dy is None:
+        return None
+    keep_bits, stats = ctx.saved_tensors
+    if torch.is_grad_enabled() and dy.requires_grad:
+        return _JumpoutBackward.apply(dy, keep_bits, stats, ctx.stride)
+    return torch.ops.jumpout.backward(dy, keep_bits, stats, ctx.stride)
+
+
+def _forward_cpu(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x = _in_memory_order(x, settings[6])
+    y = torch.empty_like(x)
+    return y, *_run_forward(x, y, seed, settings)
+
+
+def _forward_inplace_cpu(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    dense = _in_memory_order(x, settings[6])
+    keep_bits, stats = _run_forward(dense, dense, seed, settings)
+    if dense is not x:
+        x.copy_(dense)
+    return keep_bits, stats
+
+
+def _run_forward(x: Tensor, y: Tensor, seed: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
+    p, sigma, p_min, p_max, alpha, rate_cap, normalize, truncation, relu = settings
+    keep_bits, stats = _new_bits_and_stats(x, normalize)
+    _C.forward_cpu(
+        x.data_ptr(),
+        y.data_ptr(),
+        keep_bits.data_ptr(),
+        stats.data_ptr(),
+        seed.data_ptr(),
+        x.numel(),
+        stats.shape[0],
+        _DTYPES[x.dtype],
+        _C.Settings(
+            -1.0 if p is None else p, sigma, p_min, p_max, rate_cap, alpha, normalize != "none", truncation == "clip", relu
+        ),
+        torch.get_num_threads(),
+    )
+    return keep_bits, stats
+
+
+def _backward_cpu(dy: Tensor, keep_bits: Tensor, stats: Tensor, stride: list[int]) -> Tensor:
+    dx = torch.empty_strided(dy.shape, stride, dtype=dy.dtype, device=dy.device)
+    if dy.stride() != tuple(stride):
+        dy = dx.copy_(dy)
+    _C.backward_cpu(
+        dy.data_ptr(),
+        keep_bits.data_ptr(),
+        stats.data_ptr(),
+        dx.data_ptr(),
+        dy.numel(),
+        stats.shape[0],
+        _DTYPES[dy.dtype],
+        torch.get_num_threads(),
+    )
+    return dx
+
+
+def _forward_fake(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x = _in_memory_order(x, settings[6])
+    return torch.empty_like(x), *_new_bits_and_stats(x, settings[6])
+
+
+def _forward_inplace_fake(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return _new_bits_and_stats(x, settings[6])
+
+
+def _backward_fake(dy: Tensor, keep_bits: Tensor, stats: Tensor, stride: list[int]) -> Tensor:
+    return torch.empty_strided(dy.shape, stride, dtype=dy.dtype, device=dy.device)
+
+
+def _new_bits_and_stats(x: Tensor, normalize: str) -> tuple[Tensor, Tensor]:
+    rows = x.shape[0] if normalize == "sample" else 1
+    keep_bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
+    return keep_bits, torch.empty((rows, len(STATS_FIELDS)), dtype=torch.float64, device=x.device)
+
+
+def _in_memory_order(x: Tensor, normalize: str) -> Tensor:
+    """Returns x itself if its elements fill a piece of memory (each sample a piece of its own), else a contiguous copy."""
+    if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return x
+    if normalize == "sample" and x.shape[0] > 1 and x.stride(0) * x.shape[0] != x.numel():
+        return x.contiguous()
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1):
+        if stride != expected:
+            return x.contiguous()
+        expected *= size
+    return x
+
+
+_library.impl("forward", _forward_cpu, "CPU")
+_library.impl("forward_", _forward_inplace_cpu, "CPU")
+_library.impl("backward", _backward_cpu, "CPU")
+torch.library.register_fake("jumpout::forward", _forward_fake, lib=_library)
+torch.library.register_fake("jumpout::forward_", _forward_inplace_fake, lib=_library)
+torch.library.register_fake("jumpout::backward", _backward_fake, lib=_library)

@@ -1,0 +1,276 @@
+"""The reports: what was checked, what was measured, against which limit, and the verdict.
+
+All are pydantic models: `report.model_dump_json()` is what `--json` prints and `report.json` holds; the JSON Schema is
+in `docs/`. A report is truthy exactly when it passed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+BatchNormVerdict = Literal["ok", "drift", "inconclusive"]
+CheckVerdict = Literal["pass", "fail", "not_run"]
+Cause = Literal["stale", "stochastic", "propagated"]
+
+
+def _float(value: object) -> object:
+    """JSON has no NaN; a report writes it as the string "NaN" and must read it back."""
+    return float(value) if isinstance(value, str) else value
+
+
+# Strict JSON has no NaN and no infinity; pydantic writes them as strings so that every JSON reader can read a report.
+Number = Annotated[float, BeforeValidator(_float)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+class Check(_Model):
+    """One thing that was checked: what was measured, what is allowed, and the verdict.
+
+    Attributes:
+        name: for example `cpu/all/batch=7/worst error`.
+        measured: the measured value in the unit the note names; None where the check is not a number.
+        limit: the largest allowed value, in the same unit.
+        verdict: `pass`, `fail`, or `not_run` (the note says why).
+        note: one sentence for a person.
+    """
+
+    name: str
+    measured: Number | None = None
+    limit: Number | None = None
+    verdict: CheckVerdict
+    note: str = ""
+
+
+class ProviderReport(_Model):
+    """The verdict for one ONNX Runtime execution provider; `reason` says why it failed or was not run."""
+
+    verdict: CheckVerdict
+    reason: str = ""
+
+
+class FoldedLayer(_Model):
+    """A stochastic layer that the fold removed.
+
+    Attributes:
+        path: module path, for example `features.3`.
+        kind: class name, for example `Jumpout`.
+        action: `identity`, `relu` (a fused ReLU stays) or what else it became.
+        settings: the layer's settings as `name=value`, for the file's provenance.
+    """
+
+    path: str
+    kind: str
+    action: str
+    settings: str = ""
+
+
+class BatchNormLayer(_Model):
+    """How far one BatchNorm layer's stored statistics are from what serving sees (states R and E).
+
+    Per-channel lists have one number per channel. Units: `delta` and `w` are in stored standard deviations
+    tau = sqrt(running_var + eps); `log_ratio` is ln of the serving variance over the stored one.
+
+    Attributes:
+        name: module path.
+        kind: class name.
+        channels: number of channels C.
+        images: images that reached the layer.
+        verdict: `ok` (upper bound below the margin), `drift` (lower bound above it), else `inconclusive`.
+        w: debiased RMS over channels of sqrt(delta^2 + (sqrt(r) - 1)^2), a 2-Wasserstein distance.
+        w_low: lower end of its 95% interval.
+        w_high: upper end of its 95% interval.
+        cause: what makes it drift, or None.
+        delta: (C,) (m - mu) / tau.
+        log_ratio: (C,) ln((v + eps) / (running_var + eps)).
+        delta_se: (C,) standard error of delta, from images as the unit.
+        log_ratio_se: (C,) standard error of log_ratio.
+        stale: part of the median log ratio made by stale buffers.
+        stochastic: part of it made by dropout or jumpout being off.
+        propagated: part of it made by BatchNorms upstream.
+        worst_channel: index of the channel with the largest W.
+        note: one sentence for a person: what, how much, why, what to do.
+    """
+
+    name: str
+    kind: str = "BatchNorm2d"
+    channels: int = 0
+    images: int = 0
+    verdict: BatchNormVerdict
+    w: Number
+    w_low: Number
+    w_high: Number
+    cause: Cause | None = None
+    delta: list[Number] = Field(default_factory=list)
+    log_ratio: list[Number] = Field(default_factory=list)
+    delta_se: list[Number] = Field(default_factory=list)
+    log_ratio_se: list[Number] = Field(default_factory=list)
+    stale: Number | None = None
+    stochastic: Number | None = None
+    propagated: Number | None = None
+    worst_channel: int | None = None
+    note: str = ""
+
+
+class OutputEffect(_Model):
+    """What recalibrating changes at the outputs: deployed model (before) against a recalibrated copy (after).
+
+    Attributes:
+        images: images compared.
+        logit_shift: RMS change of the outputs over their standard deviation.
+        kl: mean Kullback-Leibler divergence of the softmax, before against after, in nats.
+        flip_rate: fraction of images whose arg max changes.
+        top1_before: top-1 accuracy in [0, 1]; None without labels, as all below.
+        top1_after: the same after recalibration.
+        nll_before: mean negative log likelihood in nats.
+        nll_after: the same after recalibration.
+        ece_before: expected calibration error, 15 equal bins, in [0, 1].
+        ece_after: the same after recalibration.
+    """
+
+    images: int
+    logit_shift: Number
+    kl: Number | None = None
+    flip_rate: Number | None = None
+    top1_before: Number | None = None
+    top1_after: Number | None = None
+    nll_before: Number | None = None
+    nll_after: Number | None = None
+    ece_before: Number | None = None
+    ece_after: Number | None = None
+
+
+class BatchNormReport(_Model):
+    """The result of `check_batchnorm`; truthy exactly when the verdict is `ok`.
+
+    Attributes:
+        kind: always `batchnorm`.
+        verdict: `drift` if any layer drifts, `ok` if all are ok, else `inconclusive`.
+        origin: module path of the first drifting layer in call order, or None.
+        images: images seen.
+        warn: margin that decides the verdict, in units of W.
+        fail: margin from which the drift is called severe, in units of W.
+        layers: the layers in call order.
+        outputs: the effect on the outputs, or None where it was not measured.
+        not_observed: BatchNorm layers the forward pass did not reach.
+        notes: sentences for a person, one fact each.
+    """
+
+    kind: Literal["batchnorm"] = "batchnorm"
+    verdict: BatchNormVerdict
+    origin: str | None = None
+    images: int
+    warn: Number = 0.05
+    fail: Number = 0.15
+    layers: list[BatchNormLayer] = Field(default_factory=list)
+    outputs: OutputEffect | None = None
+    not_observed: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return self.verdict == "ok"
+
+
+class VerifyReport(_Model):
+    """The result of `verify_onnx` and of `inspect`; truthy exactly when it passed.
+
+    Attributes:
+        kind: `verify`, `inspect` or `export`.
+        passed: every provider asked for passed and at least one comparison was made.
+        providers: verdict per provider (`cpu`, `cuda`); empty where only the file was inspected.
+        checks: every check with measured value, limit and verdict.
+        first_divergence: module path of the first layer that differs, or None.
+        path: the ONNX file.
+        sha256: of the ONNX file, in hex; empty if there is none.
+        notes: sentences for a person, one fact each.
+    """
+
+    kind: Literal["verify", "inspect", "export"] = "verify"
+    passed: bool
+    providers: dict[str, ProviderReport] = Field(default_factory=dict)
+    checks: list[Check] = Field(default_factory=list)
+    first_divergence: str | None = None
+    path: str = ""
+    sha256: str = ""
+    notes: list[str] = Field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+
+class ExportReport(VerifyReport):
+    """The result of `export_onnx`; truthy exactly when the file passed and was published.
+
+    Attributes:
+        kind: always `export`.
+        folded: the stochastic layers that were folded away.
+        opset: ONNX opset of the file, 0 if there is none.
+        batchnorm: the BatchNorm report that belongs to the exported weights, where one was made.
+        provenance: what the file's metadata says: versions, settings, verdicts.
+    """
+
+    kind: Literal["verify", "inspect", "export"] = "export"
+    folded: list[FoldedLayer] = Field(default_factory=list)
+    opset: int = 0
+    batchnorm: BatchNormReport | None = None
+    provenance: dict[str, str] = Field(default_factory=dict)
+
+
+class TrainingHistory(_Model):
+    """What training left to look at, one entry per epoch.
+
+    Attributes:
+        loss: mean training loss, in nats.
+        train_accuracy: with the noise of training on, in [0, 1].
+        test_accuracy: in eval mode, in [0, 1].
+        active_fraction: per jumpout layer, the mean fraction of active units q (Wang et al. 2019, Fig. 1).
+        rate: per jumpout layer, the mean effective rate p'.
+    """
+
+    loss: list[Number] = Field(default_factory=list)
+    train_accuracy: list[Number] = Field(default_factory=list)
+    test_accuracy: list[Number] = Field(default_factory=list)
+    active_fraction: dict[str, list[Number]] = Field(default_factory=dict)
+    rate: dict[str, list[Number]] = Field(default_factory=dict)
+
+
+class PipelineReport(_Model):
+    """The whole pipeline in one report: train, check, recalibrate, fold, convert, verify. Truthy when all passed.
+
+    Attributes:
+        kind: always `pipeline`.
+        title: one line.
+        training: the history, where the run trained.
+        before: the BatchNorm check of the model as trained.
+        after: the BatchNorm check after recalibration, or None where nothing was recalibrated.
+        export: the export, or None where it was not reached.
+        environment: versions and machine, as name -> value.
+        notes: sentences for a person, one fact each.
+    """
+
+    kind: Literal["pipeline"] = "pipeline"
+    title: str = "jumpout-export"
+    training: TrainingHistory | None = None
+    before: BatchNormReport | None = None
+    after: BatchNormReport | None = None
+    export: ExportReport | None = None
+    environment: dict[str, str] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        final = self.after if self.after is not None else self.before
+        return (final is None or bool(final)) and (self.export is None or bool(self.export))
+
+
+Report = BatchNormReport | VerifyReport | ExportReport | PipelineReport
+
+
+def json_schema() -> dict[str, Any]:
+    """Returns the JSON Schema of all reports, as `docs/report.schema.json` holds it."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Report).json_schema(mode="serialization")
