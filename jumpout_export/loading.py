@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -112,7 +113,7 @@ class ArrayFile:
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-len(self.inputs) // self.batch_size)
+        return math.ceil(len(self.inputs) / self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         for start in range(0, len(self.inputs), self.batch_size):
@@ -138,14 +139,14 @@ class ImageFolder:
         ]
         if not files:
             raise LoadError(
-                f"--data {root} holds no images; expected {root}/<class>/<image> with one of {', '.join(IMAGE_SUFFIXES)}"
+                f"--data {root} holds no images; expected {root}/<class>/<image> and one of {', '.join(IMAGE_SUFFIXES)}"
             )
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
         self.files = [files[index] for index in order]
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-len(self.files) // self.batch_size)
+        return math.ceil(len(self.files) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self.files), self.batch_size):
@@ -154,8 +155,9 @@ class ImageFolder:
             for (file, _), image in zip(part, images, strict=True):
                 if image.shape != images[0].shape:
                     raise LoadError(
-                        f"image {file} is {tuple(image.shape[1:])} pixels and {part[0][0]} {tuple(images[0].shape[1:])}; all "
-                        "must have one size: resize them, or give --data package.module:callable"
+                        f"image {file} is {tuple(image.shape[1:])} pixels and {part[0][0]} is "
+                        f"{tuple(images[0].shape[1:])}; all must have one size: resize them, or give --data "
+                        "package.module:callable"
                     )
             yield torch.stack(images), torch.tensor([label for _, label in part])
 

@@ -1,8 +1,8 @@
 """The compiled op as torch sees it: the one file that knows both `_C` and `torch.library`.
 
-`jumpout::forward` is pure: (x, seed, settings) -> (y, keep_bits, statistics). `jumpout::backward` reads the bits. Both are
-opaque to torch.compile and differentiable through the `autograd.Function` below, which is skipped when no gradient is
-needed (it costs more than a small kernel).
+`jumpout::forward` is pure: (x, seed, settings) -> (y, keep_bits, statistics). `jumpout::backward` reads the bits.
+Both are opaque to torch.compile and differentiable through the `autograd.Function` below, which is skipped when no
+gradient is needed (it costs more than a small kernel).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def build_info() -> dict[str, Any]:
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int = 7) -> tuple[int, int, int, int]:
     """Returns the four 32-bit words of Philox-4x32 as the kernels compute them."""
-    return tuple(_C.philox(*counter, *key, rounds))
+    return _C.philox(*counter, *key, rounds)
 
 
 class _Jumpout(torch.autograd.Function):
@@ -179,7 +179,15 @@ def _run_forward(x: Tensor, y: Tensor, seed: Tensor, settings: Any) -> tuple[Ten
         stats.shape[0],
         _DTYPES[x.dtype],
         _C.Settings(
-            -1.0 if p is None else p, sigma, p_min, p_max, rate_cap, alpha, normalize != "none", truncation == "clip", relu
+            -1.0 if p is None else p,
+            sigma,
+            p_min,
+            p_max,
+            rate_cap,
+            alpha,
+            normalize != "none",
+            truncation == "clip",
+            relu,
         ),
         torch.get_num_threads(),
     )
@@ -223,7 +231,7 @@ def _new_bits_and_stats(x: Tensor, normalize: str) -> tuple[Tensor, Tensor]:
 
 
 def _in_memory_order(x: Tensor, normalize: str) -> Tensor:
-    """Returns x itself if its elements fill a piece of memory (each sample a piece of its own), else a contiguous copy."""
+    """Returns x itself if its elements (and those of each sample) fill a piece of memory, else a contiguous copy."""
     if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     if normalize == "sample" and x.shape[0] > 1 and x.stride(0) * x.shape[0] != x.numel():

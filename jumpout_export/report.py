@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 BatchNormVerdict = Literal["ok", "drift", "inconclusive"]
 CheckVerdict = Literal["pass", "fail", "not_run"]
@@ -20,8 +20,13 @@ def _float(value: object) -> object:
     return float(value) if isinstance(value, str) else value
 
 
-# Strict JSON has no NaN and no infinity; pydantic writes them as strings so that every JSON reader can read a report.
-Number = Annotated[float, BeforeValidator(_float)]
+# Strict JSON has no NaN and no infinity; pydantic writes them as strings so that every JSON reader can read a report,
+# and the schema says so.
+Number = Annotated[
+    float,
+    BeforeValidator(_float),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]}),
+]
 
 
 class _Model(BaseModel):

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "philox.h"
+
 namespace jumpout {
 
 struct BFloat16 {
@@ -13,21 +15,21 @@ struct Float16 {
   uint16_t bits;
 };
 
-inline uint32_t float_bits(float x) {
+JUMPOUT_HD uint32_t float_bits(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
   return bits;
 }
 
-inline float bits_float(uint32_t bits) {
+JUMPOUT_HD float bits_float(uint32_t bits) {
   float x;
   memcpy(&x, &bits, sizeof x);
   return x;
 }
 
-inline float widen(BFloat16 x) { return bits_float(static_cast<uint32_t>(x.bits) << 16); }
+JUMPOUT_HD float widen(BFloat16 x) { return bits_float(static_cast<uint32_t>(x.bits) << 16); }
 
-inline float widen(Float16 x) {
+JUMPOUT_HD float widen(Float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7FFF;
   if (magnitude >= 0x7C00) return bits_float(sign | 0x7F800000 | (magnitude & 0x3FF) << 13);  // infinity, NaN
   if (magnitude >= 0x0400) return bits_float(sign | ((magnitude << 13) + 0x38000000));        // normal
@@ -35,10 +37,10 @@ inline float widen(Float16 x) {
   return sign ? -subnormal : subnormal;
 }
 
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
+JUMPOUT_HD float widen(float x) { return x; }
+JUMPOUT_HD double widen(double x) { return x; }
 
-inline void narrow(float x, BFloat16* out) {
+JUMPOUT_HD void narrow(float x, BFloat16* out) {
   const uint32_t bits = float_bits(x);
   if ((bits & 0x7FFFFFFF) > 0x7F800000) {
     out->bits = static_cast<uint16_t>(bits >> 16 | 0x0040);  // keep NaN a NaN
@@ -47,12 +49,12 @@ inline void narrow(float x, BFloat16* out) {
   }
 }
 
-inline void narrow(float x, Float16* out) {
+JUMPOUT_HD void narrow(float x, Float16* out) {
   const uint32_t bits = float_bits(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7FFFFFFF;
   uint32_t half;
   if (magnitude > 0x7F800000) {
-    half = 0x7E00;
-  } else if (magnitude >= 0x477FF000) {  // 65520 and above round to infinity
+    half = 0x7E00 | (magnitude >> 13 & 0x3FF);  // quiet, with its payload, as the hardware does
+  } else if (magnitude >= 0x477FF000) {         // 65520 and above round to infinity
     half = 0x7C00;
   } else if (magnitude >= 0x38800000) {  // normal: 2^-14 and above
     half = (magnitude - 0x38000000 + 0xFFF + (magnitude >> 13 & 1)) >> 13;
@@ -62,7 +64,7 @@ inline void narrow(float x, Float16* out) {
   out->bits = static_cast<uint16_t>(sign | half);
 }
 
-inline void narrow(float x, float* out) { *out = x; }
-inline void narrow(double x, double* out) { *out = x; }
+JUMPOUT_HD void narrow(float x, float* out) { *out = x; }
+JUMPOUT_HD void narrow(double x, double* out) { *out = x; }
 
 }  // namespace jumpout

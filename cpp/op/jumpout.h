@@ -27,15 +27,15 @@ struct Stats {
   double q, p, p_prime, scale, capped;
 };
 
-constexpr int kBlock = 8;             // elements per Philox call: 16 random bits each
-constexpr double kSteps = 65536.0;    // keep decisions compare 16 random bits with a threshold
+constexpr int kBlock = 8;           // elements per Philox call: 16 random bits each
+constexpr double kSteps = 65536.0;  // keep decisions compare 16 random bits with a threshold
 constexpr uint32_t kMaxThreshold = 65535;
 
 JUMPOUT_HD double sample_rate(const Settings& settings, uint64_t seed, int64_t row) {
   if (settings.p >= 0.0) return settings.p;
   const Philox random = philox(seed, static_cast<uint64_t>(row), Stream::kRate);
   const uint64_t bits = (static_cast<uint64_t>(random.word[1]) << 20) | (random.word[0] >> 12);  // 52 bits
-  const double u = (static_cast<double>(bits) + 0.5) * 2.220446049250313e-16;                     // 2^-52, in (0, 1)
+  const double u = (static_cast<double>(bits) + 0.5) * 2.220446049250313e-16;                    // 2^-52, in (0, 1)
   const double noise = settings.sigma * half_normal_quantile(u);
   if (settings.clip) return noise < settings.p_min ? settings.p_min : noise > settings.p_max ? settings.p_max : noise;
   const double rate = settings.p_min + noise;

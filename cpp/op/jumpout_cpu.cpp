@@ -1,127 +1,124 @@
-// CPU kernels. One thread works on a range of whole blocks of eight elements, so no two threads share a byte of keep
-// bits, and the result does not depend on the number of threads: decisions are a function of the position alone.
+// CPU path: threads, rows and partial blocks around the kernels of cpu_kernels.h. One thread works on a range of whole
+// blocks of eight elements, so no two threads share a byte of keep bits, and the result does not depend on the number
+// of threads: decisions are a function of the position alone.
 // Reads and writes per element of size s: forward 3s + 1/8 bytes (2s + 1/8 without normalisation), backward 2s + 1/8.
 #include "jumpout_cpu.h"
 
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
-#include "half.h"
+#include "cpu_run.h"
 
 namespace jumpout {
 namespace {
 
 constexpr int64_t kGrain = 4096;  // blocks per thread below which a second thread does not pay
 
-template <typename T>
-using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <typename T>
-int64_t count_active(const T* x, int64_t n) {
-  int64_t active = 0;
-  for (int64_t i = 0; i < n; ++i) active += widen(x[i]) > 0;  // false for NaN and -0
-  return active;
+int threads_for(int64_t size, int64_t grain, int threads) {
+  return static_cast<int>(std::clamp<int64_t>(size / std::max<int64_t>(grain, 1), 1, std::max(threads, 1)));
 }
 
 // Calls work(first, last) on ranges that cover [0, size), on at most `threads` threads.
 template <typename Work>
 void parallel(int64_t size, int64_t grain, int threads, const Work& work) {
-  const int used = static_cast<int>(std::clamp<int64_t>((size + grain - 1) / grain, 1, std::max(threads, 1)));
-  if (used == 1) {
-    work(int64_t{0}, size);
-    return;
-  }
-#pragma omp parallel for num_threads(used) schedule(static, 1)
+  const int used = threads_for(size, grain, threads);
+#pragma omp parallel for num_threads(used) schedule(static, 1) if (used > 1)
   for (int t = 0; t < used; ++t) work(size * t / used, size * (t + 1) / used);
 }
 
+// Elements per row that are > 0.
 template <typename T>
-void count_rows(const T* x, int64_t n, int64_t rows, std::vector<int64_t>& active, int threads) {
+std::vector<int64_t> count_rows(const CpuKernels& kernels, DType dtype, const T* x, int64_t n, int64_t rows,
+                                int threads) {
+  std::vector<int64_t> active(rows);
   const int64_t length = n / rows;
   if (rows == 1) {
     int64_t total = 0;
-    const int used = static_cast<int>(std::clamp<int64_t>(n / (kGrain * kBlock), 1, std::max(threads, 1)));
+    const int used = threads_for(n, kGrain * kBlock, threads);
 #pragma omp parallel for num_threads(used) schedule(static, 1) reduction(+ : total) if (used > 1)
     for (int t = 0; t < used; ++t) {
       const int64_t first = n * t / used;
-      total += count_active(x + first, n * (t + 1) / used - first);
+      total += kernels.count_active(dtype, x + first, n * (t + 1) / used - first);
     }
     active[0] = total;
   } else {
-    const int64_t grain = std::max<int64_t>(1, kGrain * kBlock / std::max<int64_t>(1, length));
-    parallel(rows, grain, threads, [&](int64_t first, int64_t last) {
-      for (int64_t row = first; row < last; ++row) active[row] = count_active(x + row * length, length);
+    parallel(rows, kGrain * kBlock / std::max<int64_t>(1, length), threads, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
+        active[row] = kernels.count_active(dtype, x + row * length, length);
+      }
     });
   }
+  return active;
 }
 
-// Calls visit(block, first element, elements, row) for the pieces of blocks [first, last); a block that spans rows
-// comes in several pieces.
-template <typename Visit>
-void for_each_piece(int64_t first, int64_t last, int64_t n, int64_t length, const Visit& visit) {
-  int64_t row = first * kBlock / length;
-  for (int64_t block = first; block < last; ++block) {
+// Cuts blocks [first, last) where rows begin: whole(block, blocks, row) for runs of whole blocks of one row,
+// part(block, first element, elements, row) for the pieces of a block that spans rows or is the tensor's last.
+template <typename Whole, typename Part>
+void for_each_piece(int64_t first, int64_t last, int64_t n, int64_t length, const Whole& whole, const Part& part) {
+  int64_t block = first, row = first * kBlock / length;
+  while (block < last) {
     int64_t i = block * kBlock;
-    const int64_t end = std::min(i + kBlock, n);
-    while (i < end) {
+    const int64_t whole_blocks = std::min(last, std::min(n, (row + 1) * length) / kBlock) - block;
+    if (whole_blocks > 0) {
+      whole(block, whole_blocks, row);
+      block += whole_blocks;
+      if (block * kBlock == (row + 1) * length) ++row;
+      continue;
+    }
+    for (const int64_t end = std::min(i + kBlock, n); i < end;) {
       const int64_t piece_end = std::min(end, (row + 1) * length);
-      visit(block, i, piece_end - i, row);
+      part(block, i, piece_end - i, row);
       i = piece_end;
       if (i == (row + 1) * length) ++row;
     }
+    ++block;
   }
 }
 
 template <typename T>
-void forward(const T* x, T* y, uint8_t* keep_bits, Stats* stats, uint64_t seed, int64_t n, int64_t rows,
+void forward(DType dtype, const T* x, T* y, uint8_t* keep_bits, Stats* stats, uint64_t seed, int64_t n, int64_t rows,
              const Settings& settings, int threads) {
-  std::vector<int64_t> active(rows);
-  count_rows(x, n, rows, active, threads);
+  const CpuKernels& kernels = select_cpu_kernels();
+  const std::vector<int64_t> active = count_rows(kernels, dtype, x, n, rows, threads);
   const int64_t length = n / rows;
   for (int64_t row = 0; row < rows; ++row) stats[row] = row_stats(settings, seed, row, active[row], length);
 
-  const bool relu = settings.relu;
   parallel((n + kBlock - 1) / kBlock, kGrain, threads, [&](int64_t first, int64_t last) {
-    if (first < last) std::fill(keep_bits + first, keep_bits + last, uint8_t{0});
-    for_each_piece(first, last, n, length, [&](int64_t block, int64_t i, int64_t size, int64_t row) {
-      const auto scale = static_cast<Compute<T>>(stats[row].scale);
-      uint32_t keep = keep_byte(seed, block, threshold_of(stats[row].p_prime));
-      const int shift = static_cast<int>(i - block * kBlock);
-      keep &= ((1u << size) - 1) << shift;
-      for (int64_t j = 0; j < size; ++j) {
-        const Compute<T> value = widen(x[i + j]);
-        if (relu && value <= 0) keep &= ~(1u << (shift + j));  // as torch's relu: NaN passes
-        narrow(keep >> (shift + j) & 1 ? value * scale : Compute<T>{0}, &y[i + j]);
-      }
-      keep_bits[block] = static_cast<uint8_t>(keep_bits[block] | keep);
-    });
+    for_each_piece(
+        first, last, n, length,
+        [&](int64_t block, int64_t blocks, int64_t row) {
+          const uint32_t threshold = threshold_of(stats[row].p_prime);
+          const ForwardRun run{seed, block, blocks, threshold, stats[row].scale, settings.relu};
+          kernels.forward(dtype, x + block * kBlock, y + block * kBlock, keep_bits + block, run);
+        },
+        [&](int64_t block, int64_t i, int64_t size, int64_t row) {
+          const int64_t shift = i - block * kBlock;
+          const uint32_t random = keep_byte(seed, block, threshold_of(stats[row].p_prime)) >> shift;
+          const uint32_t keep = apply_scalar(x + i, y + i, random & ((1u << size) - 1),
+                                             static_cast<Compute<T>>(stats[row].scale), settings.relu, size);
+          const uint32_t before = shift == 0 ? 0 : keep_bits[block];  // the first piece of a block starts its byte
+          keep_bits[block] = static_cast<uint8_t>(before | keep << shift);
+        });
   });
 }
 
 template <typename T>
-void backward(const T* dy, const uint8_t* keep_bits, const Stats* stats, T* dx, int64_t n, int64_t rows, int threads) {
+void backward(DType dtype, const T* dy, const uint8_t* keep_bits, const Stats* stats, T* dx, int64_t n, int64_t rows,
+              int threads) {
+  const CpuKernels& kernels = select_cpu_kernels();
   const int64_t length = n / rows;
   parallel((n + kBlock - 1) / kBlock, kGrain, threads, [&](int64_t first, int64_t last) {
-    for_each_piece(first, last, n, length, [&](int64_t block, int64_t i, int64_t size, int64_t row) {
-      const auto scale = static_cast<Compute<T>>(stats[row].scale);
-      const uint32_t keep = keep_bits[block] >> (i - block * kBlock);
-      for (int64_t j = 0; j < size; ++j) {
-        narrow(keep >> j & 1 ? widen(dy[i + j]) * scale : Compute<T>{0}, &dx[i + j]);
-      }
-    });
+    for_each_piece(
+        first, last, n, length,
+        [&](int64_t block, int64_t blocks, int64_t row) {
+          const int64_t i = block * kBlock;
+          kernels.backward(dtype, dy + i, keep_bits + block, dx + i, blocks, stats[row].scale);
+        },
+        [&](int64_t block, int64_t i, int64_t size, int64_t row) {
+          const uint32_t keep = keep_bits[block] >> (i - block * kBlock);
+          apply_scalar(dy + i, dx + i, keep, static_cast<Compute<T>>(stats[row].scale), false, size);
+        });
   });
-}
-
-// Calls work with a null pointer of the element type.
-template <typename Work>
-void dispatch(DType dtype, const Work& work) {
-  switch (dtype) {
-    case DType::kFloat32: return work(static_cast<float*>(nullptr));
-    case DType::kFloat64: return work(static_cast<double*>(nullptr));
-    case DType::kBFloat16: return work(static_cast<BFloat16*>(nullptr));
-    case DType::kFloat16: return work(static_cast<Float16*>(nullptr));
-  }
 }
 
 }  // namespace
@@ -134,7 +131,7 @@ void jumpout_forward_cpu(const void* x, void* y, uint8_t* keep_bits, Stats* stat
   }
   dispatch(dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    forward(static_cast<const T*>(x), static_cast<T*>(y), keep_bits, stats, seed, n, rows, settings, threads);
+    forward(dtype, static_cast<const T*>(x), static_cast<T*>(y), keep_bits, stats, seed, n, rows, settings, threads);
   });
 }
 
@@ -143,7 +140,7 @@ void jumpout_backward_cpu(const void* dy, const uint8_t* keep_bits, const Stats*
   if (n == 0) return;
   dispatch(dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    backward(static_cast<const T*>(dy), keep_bits, stats, static_cast<T*>(dx), n, rows, threads);
+    backward(dtype, static_cast<const T*>(dy), keep_bits, stats, static_cast<T*>(dx), n, rows, threads);
   });
 }
 

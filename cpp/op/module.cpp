@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu_kernels.h"
 #include "jumpout.h"
 #include "jumpout_cpu.h"
 
@@ -44,6 +45,7 @@ py::dict build_info() {
   info["version"] = JUMPOUT_VERSION;
   info["compiler"] = __VERSION__;
   info["philox_rounds"] = kPhiloxRounds;
+  info["cpu_kernels"] = select_cpu_kernels().name;
 #ifdef _OPENMP
   info["openmp"] = true;
 #else
@@ -61,9 +63,8 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Settings>(m, "Settings")
       .def(py::init([](double p, double sigma, double p_min, double p_max, double rate_cap, double alpha,
-                       bool normalize, bool clip, bool relu) {
-             return Settings{p, sigma, p_min, p_max, rate_cap, alpha, normalize, clip, relu};
-           }),
+                       bool normalize, bool clip,
+                       bool relu) { return Settings{p, sigma, p_min, p_max, rate_cap, alpha, normalize, clip, relu}; }),
            py::arg("p"), py::arg("sigma"), py::arg("p_min"), py::arg("p_max"), py::arg("rate_cap"), py::arg("alpha"),
            py::arg("normalize"), py::arg("clip"), py::arg("relu"));
 

@@ -8,12 +8,15 @@
 #if defined(__CUDACC__)
 #define JUMPOUT_HD __host__ __device__ __forceinline__
 #else
-#define JUMPOUT_HD inline
+// Internal linkage: these are compiled once per instruction set, and the linker must not merge the copies.
+#define JUMPOUT_HD [[maybe_unused]] static inline
 #endif
 
 namespace jumpout {
 
 constexpr int kPhiloxRounds = 7;
+constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53, kPhiloxMultiplier1 = 0xCD9E8D57;
+constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9, kPhiloxWeyl1 = 0xBB67AE85;
 
 struct Philox {
   uint32_t word[4];
@@ -21,12 +24,12 @@ struct Philox {
 
 JUMPOUT_HD Philox philox(Philox counter, uint32_t key0, uint32_t key1, int rounds = kPhiloxRounds) {
   for (int round = 0; round < rounds; ++round) {
-    const uint64_t product0 = uint64_t{0xD2511F53} * counter.word[0];
-    const uint64_t product1 = uint64_t{0xCD9E8D57} * counter.word[2];
+    const uint64_t product0 = uint64_t{kPhiloxMultiplier0} * counter.word[0];
+    const uint64_t product1 = uint64_t{kPhiloxMultiplier1} * counter.word[2];
     counter = {{static_cast<uint32_t>(product1 >> 32) ^ counter.word[1] ^ key0, static_cast<uint32_t>(product1),
                 static_cast<uint32_t>(product0 >> 32) ^ counter.word[3] ^ key1, static_cast<uint32_t>(product0)}};
-    key0 += 0x9E3779B9;
-    key1 += 0xBB67AE85;
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
   }
   return counter;
 }

@@ -1,0 +1,1 @@
+"""Training: the jumpout layer, its reference, initialisation, and what draws random numbers."""

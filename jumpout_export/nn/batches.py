@@ -31,6 +31,7 @@ class Batch:
     labels: Tensor | None = None
 
     def __call__(self, model: nn.Module) -> Any:
+        """Runs `model` on the inputs."""
         return model(*self.args, **self.kwargs)
 
     @property

@@ -38,9 +38,9 @@ class Swap:
 def convert_dropout(model: nn.Module, sigma: float | None = None, **settings: Any) -> list[Swap]:
     """Replaces each nn.Dropout in `model` by a Jumpout in place, and returns what was done with every dropout layer.
 
-    A layer used in several places becomes one Jumpout in all of them; training flag and `inplace` are kept. Channel-wise
-    and SELU dropout are left alone, as are dropout rates inside nn.MultiheadAttention, nn.LSTM and the like; the
-    returned list says why. Parameters and buffers do not change, so checkpoints keep loading.
+    A layer used in several places becomes one Jumpout in all of them; training flag and `inplace` are kept.
+    Channel-wise and SELU dropout are left alone, as are dropout rates inside nn.MultiheadAttention, nn.LSTM and the
+    like; the returned list says why. Parameters and buffers do not change, so checkpoints keep loading.
 
     Args:
         model: the network; modified in place.

@@ -17,10 +17,9 @@ _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class JumpoutStatistics(NamedTuple):
-    """What one call of jumpout sampled; each field is a (rows,) float64 tensor on the input's device.
+    """What a call of jumpout sampled: float64 tensors on the input's device.
 
-    There is one row, or one per sample with `normalize="sample"`. Reading a value (`.item()`) waits for the device;
-    holding the tensors does not.
+    Reading a value (`.item()`) waits for the device; holding the tensors does not.
 
     Attributes:
         q: fraction of entries > 0.
@@ -60,9 +59,9 @@ def jumpout(
     the others are multiplied by (1 - p')^-0.75. `jumpout_export.nn.reference.jumpout_reference` is the same in plain
     PyTorch, bit for bit.
 
-    The result is a function of (x, seed, settings) alone: the same on any number of threads. A dense tensor is processed
-    in its memory order, so the mask belongs to the position in memory (channels_last costs nothing); any other
-    tensor is made contiguous first. The gradient is mask * scale; q counts as a constant.
+    The result is a function of (x, seed, settings) alone: the same on any number of threads. A dense tensor is
+    processed in its memory order, so the mask belongs to the position in memory (channels_last costs nothing); any
+    other tensor is made contiguous first. The gradient is mask * scale; q counts as a constant.
 
     Args:
         x: (*) input; float32, float64, bfloat16 or float16.
@@ -97,8 +96,12 @@ def jumpout(
 
 def jumpout_with_statistics(
     x: Tensor, settings: ops.Settings, inplace: bool = False, training: bool = True, seed: Tensor | None = None
-) -> tuple[Tensor, JumpoutStatistics | None]:
-    """Returns what `jumpout` returns and what was sampled (None in eval), for settings that are checked already."""
+) -> tuple[Tensor, Tensor | None]:
+    """Returns what `jumpout` returns, and what was sampled, for settings that `check_settings` returned.
+
+    The second is a (rows, 5) float64 tensor with the columns of `JumpoutStatistics`, one row or one per sample; None
+    in eval mode.
+    """
     if not training:
         relu = settings[-1]
         return (torch.relu_(x) if inplace else torch.relu(x)) if relu else x, None
@@ -107,8 +110,7 @@ def jumpout_with_statistics(
         seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=x.device)
     else:
         _check_seed(seed, x)
-    y, stats = ops.apply(x, seed, settings, inplace)
-    return y, JumpoutStatistics(*stats.unbind(1))
+    return ops.apply(x, seed, settings, inplace)
 
 
 def check_settings(
@@ -130,13 +132,14 @@ def check_settings(
     if p is None and sigma is None:
         sigma = 0.1
     if sigma is not None:
-        _require(math.isfinite(sigma) and sigma >= 0, "sigma", "finite and >= 0", sigma)
+        _require(0 <= sigma < math.inf, "sigma", "finite and >= 0", sigma)
     if p is not None:
         _require(0 <= p < 1, "p", "in [0, 1)", p)
     _require(0 <= p_min < 1, "p_min", "in [0, 1)", p_min)
-    _require(p_min < p_max <= 1, "p_max", f"in (p_min, 1] with p_min={p_min}", p_max)
+    if not p_min < p_max <= 1:  # no message unless it is needed: torch.compile traces this with symbolic floats
+        raise ValueError(f"p_max must be in (p_min, 1] with p_min={p_min}, got {p_max!r}")
     _require(0 < rate_cap < 1, "rate_cap", "in (0, 1)", rate_cap)
-    _require(math.isfinite(alpha) and alpha >= 0, "alpha", "finite and >= 0", alpha)
+    _require(0 <= alpha < math.inf, "alpha", "finite and >= 0", alpha)
     _require(normalize in ("batch", "sample", "none"), "normalize", "'batch', 'sample' or 'none'", normalize)
     _require(truncation in ("shift", "clip"), "truncation", "'shift' or 'clip'", truncation)
     # A constant rate that nothing divides cannot reach 1, so plain dropout keeps its rate whatever the cap.

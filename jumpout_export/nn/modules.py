@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from jumpout_export.nn.functional import (
@@ -32,9 +37,6 @@ class Jumpout(nn.Module):
         relu: apply ReLU first, in the same pass.
         inplace: write the result into the input.
 
-    Attributes:
-        statistics: what the last call in train mode sampled (`JumpoutStatistics`), or None before it.
-
     Shape:
         Input: (*); output: the same.
 
@@ -46,8 +48,6 @@ class Jumpout(nn.Module):
         >>> y = layer(torch.randn(32, 64, 8, 8))
         >>> rate = layer.statistics.p_prime
     """
-
-    statistics: JumpoutStatistics | None
 
     def __init__(
         self,
@@ -75,7 +75,16 @@ class Jumpout(nn.Module):
         self.truncation = truncation
         self.relu = relu
         self.inplace = inplace
-        self.statistics = None
+        # Neither a parameter nor a buffer: it is no state of the network, and DDP must not broadcast it.
+        self._sampled = torch.full((1, len(JumpoutStatistics._fields)), math.nan, dtype=torch.float64)
+
+    @property
+    def statistics(self) -> JumpoutStatistics:
+        """What the last call in train mode sampled: () tensors, means over the samples with `normalize="sample"`.
+
+        NaN before the first call. Nothing waits for the device.
+        """
+        return JumpoutStatistics(*self._sampled.clone()[0].unbind())
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns jumpout of x in train mode, x itself in eval mode."""
@@ -91,10 +100,21 @@ class Jumpout(nn.Module):
             self.truncation,
             self.relu,
         )
-        y, statistics = jumpout_with_statistics(x, settings, self.inplace, self.training)
-        if statistics is not None:
-            self.statistics = statistics
+        y, sampled = jumpout_with_statistics(x, settings, self.inplace, self.training)
+        if sampled is not None:
+            self._record(sampled if self.normalize != "sample" else sampled.mean(0, keepdim=True))
         return y
+
+    def _record(self, sampled: Tensor) -> None:
+        # torch.compile allows no assignment to an attribute inside activation checkpointing, but an in-place update.
+        if torch.compiler.is_compiling() and self._sampled.device == sampled.device:
+            self._sampled.copy_(sampled)
+        else:
+            self._sampled = sampled
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._sampled = self._sampled.to(fn(self._sampled).device)  # follows .to(device), not .half()
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         """Returns the settings that differ from the paper's Algorithm 1, and the rate."""
@@ -107,5 +127,7 @@ class Jumpout(nn.Module):
             "relu": False,
             "inplace": False,
         }
-        changed = [f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value]
+        changed = [
+            f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value
+        ]
         return ", ".join([rate, *changed])

@@ -1,0 +1,48 @@
+# Two commands matter: `make demo` and `make test`. Both set up everything they need, and are quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := CMakeLists.txt pyproject.toml $(wildcard cpp/op/*)
+PACKAGE_DIRS := jumpout_export tests examples benchmarks
+
+.PHONY: help setup demo test lint typecheck format schema clean
+
+help:  ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/built  ## make .venv, install what constraints.txt pins, build the extension
+
+$(VENV)/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python tools/requirements.py dev | $(BIN)/python -m pip install --quiet -c constraints.txt -r /dev/stdin
+	@touch $@
+
+$(VENV)/built: $(VENV)/installed $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: setup  ## train on real images, check, recalibrate, export, verify; writes runs/demo
+	$(BIN)/jumpout-export demo $(if $(DATA),--data $(DATA))
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: setup  ## ruff, clang-format, codespell
+	$(BIN)/ruff check $(PACKAGE_DIRS) tools
+	$(BIN)/ruff format --check $(PACKAGE_DIRS) tools
+	$(BIN)/clang-format --dry-run --Werror $(shell find cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+	$(BIN)/codespell $(PACKAGE_DIRS) cpp docs README.md CHANGELOG.md CONTRIBUTING.md
+
+typecheck: setup  ## mypy, strict
+	$(BIN)/mypy
+
+format: setup  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix-only $(PACKAGE_DIRS) tools
+	$(BIN)/ruff format $(PACKAGE_DIRS) tools
+	$(BIN)/clang-format -i $(shell find cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+schema: setup  ## write docs/report.schema.json anew
+	$(BIN)/python -c "import json; from jumpout_export.report import json_schema; print(json.dumps(json_schema(), indent=2))" > docs/report.schema.json
+
+clean:  ## remove everything that was made
+	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,162 @@
+// AVX-512 (F, BW, DQ, VL): tiles of eight blocks, 64 elements, one 64-bit word of keep bits.
+// Philox runs in eight 64-bit lanes, one block each, with a counter word in the low half: the 32 x 32 -> 64 bit
+// multiply reads low halves only, so nothing has to be masked, and a round is 2 multiplies, 2 shifts and 2 three-way
+// xors.
+#include <immintrin.h>
+
+#include "cpu_run.h"
+
+namespace jumpout {
+namespace {
+
+struct Avx512 {
+  using Bits = uint64_t;
+  static constexpr int kBlocks = 8;
+
+  struct Keys {
+    __m512i even[kPhiloxRounds], odd[kPhiloxRounds];
+  };
+
+  static Keys keys(uint64_t seed) {
+    Keys keys;
+    uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < kPhiloxRounds; ++round, key0 += kPhiloxWeyl0, key1 += kPhiloxWeyl1) {
+      keys.even[round] = _mm512_set1_epi64(key0);
+      keys.odd[round] = _mm512_set1_epi64(key1);
+    }
+    return keys;
+  }
+
+  static Bits keep(const Keys& keys, int64_t first_block, uint32_t threshold) {
+    // In this order the two unpacks below give the blocks in sequence.
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m512i multiplier0 = _mm512_set1_epi64(kPhiloxMultiplier0),
+                  multiplier1 = _mm512_set1_epi64(kPhiloxMultiplier1);
+    const __m512i index = _mm512_add_epi64(_mm512_set1_epi64(first_block), order);
+    __m512i c0 = index, c1 = _mm512_srli_epi64(index, 32);
+    __m512i c2 = _mm512_setzero_si512(), c3 = _mm512_set1_epi64(static_cast<int64_t>(Stream::kKeep));
+#pragma GCC unroll 10
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      const __m512i product0 = _mm512_mul_epu32(c0, multiplier0), product1 = _mm512_mul_epu32(c2, multiplier1);
+      c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c1, keys.even[round], 0x96);
+      c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c3, keys.odd[round], 0x96);
+      c1 = product1;
+      c3 = product0;
+    }
+    // 16-bit decisions 0-3 of each block in its 64-bit lane, then 4-7.
+    const __m512i low = _mm512_mask_blend_epi32(0xAAAA, c0, _mm512_slli_epi64(c1, 32));
+    const __m512i high = _mm512_mask_blend_epi32(0xAAAA, c2, _mm512_slli_epi64(c3, 32));
+    const __m512i limit = _mm512_set1_epi16(static_cast<short>(threshold));
+    const uint64_t first = _mm512_cmpge_epu16_mask(_mm512_unpacklo_epi64(low, high), limit);
+    const uint64_t second = _mm512_cmpge_epu16_mask(_mm512_unpackhi_epi64(low, high), limit);
+    return second << 32 | first;
+  }
+
+  static int64_t count(const float* x) {
+    uint64_t active = 0;
+    for (int i = 0; i < 4; ++i) {
+      const __m512 value = _mm512_loadu_ps(x + 16 * i);
+      active |= static_cast<uint64_t>(_mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_GT_OQ)) << 16 * i;
+    }
+    return __builtin_popcountll(active);
+  }
+
+  static int64_t count(const double* x) {
+    uint64_t active = 0;
+    for (int i = 0; i < 8; ++i) {
+      const __m512d value = _mm512_loadu_pd(x + 8 * i);
+      active |= static_cast<uint64_t>(_mm512_cmp_pd_mask(value, _mm512_setzero_pd(), _CMP_GT_OQ)) << 8 * i;
+    }
+    return __builtin_popcountll(active);
+  }
+
+  static int64_t count(const BFloat16* x) { return count_halves(x, 0x7F80); }
+  static int64_t count(const Float16* x) { return count_halves(x, 0x7C00); }
+
+  // Positive and no NaN: bits in [1, infinity], and so (bits - 1) < infinity, unsigned.
+  static int64_t count_halves(const void* x, short infinity) {
+    uint64_t active = 0;
+    for (int i = 0; i < 2; ++i) {
+      const __m512i bits = _mm512_loadu_si512(static_cast<const uint16_t*>(x) + 32 * i);
+      const __m512i less_one = _mm512_sub_epi16(bits, _mm512_set1_epi16(1));
+      active |= static_cast<uint64_t>(_mm512_cmplt_epu16_mask(less_one, _mm512_set1_epi16(infinity))) << 32 * i;
+    }
+    return __builtin_popcountll(active);
+  }
+
+  template <bool kRelu>
+  static Bits apply(const float* x, float* y, Bits keep, float scale) {
+    return apply16<kRelu>(
+        keep, scale, [&](int i) { return _mm512_loadu_ps(x + i); },
+        [&](int i, __m512 value) { _mm512_storeu_ps(y + i, value); });
+  }
+
+  template <bool kRelu>
+  static Bits apply(const BFloat16* x, BFloat16* y, Bits keep, float scale) {
+    return apply16<kRelu>(
+        keep, scale,
+        [&](int i) {
+          const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+          return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+        },
+        [&](int i, __m512 value) {
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + i), _mm512_cvtepi32_epi16(round_to_bfloat16(value)));
+        });
+  }
+
+  template <bool kRelu>
+  static Bits apply(const Float16* x, Float16* y, Bits keep, float scale) {
+    return apply16<kRelu>(
+        keep, scale,
+        [&](int i) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i))); },
+        [&](int i, __m512 value) {
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + i),
+                              _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        });
+  }
+
+  template <bool kRelu>
+  static Bits apply(const double* x, double* y, Bits keep, double scale) {
+    const __m512d factor = _mm512_set1_pd(scale);
+    Bits kept = 0;
+    for (int i = 0; i < 64; i += 8) {
+      const __m512d value = _mm512_loadu_pd(x + i);
+      auto mask = static_cast<__mmask8>(keep >> i);
+      if (kRelu) mask = _mm512_mask_cmp_pd_mask(mask, value, _mm512_setzero_pd(), _CMP_NLE_UQ);
+      _mm512_storeu_pd(y + i, _mm512_maskz_mul_pd(mask, value, factor));
+      kept |= static_cast<Bits>(mask) << i;
+    }
+    return kept;
+  }
+
+  template <bool kRelu, typename Load, typename Store>
+  static Bits apply16(Bits keep, float scale, const Load& load, const Store& store) {
+    const __m512 factor = _mm512_set1_ps(scale);
+    Bits kept = 0;
+#pragma GCC unroll 4
+    for (int i = 0; i < 64; i += 16) {
+      const __m512 value = load(i);
+      auto mask = static_cast<__mmask16>(keep >> i);
+      if (kRelu) mask = _mm512_mask_cmp_ps_mask(mask, value, _mm512_setzero_ps(), _CMP_NLE_UQ);
+      store(i, _mm512_maskz_mul_ps(mask, value, factor));
+      kept |= static_cast<Bits>(mask) << i;
+    }
+    return kept;
+  }
+
+  // As `narrow` in half.h: to nearest even, NaN stays NaN. The result is in the low half of each 32-bit lane.
+  static __m512i round_to_bfloat16(__m512 value) {
+    const __m512i bits = _mm512_castps_si512(value), upper = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    return _mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40));
+  }
+};
+
+}  // namespace
+
+const CpuKernels kAvx512Kernels = make_kernels<Avx512>("avx512");
+
+}  // namespace jumpout

@@ -1,0 +1,45 @@
+// Which kernels this processor runs.
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "cpu_kernels.h"
+
+namespace jumpout {
+namespace {
+
+bool supported(const CpuKernels& kernels) {
+#ifdef JUMPOUT_X86
+  // __builtin_cpu_supports also asks whether the operating system saves the registers.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  if (&kernels == &kAvx2Kernels) return avx2;
+  if (&kernels == &kAvx512Kernels) {
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+#endif
+  return &kernels == &kScalarKernels;
+}
+
+}  // namespace
+
+const CpuKernels& select_cpu_kernels() {
+  static const CpuKernels* const all[] = {
+#ifdef JUMPOUT_X86
+      &kAvx512Kernels,
+      &kAvx2Kernels,
+#endif
+      &kScalarKernels,
+  };
+  const char* wanted = std::getenv("JUMPOUT_CPU_ISA");
+  std::string names;
+  for (const CpuKernels* kernels : all) {
+    if (!supported(*kernels)) continue;
+    if (wanted == nullptr || *wanted == 0 || std::strcmp(wanted, kernels->name) == 0) return *kernels;
+    names += names.empty() ? kernels->name : std::string(", ") + kernels->name;
+  }
+  throw std::invalid_argument("JUMPOUT_CPU_ISA must be one of " + names + " on this processor, got " + wanted);
+}
+
+}  // namespace jumpout

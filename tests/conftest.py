@@ -1,0 +1,25 @@
+"""What every test gets: restored generators, and the `cuda` mark."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def restored_generators():
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.manual_seed(0)
+    yield
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        if os.environ.get("JUMPOUT_REQUIRE_CUDA") == "1":
+            pytest.fail("JUMPOUT_REQUIRE_CUDA=1, but torch sees no CUDA device")
+        pytest.skip("needs a CUDA device")

@@ -1,0 +1,141 @@
+"""Finding randomness by running: operator, module, file and line; and stochastic layers by name."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from jumpout_export import Jumpout
+from jumpout_export.nn.randomness import random_calls, rng_restored, runs_agree, same_bits
+from jumpout_export.nn.stochastic import stochastic_layers
+
+
+class Inner(nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x):
+        return self.draw(x)
+
+
+GENERATOR = torch.Generator()
+NUMPY = np.random.default_rng(0)
+DRAWS = {
+    "F.dropout": (lambda x: F.dropout(x, 0.5, training=True), "bernoulli_"),
+    "rand_like": (lambda x: x + torch.rand_like(x), "rand_like"),
+    "randn": (lambda x: x + torch.randn(x.shape), "randn"),
+    "own generator": (lambda x: x + torch.rand(x.shape, generator=GENERATOR), "rand"),
+    "multinomial": (lambda x: x + torch.multinomial(torch.ones(5), 1), "multinomial"),
+    "numpy": (lambda x: x + np.random.rand(), "numpy.random"),
+    "python": (lambda x: x + random.random(), "random (Python's)"),
+    "attention": (lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.5), ""),
+    "gumbel": (lambda x: F.gumbel_softmax(x), "exponential"),
+}
+
+
+@pytest.mark.parametrize(("draw", "operator"), DRAWS.values(), ids=DRAWS.keys())
+def test_a_random_call_is_found_with_its_module(draw, operator):
+    model = nn.Sequential(nn.Identity(), Inner(draw)).eval()
+    calls = random_calls(model, lambda: model(torch.ones(5, 5)))
+    assert calls
+    assert operator in calls[0].operator
+    if "random" not in calls[0].operator:
+        assert calls[0].module == "1"
+        assert calls[0].file == __file__
+        assert calls[0].line > 0
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        torch.relu,
+        lambda x: F.dropout(x, 0.5, training=False),
+        lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None]),
+        lambda x: x + torch.empty_like(x).fill_(1.0),
+        Jumpout().eval(),
+    ],
+)
+def test_a_deterministic_call_is_not(draw):
+    model = Inner(draw).eval()
+    assert random_calls(model, lambda: model(torch.ones(5, 5))) == []
+    assert runs_agree(lambda: model(torch.ones(5, 5)))
+
+
+def test_jumpout_in_train_mode_is_found():
+    model = nn.Sequential(Jumpout())
+    (call,) = random_calls(model, lambda: model(torch.ones(5)))
+    assert call.module == "0"
+    assert "in module `0`" in str(call)
+
+
+def test_a_hidden_generator_shows_as_two_runs_that_differ():
+    assert not runs_agree(lambda: torch.ones(3) * NUMPY.random())
+
+
+def test_looking_moves_no_generator_and_leaves_no_hook():
+    model = Inner(lambda x: torch.rand_like(x) + np.random.rand() + random.random())
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    random_calls(model, lambda: model(torch.ones(5)))
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_generators_and_hooks_are_restored_after_an_exception():
+    model = Inner(lambda x: torch.rand_like(x) / 0 if False else (torch.rand_like(x), {}["missing"]))
+    state = torch.get_rng_state()
+    with pytest.raises(KeyError, match="missing"):
+        random_calls(model, lambda: model(torch.ones(5)))
+    assert torch.equal(state, torch.get_rng_state())
+    assert not model._forward_hooks
+    with pytest.raises(ZeroDivisionError), rng_restored():
+        torch.rand(3)
+        raise ZeroDivisionError
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")]), True),
+        (torch.tensor(0.0), torch.tensor(-0.0), False),
+        (torch.ones(2), torch.ones(2, dtype=torch.float64), False),
+        (torch.ones(2), torch.ones(1, 2), False),
+        ({"a": torch.ones(2)}, {"b": torch.ones(2)}, False),
+        ((torch.ones(2), 3), (torch.ones(2), 3), True),
+        ((torch.ones(2), 3), (torch.ones(2), 4), False),
+        (torch.empty(0), torch.empty(0), True),
+    ],
+)
+def test_same_bits(first, second, same):
+    assert same_bits(first, second) is same
+
+
+def test_stochastic_layers_are_known_by_name():
+    class DropPath(nn.Module):  # as timm's
+        pass
+
+    model = nn.ModuleDict(
+        {
+            "a": nn.Dropout(0.1),
+            "b": Jumpout(relu=True),
+            "c": DropPath(),
+            "d": nn.RReLU(),
+            "e": nn.LSTM(2, 2, num_layers=2, dropout=0.5),
+            "f": nn.LSTM(2, 2),
+            "g": nn.Linear(2, 2),
+        }
+    )
+    found = [(layer.path, layer.kind, layer.action) for layer in stochastic_layers(model)]
+    assert found == [
+        ("a", "Dropout", "identity"),
+        ("b", "Jumpout", "relu"),
+        ("c", "DropPath", "identity"),
+        ("d", "RReLU", "keep"),
+        ("e", "LSTM", "keep"),
+    ]
