@@ -55,12 +55,7 @@ def apply(x: Tensor, seed: Tensor, settings: Settings, inplace: bool = False) ->
         stats: (rows, 5) float64 columns q, p, p_prime, scale, capped; one row, or one per sample.
     """
     if torch.is_grad_enabled() and x.requires_grad:
-        # torch.compile cannot trace mark_dirty; it turns the copy back into an in-place update.
-        if inplace and torch.compiler.is_compiling():
-            y, _, stats = _Jumpout.apply(x, seed, settings)
-            return x.copy_(y), stats
-        y, _, stats = (_JumpoutInplace if inplace else _Jumpout).apply(x, seed, settings)
-        return y, stats
+        return _apply_with_gradient(x, seed, settings, inplace)
     if inplace:
         _, stats = torch.ops.jumpout.forward_(x, seed, *settings)
         return x, stats
@@ -78,6 +73,16 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int
     return _C.philox(*counter, *key, rounds)
 
 
+def _apply_with_gradient(x: Tensor, seed: Tensor, settings: Settings, inplace: bool) -> tuple[Tensor, Tensor]:
+    # `setup_context` is what torch.func needs and costs 40 us a call (torch binds the arguments by inspection), so the
+    # eager path does without. Neither torch.compile nor torch.func can trace mark_dirty; a copy means the same to them.
+    if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+        y, _, stats = _JumpoutEager.apply(x, seed, settings, inplace)
+        return y, stats
+    y, _, stats = _Jumpout.apply(x, seed, settings)
+    return x.copy_(y) if inplace else y, stats
+
+
 class _Jumpout(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, seed: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,11 +90,7 @@ class _Jumpout(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        y, keep_bits, stats = output
-        ctx.mark_non_differentiable(keep_bits, stats)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(keep_bits, stats)
-        ctx.stride = y.stride()
+        _save(ctx, *output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -100,20 +101,21 @@ class _Jumpout(torch.autograd.Function):
         raise RuntimeError(_NO_VMAP)
 
 
-class _JumpoutInplace(torch.autograd.Function):
+class _JumpoutEager(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, seed: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-        keep_bits, stats = torch.ops.jumpout.forward_(x, seed, *settings)
-        ctx.mark_dirty(x)
-        ctx.mark_non_differentiable(keep_bits, stats)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(keep_bits, stats)
-        ctx.stride = x.stride()
-        return x, keep_bits, stats
+    def forward(ctx: Any, x: Tensor, seed: Tensor, settings: Settings, inplace: bool) -> tuple[Tensor, Tensor, Tensor]:
+        if inplace:
+            keep_bits, stats = torch.ops.jumpout.forward_(x, seed, *settings)
+            ctx.mark_dirty(x)
+            y = x
+        else:
+            y, keep_bits, stats = torch.ops.jumpout.forward(x, seed, *settings)
+        _save(ctx, y, keep_bits, stats)
+        return y, keep_bits, stats
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return _grad(ctx, grads[0]), None, None
+        return _grad(ctx, grads[0]), None, None, None
 
 
 class _JumpoutBackward(torch.autograd.Function):
@@ -141,6 +143,13 @@ _NO_VMAP = (
     "jumpout does not work under torch.func.vmap: its rate depends on the whole batch. Call it outside vmap, or put "
     "the module in eval mode"
 )
+
+
+def _save(ctx: Any, y: Tensor, keep_bits: Tensor, stats: Tensor) -> None:
+    ctx.mark_non_differentiable(keep_bits, stats)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(keep_bits, stats)
+    ctx.stride = y.stride()
 
 
 def _grad(ctx: Any, dy: Tensor | None) -> Tensor | None:
