@@ -1,0 +1,191 @@
+"""Works out the statistics a model should store, without leaving a trace in the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jumpout_export.batchnorm.collect import Collected, collect
+from jumpout_export.batchnorm.feed import Feed
+from jumpout_export.batchnorm.layers import Layer
+from jumpout_export.batchnorm.states import RENORMALISED, SERVING, preserved
+
+# A layer whose W (in units of tau) would change by no more than this is left as settled; float32 buffers resolve 6e-8.
+TOLERANCE = 1e-7
+# A layer that feeds on its own output is iterated; this is how often, and what it may still move by in the end.
+LOOP_SWEEPS = 20
+LOOP_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """New statistics of one layer, (C,) each, in the dtype and on the device of its buffers."""
+
+    layer: Layer
+    mean: Tensor
+    var: Tensor
+
+    def put(self) -> None:
+        """Writes them into the layer's buffers."""
+        mean, var = self.layer.statistics()
+        with torch.no_grad():
+            mean.copy_(self.mean)
+            var.copy_(self.var)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The corrected layers in call order, each one that the forward reached.
+
+    Attributes:
+        corrected: their statistics.
+        passes: passes over the data that it took.
+        remaining: the largest W still measured in a layer that is not settled, 0 where all are.
+    """
+
+    corrected: list[Corrected]
+    passes: int
+    remaining: float = 0.0
+
+
+def current(layer: Layer) -> Corrected:
+    """Returns a copy of what the layer stores now."""
+    mean, var = layer.statistics()
+    return Corrected(layer, mean.clone(), var.clone())
+
+
+def solve_exact(feed: Feed, layers: Sequence[Layer], tolerance: float = TOLERANCE, most: int | None = None) -> Solution:
+    """Returns the statistics that equal what every layer sees when all of them are in use.
+
+    What a layer sees depends only on the BatchNorms upstream of it, so every pass measures all layers in the serving
+    state and corrects the first in call order that is not settled: at most as many passes as layers. Correcting all
+    of them on every pass would also end there, but by way of W = 1e17 in a network of 20 layers.
+
+    Args:
+        feed: the model and its batches.
+        layers: the layers to correct.
+        tolerance: a layer is settled if its W would change by no more.
+        most: stop after this many passes, settled or not; None for as many as it takes.
+
+    Raises:
+        ValueError: if a layer's input holds NaN or infinity, its statistics do not fit its dtype, no layer was
+            reached, or a layer that feeds on itself does not settle.
+    """
+    with preserved(feed.model):
+        seen = collect(feed, layers, SERVING, "recalibrating BatchNorm, pass 1")
+        order = _reached(seen, layers)
+        looped = [layer for layer in order if seen.moments[layer.name].calls > 1]
+        passes, sweeps, settled = 1, 1, 0
+        moved_most = 0.0
+        while True:
+            for layer in order[settled:]:
+                new = _corrected(seen, layer)
+                moved = _distance(current(layer), new)
+                moved_most = max(moved_most, moved)
+                new.put()
+                settled += 1
+                if moved > tolerance:
+                    break
+            if settled == len(order):
+                # Only a layer called several times can depend on layers after it, or on itself.
+                if not looped or moved_most <= max(tolerance, LOOP_TOLERANCE):
+                    break
+                if sweeps == LOOP_SWEEPS:
+                    raise ValueError(
+                        f"BatchNorm {looped[0].label} is called several times in one forward and feeds on its own "
+                        f"output; its statistics still move by W = {moved_most:.1e} after {passes} passes; "
+                        "use method='batch'"
+                    )
+                sweeps, settled, moved_most = sweeps + 1, 0, 0.0
+            if passes == most:
+                remaining = max(_distance(current(layer), _corrected(seen, layer)) for layer in order[settled:])
+                return Solution([current(layer) for layer in order], passes, remaining)
+            passes += 1
+            what = f"recalibrating BatchNorm, pass {passes}" + ("" if looped else f" of at most {len(order)}")
+            seen = collect(feed, order[settled:], SERVING, what)
+        return Solution([current(layer) for layer in order], passes)
+
+
+def solve_near(feed: Feed, layers: Sequence[Layer], tolerance: float, most: int) -> Solution:
+    """Returns what `solve_exact` does, to a loose tolerance and in at most `most` passes after a batch pass.
+
+    The batch pass comes so close that many layers are settled from the start and the others are nearly right.
+
+    Raises:
+        ValueError: as `solve_exact`.
+    """
+    with preserved(feed.model):
+        try:
+            start = solve_batch(feed, layers)
+        except ValueError:
+            # Batches of one value per channel cannot be normalised by themselves; the passes then start from what is
+            # stored, and raise again whatever else was wrong.
+            start = Solution([], 0)
+        for new in start.corrected:
+            new.put()
+        found = solve_exact(feed, layers, tolerance, most)
+    return Solution(found.corrected, start.passes + found.passes, found.remaining)
+
+
+def solve_batch(feed: Feed, layers: Sequence[Layer]) -> Solution:
+    """Returns mean and variance over one pass in which the layers normalise by batch statistics, dropout off.
+
+    Raises:
+        ValueError: if a layer's input holds NaN or infinity, a batch holds one value per channel, the statistics do
+            not fit their dtype, or no layer was reached.
+    """
+    seen = collect(feed, layers, RENORMALISED, "recalibrating BatchNorm")
+    return Solution([_corrected(seen, layer) for layer in _reached(seen, layers)], 1)
+
+
+def _reached(seen: Collected, layers: Sequence[Layer]) -> list[Layer]:
+    """The layers that the forward reached, in call order."""
+    by_name = {layer.name: layer for layer in layers}
+    found = [by_name[name] for name in seen.moments]
+    if not found:
+        raise ValueError(
+            f"the forward pass reached none of the BatchNorm layers {', '.join(layer.label for layer in layers)}; "
+            "there is nothing to recalibrate"
+        )
+    return found
+
+
+def _corrected(seen: Collected, layer: Layer) -> Corrected:
+    moments = seen.moments.get(layer.name)
+    if moments is None:
+        raise ValueError(
+            f"the forward pass reached BatchNorm {layer.label} before, but not once the layers before it were "
+            "corrected; nothing was written"
+        )
+    if not moments.finite:
+        raise ValueError(
+            f"the input of BatchNorm {layer.label} holds NaN or infinity, so its statistics cannot be computed; look "
+            "at the data, at the layers before it, and at BatchNorms before it that are not being recalibrated; "
+            "nothing was written"
+        )
+    try:
+        mean, var = moments.mean_and_variance()
+    except ValueError as error:
+        raise ValueError(f"BatchNorm {layer.label}: {error}") from error
+    old_mean, old_var = layer.statistics()
+    new = Corrected(layer, mean.to(old_mean), var.to(old_var))
+    if not (torch.isfinite(new.mean).all() and torch.isfinite(new.var).all()):
+        raise ValueError(
+            f"BatchNorm {layer.label} sees a mean or variance too large for its {old_var.dtype} buffers; "
+            "convert its buffers to float32 first"
+        )
+    return new
+
+
+def _distance(old: Corrected, new: Corrected) -> float:
+    """The RMS over channels of W between two sets of stored statistics, in units of the old tau."""
+    eps = old.layer.module.eps
+    unusable = old.layer.unusable_channels()
+    old_var, new_var = old.var.double() + eps, new.var.double() + eps
+    delta = (new.mean.double() - old.mean.double()).square() / old_var
+    w2 = delta + ((new_var / old_var).sqrt() - 1).square()
+    return float(torch.where(unusable, math.inf, w2).mean().sqrt())
