@@ -1,0 +1,141 @@
+"""The verdict of a report as one symbol, one word and one sentence."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from jumpout_export.render.blocks import Cell, count, interval, number, percent, state
+from jumpout_export.report import BatchNormLayer, BatchNormReport, Check, PipelineReport, Report, VerifyReport
+
+
+def headline(report: Report) -> tuple[Cell, str]:
+    """Returns the verdict and the sentence that gives its reason.
+
+    The verdict is PASS exactly for a truthy report in which something was checked.
+    """
+    if isinstance(report, PipelineReport):
+        return _pipeline(report)
+    if isinstance(report, BatchNormReport):
+        return _batchnorm(report)
+    return _verify(report)
+
+
+def worst_layer(report: BatchNormReport) -> BatchNormLayer | None:
+    """Returns the layer with the largest W, a NaN before any number; None where there is no layer."""
+    return max(report.layers, key=lambda layer: (math.isnan(layer.w), layer.w), default=None)
+
+
+def _batchnorm(report: BatchNormReport) -> tuple[Cell, str]:
+    layers, total = report.layers, count(len(report.layers), "BatchNorm layer")
+    worst = worst_layer(report)
+    if report.verdict == "drift":
+        drifting = [layer for layer in layers if layer.verdict == "drift"]
+        if not drifting:
+            return state("FAIL"), "The stored BatchNorm statistics are not those that serving sees."
+        origin = next((layer for layer in drifting if layer.name == report.origin), drifting[0])
+        return state("FAIL"), (
+            f"{len(drifting)} of {total} will see other statistics in serving than the model has stored, first "
+            f"`{origin.name}`: W {number(origin.w)}, 95% interval {interval(origin.w_low, origin.w_high)}, "
+            f"margin {number(report.warn)}."
+        )
+    if worst is None:
+        return state("NOT RUN"), "No BatchNorm layer was checked."
+    if report.verdict == "inconclusive":
+        undecided = [layer for layer in layers if layer.verdict == "inconclusive"] or [worst]
+        return state("INCONCLUSIVE"), (
+            f"{len(undecided)} of {total} could not be decided with {count(report.images, 'image')}, first "
+            f"`{undecided[0].name}`: {_ended(undecided[0].note or _open_interval(undecided[0], report.warn))}"
+        )
+    return state("PASS"), (
+        f"The statistics stored in {total} agree with what serving sees: the largest W is {number(worst.w)} at "
+        f"`{worst.name}`, the margin {number(report.warn)}."
+    )
+
+
+def _recalibrated(before: BatchNormReport, after: BatchNormReport) -> tuple[Cell, str]:
+    verdict, sentence = _batchnorm(after)
+    was, now = worst_layer(before), worst_layer(after)
+    if not after or was is None or now is None:
+        return verdict, f"After recalibration: {sentence[0].lower()}{sentence[1:]}"
+    drifting = sum(layer.verdict == "drift" for layer in before.layers)
+    return verdict, (
+        f"{drifting} of {count(len(before.layers), 'BatchNorm layer')} drifted; recalibrating brought the largest W "
+        f"from {number(was.w)} to {number(now.w)}, margin {number(after.warn)}."
+    )
+
+
+def _verify(report: VerifyReport) -> tuple[Cell, str]:
+    file = f"`{basename(report.path)}`" if report.path else "The ONNX file"
+    total = count(len(report.checks), "check")
+    verdicts = [check.verdict for check in report.checks]
+    aside = "".join(f" {name} was not run: {_ended(reason)}" for name, reason in _reasons(report, "not_run"))
+    if report.passed:
+        if "pass" not in verdicts:
+            return state("NOT RUN"), f"{file}: nothing was compared.{aside}"
+        where = " and ".join(name for name, _ in _reasons(report, "pass"))
+        claim = "holds no trace of training-time noise" if report.kind == "inspect" else "equals the PyTorch model"
+        scope = total if set(verdicts) == {"pass"} else f"{verdicts.count('pass')} of {total}"
+        return state("PASS"), f"{file} {claim}: {scope} passed{f' on {where}' if where else ''}.{aside}"
+    failed = [check for check in report.checks if check.verdict == "fail"]
+    reasons = [f"{len(failed)} of {total} failed, first {_failure(failed[0])}"] if failed else []
+    explained = {check.name.split("/")[0] for check in failed}
+    reasons += [
+        f"{name} failed: {_ended(reason)}" for name, reason in _reasons(report, "fail") if name not in explained
+    ]
+    if not reasons and (aside or "not_run" in verdicts):
+        skipped = f" {verdicts.count('not_run')} of {total} were not run." if "not_run" in verdicts else ""
+        return state("NOT VERIFIED"), f"{file} could not be verified here.{aside}{skipped}"
+    if report.first_divergence is not None:
+        reasons.append(f"The first layer that differs is `{report.first_divergence}`.")
+    if not reasons:
+        reasons = [_ended(note) for note in report.notes] or ["nothing was compared."]
+    return state("FAIL"), f"{file}: {' '.join(reasons)}"
+
+
+def _pipeline(report: PipelineReport) -> tuple[Cell, str]:
+    parts = []
+    if report.before is not None and report.after is not None:
+        parts.append(_recalibrated(report.before, report.after))
+    else:
+        parts += [_batchnorm(check) for check in (report.before, report.after) if check is not None]
+    if report.export is not None:
+        parts.append(_verify(report.export))
+    bad = [part for part in parts if part[0].tone in {"bad", "warn"}]
+    if bad:
+        word = next((cell for cell, _ in bad if cell.tone == "bad"), bad[0][0])
+        return word, " ".join(sentence for _, sentence in bad)
+    if all(cell.tone == "none" for cell, _ in parts):
+        return state("NOT RUN"), " ".join(["Nothing was checked.", *(sentence for _, sentence in parts)])
+    sentences = [sentence for _, sentence in parts]
+    if report.training is not None and report.training.test_accuracy:
+        sentences.insert(0, f"Trained to {percent(report.training.test_accuracy[-1])} test accuracy.")
+    if report.export is None:
+        sentences.append("Nothing was exported.")
+    return state("PASS"), " ".join(sentences)
+
+
+def basename(path: str) -> str:
+    """Returns the file name at the end of a path of any system."""
+    return re.split(r"[/\\]", path)[-1]
+
+
+def _open_interval(layer: BatchNormLayer, margin: float) -> str:
+    return f"W lies between {number(layer.w_low)} and {number(layer.w_high)}, the margin is {number(margin)}"
+
+
+def _failure(check: Check) -> str:
+    if check.measured is None and check.limit is None:
+        size = ""
+    else:
+        size = f", measured {number(check.measured)}, limit {number(check.limit)}"
+    return f"`{check.name}`{size}{f': {_ended(check.note)}' if check.note else '.'}"
+
+
+def _reasons(report: VerifyReport, verdict: str) -> list[tuple[str, str]]:
+    return [(name, provider.reason) for name, provider in report.providers.items() if provider.verdict == verdict]
+
+
+def _ended(text: str) -> str:
+    text = text.strip() or "no reason was given"
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,0 +1,151 @@
+"""A report on the terminal: tables that stay readable without colour, at 80 columns and in a pipe."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from jumpout_export.render.blocks import Block, Cell, Document, Group, Items, Plots, Table
+from jumpout_export.render.document import build_document
+from jumpout_export.report import Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+_STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "none": "dim", "plain": ""}
+_PIPE_WIDTH = 120
+# Names and sentences fold rather than lose characters, down to this width; numbers and verdicts stay on one line.
+_WRAPPED, _NARROWEST = ("path", "note"), 24
+_GAP = 3  # between the columns
+# For an output that cannot show them; the words beside the symbols say the same.
+_ASCII = str.maketrans({"✓": "+", "✗": "x", "–": "-", "…": "...", "∞": "inf"})
+
+
+def render_terminal(report: Report, console: Console | None = None) -> None:
+    """Prints `report` as tables; the verdict comes last, where the eye is when the command ends.
+
+    Args:
+        report: any report.
+        console: where to print; stdout if None, with 120 columns in a pipe unless `COLUMNS` says otherwise.
+    """
+    from rich.console import Console
+
+    document = build_document(report)
+    if console is None:
+        console = Console()
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = _PIPE_WIDTH
+    _Printer(console).print_document(document)
+
+
+class _Printer:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._ascii = not console.encoding.lower().startswith("utf")
+
+    def print_document(self, document: Document) -> None:
+        self._print(document.title, "bold underline")
+        for section in document.sections:
+            if section.background:
+                continue
+            self._print("")
+            self._print(section.title, "bold")
+            if section.lead:
+                self._print(section.lead, "dim")
+            for before, block in zip((None, *section.blocks), section.blocks, strict=False):
+                joined = isinstance(block, Plots) or (isinstance(before, Group) and isinstance(block, Group))
+                if not joined and (before is not None or section.lead):
+                    self._print("")
+                self._print_block(block)
+        self._print("")
+        for fact in document.facts:
+            self._print_line(f"{fact.title}: ", fact.state, f", {fact.detail}" if fact.detail else "")
+        self._print("")
+        self._print_line("", document.verdict, f": {document.sentence}")
+
+    def _print_block(self, block: Block) -> None:
+        if isinstance(block, Table):
+            self._print_table(block)
+        elif isinstance(block, Items):
+            if block.title:
+                self._print(f"{block.title}:")
+            for sentence in block.sentences:
+                self._print_item(sentence)
+        elif isinstance(block, Group):
+            self._print_line("", block.state, f" {block.title}: {block.summary}")
+            if block.is_open:
+                self._print_table(block.table)
+
+    def _print_table(self, table: Table) -> None:
+        from rich import box
+        from rich import table as rich_table
+
+        if table.title:
+            self._print(f"{table.title}:")
+        shown = self._columns_that_fit(table)
+        if shown is None:
+            for row in table.rows:
+                pairs = zip(table.columns, row, strict=True)
+                self._print_item(", ".join(f"{column.title} {cell.text}" for column, cell in pairs))
+            return
+        grid = rich_table.Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+        for i in shown:
+            column = table.columns[i]
+            wraps = column.kind in _WRAPPED
+            grid.add_column(
+                self._text(column.title),
+                justify="right" if column.kind == "number" else "left",
+                no_wrap=not wraps,
+                min_width=self._needed(table, i) if wraps else None,
+                overflow="fold",
+            )
+        for row in table.rows:
+            grid.add_row(*(self._text(row[i].text, _STYLES[row[i].tone]) for i in shown))
+        self._console.print(grid)
+
+    def _columns_that_fit(self, table: Table) -> list[int] | None:
+        """Returns the columns that fit, the last optional ones left out; None if the others do not fit either."""
+        shown = list(range(len(table.columns)))
+        needed = [self._needed(table, i) for i in shown]
+        for i in reversed(range(len(table.columns))):
+            if sum(needed[j] for j in shown) + _GAP * (len(shown) - 1) <= self._console.width:
+                return shown
+            if table.columns[i].optional:
+                shown.remove(i)
+        fits = sum(needed[j] for j in shown) + _GAP * (len(shown) - 1) <= self._console.width
+        return shown if fits else None
+
+    def _needed(self, table: Table, i: int) -> int:
+        width = max(
+            self._text(text).cell_len for text in [table.columns[i].title, *(row[i].text for row in table.rows)]
+        )
+        return min(width, _NARROWEST) if table.columns[i].kind in _WRAPPED else width
+
+    def _print_line(self, before: str, state: Cell, after: str) -> None:
+        line = (
+            self._text(before).append_text(self._text(state.text, _STYLES[state.tone])).append_text(self._text(after))
+        )
+        self._console.print(line, highlight=False, overflow="fold")
+
+    def _print_item(self, sentence: str) -> None:
+        from rich.table import Table as Grid
+
+        grid = Grid.grid(padding=(0, 1, 0, 0))
+        grid.add_column(width=1)
+        grid.add_column(overflow="fold")
+        grid.add_row("-", self._text(sentence))
+        self._console.print(grid)
+
+    def _print(self, text: str, style: str = "") -> None:
+        self._console.print(self._text(text, style), highlight=False, overflow="fold")
+
+    def _text(self, text: str, style: str = "") -> Text:
+        """Returns a `Text`, which rich prints as it is: square brackets in a name are no markup."""
+        from rich.text import Text
+
+        if self._ascii:
+            text = (
+                text.translate(_ASCII).encode(self._console.encoding, "backslashreplace").decode(self._console.encoding)
+            )
+        return Text(text, style)
