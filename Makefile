@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt pyproject.toml $(wildcard cpp/op/*)
 PACKAGE_DIRS := jumpout_export tests examples benchmarks
 
-.PHONY: help setup demo test lint typecheck format schema clean
+.PHONY: help setup demo test lint typecheck package format schema clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lint: setup  ## ruff, clang-format, codespell
 
 typecheck: setup  ## mypy, strict
 	$(BIN)/mypy
+
+package:  ## build the sdist and the wheel, and try the wheel in an empty environment
+	PYTHON=$(PYTHON) tools/check_package.sh
 
 format: setup  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix-only $(PACKAGE_DIRS) tools

@@ -29,6 +29,27 @@ def forward_cpu(
     threads: int,
 ) -> None: ...
 def backward_cpu(dy: int, keep_bits: int, stats: int, dx: int, n: int, rows: int, dtype: int, threads: int) -> None: ...
+
+# Only in a build with CUDA.
+CUDA_SCRATCH: int
+
+def forward_cuda(
+    x: int,
+    y: int,
+    keep_bits: int,
+    stats: int,
+    seed: int,
+    scratch: int,
+    n: int,
+    rows: int,
+    dtype: int,
+    settings: Settings,
+    device: int,
+    stream: int,
+) -> None: ...
+def backward_cuda(
+    dy: int, keep_bits: int, stats: int, dx: int, n: int, rows: int, dtype: int, device: int, stream: int
+) -> None: ...
 def philox(c0: int, c1: int, c2: int, c3: int, k0: int, k1: int, rounds: int) -> tuple[int, int, int, int]: ...
 def half_normal_quantile(u: float) -> float: ...
 def exact_log(x: float) -> float: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -65,6 +66,20 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if problems:
         raise LoadError(f"weights {path} do not fit the model; {'; '.join(problems)}")
     model.load_state_dict(state)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes the state dict as safetensors; the file is there whole or not at all."""
+    from safetensors.torch import save
+
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(save(state))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_data(spec: str, batch_size: int = 128, seed: int = 0) -> Any:

@@ -26,6 +26,7 @@ except ImportError as error:
 # Settings in the order of the op's schema; `p` None means: sample the rate.
 Settings = tuple[float | None, float, float, float, float, float, str, str, bool]
 STATS_FIELDS: tuple[str, ...] = _C.STATS_FIELDS
+HAS_CUDA = hasattr(_C, "forward_cuda")
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _SETTINGS = (
@@ -45,7 +46,7 @@ def apply(x: Tensor, seed: Tensor, settings: Settings, inplace: bool = False) ->
     """Returns jumpout of `x` and the statistics, differentiable in `x`.
 
     Args:
-        x: (*) floating tensor on a CPU; float32, float64, bfloat16 or float16; any strides.
+        x: (*) floating tensor on a CPU or CUDA device; float32, float64, bfloat16 or float16; any strides.
         seed: () int64 tensor on x's device.
         settings: see `Settings`; checked by the caller.
         inplace: write the result into `x`.
@@ -161,13 +162,13 @@ def _grad(ctx: Any, dy: Tensor | None) -> Tensor | None:
     return torch.ops.jumpout.backward(dy, keep_bits, stats, ctx.stride)
 
 
-def _forward_cpu(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
     x = _in_memory_order(x, settings[6])
     y = torch.empty_like(x)
     return y, *_run_forward(x, y, seed, settings)
 
 
-def _forward_inplace_cpu(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+def _forward_inplace(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     dense = _in_memory_order(x, settings[6])
     keep_bits, stats = _run_forward(dense, dense, seed, settings)
     if dense is not x:
@@ -178,46 +179,33 @@ def _forward_inplace_cpu(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tenso
 def _run_forward(x: Tensor, y: Tensor, seed: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
     p, sigma, p_min, p_max, alpha, rate_cap, normalize, truncation, relu = settings
     keep_bits, stats = _new_bits_and_stats(x, normalize)
-    _C.forward_cpu(
-        x.data_ptr(),
-        y.data_ptr(),
-        keep_bits.data_ptr(),
-        stats.data_ptr(),
-        seed.data_ptr(),
-        x.numel(),
-        stats.shape[0],
-        _DTYPES[x.dtype],
-        _C.Settings(
-            -1.0 if p is None else p,
-            sigma,
-            p_min,
-            p_max,
-            rate_cap,
-            alpha,
-            normalize != "none",
-            truncation == "clip",
-            relu,
-        ),
-        torch.get_num_threads(),
-    )
+    rate = -1.0 if p is None else p
+    packed = _C.Settings(rate, sigma, p_min, p_max, rate_cap, alpha, normalize != "none", truncation == "clip", relu)
+    pointers = x.data_ptr(), y.data_ptr(), keep_bits.data_ptr(), stats.data_ptr(), seed.data_ptr()
+    what = x.numel(), stats.shape[0], _DTYPES[x.dtype], packed
+    if x.is_cuda:
+        scratch = torch.empty(_C.CUDA_SCRATCH, dtype=torch.int64, device=x.device)
+        _C.forward_cuda(*pointers, scratch.data_ptr(), *what, *_device_and_stream(x))
+    else:
+        _C.forward_cpu(*pointers, *what, torch.get_num_threads())
     return keep_bits, stats
 
 
-def _backward_cpu(dy: Tensor, keep_bits: Tensor, stats: Tensor, stride: list[int]) -> Tensor:
+def _backward(dy: Tensor, keep_bits: Tensor, stats: Tensor, stride: list[int]) -> Tensor:
     dx = torch.empty_strided(dy.shape, stride, dtype=dy.dtype, device=dy.device)
     if dy.stride() != tuple(stride):
         dy = dx.copy_(dy)
-    _C.backward_cpu(
-        dy.data_ptr(),
-        keep_bits.data_ptr(),
-        stats.data_ptr(),
-        dx.data_ptr(),
-        dy.numel(),
-        stats.shape[0],
-        _DTYPES[dy.dtype],
-        torch.get_num_threads(),
-    )
+    pointers = dy.data_ptr(), keep_bits.data_ptr(), stats.data_ptr(), dx.data_ptr()
+    what = dy.numel(), stats.shape[0], _DTYPES[dy.dtype]
+    if dy.is_cuda:
+        _C.backward_cuda(*pointers, *what, *_device_and_stream(dy))
+    else:
+        _C.backward_cpu(*pointers, *what, torch.get_num_threads())
     return dx
+
+
+def _device_and_stream(x: Tensor) -> tuple[int, int]:
+    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
 def _forward_fake(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -253,9 +241,10 @@ def _in_memory_order(x: Tensor, normalize: str) -> Tensor:
     return x
 
 
-_library.impl("forward", _forward_cpu, "CPU")
-_library.impl("forward_", _forward_inplace_cpu, "CPU")
-_library.impl("backward", _backward_cpu, "CPU")
+for _device in ("CPU", "CUDA") if HAS_CUDA else ("CPU",):
+    _library.impl("forward", _forward, _device)
+    _library.impl("forward_", _forward_inplace, _device)
+    _library.impl("backward", _backward, _device)
 torch.library.register_fake("jumpout::forward", _forward_fake, lib=_library)
 torch.library.register_fake("jumpout::forward_", _forward_inplace_fake, lib=_library)
 torch.library.register_fake("jumpout::backward", _backward_fake, lib=_library)

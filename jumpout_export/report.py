@@ -244,7 +244,7 @@ class TrainingHistory(_Model):
 
 
 class PipelineReport(_Model):
-    """The whole pipeline in one report: train, check, recalibrate, fold, convert, verify. Truthy when all passed.
+    """The whole pipeline in one report; truthy when something was checked and all of it passed.
 
     Attributes:
         kind: always `pipeline`.
@@ -267,8 +267,13 @@ class PipelineReport(_Model):
     notes: list[str] = Field(default_factory=list)
 
     def __bool__(self) -> bool:
-        final = self.after if self.after is not None else self.before
-        return (final is None or bool(final)) and (self.export is None or bool(self.export))
+        parts = [part for part in (self.batchnorm, self.export) if part is not None]
+        return bool(parts) and all(parts)
+
+    @property
+    def batchnorm(self) -> BatchNormReport | None:
+        """The check that counts: after recalibration, or the only one."""
+        return self.after if self.after is not None else self.before
 
 
 Report = BatchNormReport | VerifyReport | ExportReport | PipelineReport

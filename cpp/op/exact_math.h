@@ -23,6 +23,14 @@ JUMPOUT_HD double from_bits(uint64_t bits) {
   return x;
 }
 
+// Polynomial with coefficients from the highest power down.
+template <int kCount>
+JUMPOUT_HD double horner(const double (&coefficients)[kCount], double r) {
+  double sum = coefficients[0];
+  for (int i = 1; i < kCount; ++i) sum = sum * r + coefficients[i];
+  return sum;
+}
+
 // ln(x) of a positive normal number, to about 2 ulp: x = 2^e m, m in [sqrt(1/2), sqrt(2)), ln m = 2
 // artanh((m-1)/(m+1)).
 JUMPOUT_HD double exact_log(double x) {
@@ -44,17 +52,23 @@ JUMPOUT_HD double exact_exp(double x) {
   const int n = static_cast<int>(x * 1.4426950408889634 + 0.5);
   // ln 2 in two parts: n times the first is exact.
   const double r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
-  double series = 1.0;
-  for (int k = 14; k >= 1; --k) series = 1.0 + series * r / k;
-  return series * from_bits(static_cast<uint64_t>(n + 1023) << 52);
-}
-
-// Polynomial with coefficients from the highest power down.
-template <int kCount>
-JUMPOUT_HD double horner(const double (&coefficients)[kCount], double r) {
-  double sum = coefficients[0];
-  for (int i = 1; i < kCount; ++i) sum = sum * r + coefficients[i];
-  return sum;
+  // 1 / k!, k from 14 down
+  const double c[] = {1.1470745597729725e-11,
+                      1.6059043836821613e-10,
+                      2.08767569878681e-09,
+                      2.505210838544172e-08,
+                      2.755731922398589e-07,
+                      2.7557319223985893e-06,
+                      2.48015873015873e-05,
+                      0.0001984126984126984,
+                      0.001388888888888889,
+                      0.008333333333333333,
+                      0.041666666666666664,
+                      0.16666666666666666,
+                      0.5,
+                      1.0,
+                      1.0};
+  return horner(c, r) * from_bits(static_cast<uint64_t>(n + 1023) << 52);
 }
 
 // Quantile of |N(0, 1)| at u in (0, 1). Wichura, "Algorithm AS 241", Applied Statistics 37 (1988), routine PPND16.

@@ -6,6 +6,9 @@
 #include "cpu_kernels.h"
 #include "jumpout.h"
 #include "jumpout_cpu.h"
+#ifdef JUMPOUT_CUDA
+#include "jumpout_cuda.h"
+#endif
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -35,6 +38,22 @@ void backward_cpu(uintptr_t dy, uintptr_t keep_bits, uintptr_t stats, uintptr_t 
                        static_cast<DType>(dtype), threads);
 }
 
+#ifdef JUMPOUT_CUDA
+void forward_cuda(uintptr_t x, uintptr_t y, uintptr_t keep_bits, uintptr_t stats, uintptr_t seed, uintptr_t scratch,
+                  int64_t n, int64_t rows, int dtype, const Settings& settings, int device, uintptr_t stream) {
+  py::gil_scoped_release release;
+  jumpout_forward_cuda(at<void>(x), at<void>(y), at<uint8_t>(keep_bits), at<Stats>(stats), at<uint64_t>(seed),
+                       at<int64_t>(scratch), n, rows, static_cast<DType>(dtype), settings, device, at<void>(stream));
+}
+
+void backward_cuda(uintptr_t dy, uintptr_t keep_bits, uintptr_t stats, uintptr_t dx, int64_t n, int64_t rows, int dtype,
+                   int device, uintptr_t stream) {
+  py::gil_scoped_release release;
+  jumpout_backward_cuda(at<void>(dy), at<uint8_t>(keep_bits), at<Stats>(stats), at<void>(dx), n, rows,
+                        static_cast<DType>(dtype), device, at<void>(stream));
+}
+#endif
+
 py::tuple philox_reference(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1, int rounds) {
   const Philox out = philox({{c0, c1, c2, c3}}, k0, k1, rounds);
   return py::make_tuple(out.word[0], out.word[1], out.word[2], out.word[3]);
@@ -51,7 +70,11 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
-  info["cuda"] = false;
+#ifdef JUMPOUT_CUDA
+  info["cuda"] = JUMPOUT_CUDA;
+#else
+  info["cuda"] = "not built (no nvcc was found, or JUMPOUT_CUDA=OFF)";
+#endif
   return info;
 }
 
@@ -70,6 +93,11 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("forward_cpu", &forward_cpu);
   m.def("backward_cpu", &backward_cpu);
+#ifdef JUMPOUT_CUDA
+  m.def("forward_cuda", &forward_cuda);
+  m.def("backward_cuda", &backward_cuda);
+  m.attr("CUDA_SCRATCH") = kCudaScratch;
+#endif
 
   m.def("philox", &philox_reference, "Philox-4x32 of a counter and a key, for tests against published vectors");
   m.def("half_normal_quantile", &half_normal_quantile, "Quantile of |N(0, 1)| at u in (0, 1)");

@@ -68,7 +68,8 @@ def split_batch(batch: Any, model: nn.Module, device: torch.device | str | None 
             args, kwargs = tuple(kwargs.values()), {}
     elif isinstance(batch, tuple | list):
         args = tuple(batch)
-        if len(args) > 1 and _is_labels(args[-1], args[0]):
+        # A forward that needs every entry, such as (x, index), gets every entry.
+        if len(args) > max(1, _required_positional(model)) and _is_labels(args[-1], args[0]):
             args, labels = args[:-1], args[-1]
         args = args[: _max_positional(model)]
     else:
@@ -119,6 +120,13 @@ def _max_positional(model: nn.Module) -> int | None:
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return None
     return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+
+
+def _required_positional(model: nn.Module) -> int:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(
+        parameter.kind in kinds and parameter.default is parameter.empty for parameter in _parameters(model).values()
+    )
 
 
 def _move(value: Any, device: torch.device | str) -> Any:
