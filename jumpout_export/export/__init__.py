@@ -1,0 +1,1 @@
+"""SHIP: audit, fold, convert, inspect, verify, publish."""

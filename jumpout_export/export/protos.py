@@ -1,0 +1,101 @@
+"""Walks through everything an ONNX file holds: nodes in subgraphs and functions, tensors, free text."""
+
+from __future__ import annotations
+
+import re
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
+
+DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
+# /a/b and deeper, not preceded by a word, a URL's colon or another slash; C:\ and \\host\share; file: URLs.
+ABSOLUTE_PATH = re.compile(
+    r"(?<![\w:/.\-+])/(?:[^\s/:\"'<>|*?]+/)+[^\s/:\"'<>|*?,;]+|\b[A-Za-z]:[\\/][^\s\"'<>|*?]+|\\\\[\w.$-]+\\[^\s\"'<>|*?]*|\bfile:/\S*"
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node and what is known where it stands.
+
+    Attributes:
+        node: the NodeProto.
+        where: for a person, for example `node_Dropout_3 in the then_branch of node_If_2`.
+        opset: version of the default domain there, 0 if it is not imported.
+        constants: tensors by name that no caller can change.
+    """
+
+    node: NodeProto
+    where: str
+    opset: int
+    constants: Mapping[str, TensorProto]
+
+
+def sites(model: ModelProto) -> Iterator[Site]:
+    """Yields every node of the main graph, of all subgraphs at any depth, of functions and of training graphs."""
+    opset = _default_opset(model.opset_import)
+    yield from _graph_sites(model.graph, "", opset, ChainMap())
+    for function in model.functions:
+        where = f" in function {function.domain}::{function.name}"
+        yield from _node_sites(function.node, where, _default_opset(function.opset_import) or opset, ChainMap())
+    for info in model.training_info:
+        yield from _graph_sites(info.initialization, " in training_info", opset, ChainMap())
+        yield from _graph_sites(info.algorithm, " in training_info", opset, ChainMap())
+
+
+def messages(message: Any) -> Iterator[Any]:
+    """Yields a protobuf message and all messages in it, at any depth, parents first."""
+    yield message
+    if message.DESCRIPTOR.name == "TensorProto":
+        return  # holds no further text or graph, and reading its fields would copy its data
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for child in (value,) if hasattr(value, "DESCRIPTOR") else value:
+                yield from messages(child)
+
+
+def tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Yields every tensor in the file, wherever it is."""
+    for message in messages(model):
+        if message.DESCRIPTOR.name == "TensorProto":
+            yield message
+
+
+def texts(model: ModelProto) -> Iterator[str]:
+    """Yields every doc string and every metadata value, at any depth."""
+    for message in messages(model):
+        names = message.DESCRIPTOR.fields_by_name
+        if "doc_string" in names and message.doc_string:
+            yield message.doc_string
+        if "metadata_props" in names:
+            yield from (text for prop in message.metadata_props for text in (prop.key, prop.value))
+
+
+def _graph_sites(graph: Any, where: str, opset: int, outer: ChainMap[str, Any]) -> Iterator[Site]:
+    constants = outer.new_child()
+    # The default value of an input is no constant: whoever runs the model may pass another one.
+    inputs = {value.name for value in graph.input}
+    constants.update({tensor.name: tensor for tensor in graph.initializer if tensor.name not in inputs})
+    yield from _node_sites(graph.node, where, opset, constants)
+
+
+def _node_sites(nodes: Any, where: str, opset: int, constants: ChainMap[str, Any]) -> Iterator[Site]:
+    for index, node in enumerate(nodes):
+        if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS and node.output:
+            values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+            constants.update(zip(node.output, values, strict=False))
+        name = f"{node.name or f'#{index}'} ({node.op_type}){where}"
+        yield Site(node, name, opset, constants)
+        for attribute in node.attribute:
+            inside = f" in {attribute.name} of {name}"
+            for graph in (attribute.g, *attribute.graphs):
+                if graph.node or graph.initializer:
+                    yield from _graph_sites(graph, inside, opset, constants)
+
+
+def _default_opset(imports: Any) -> int:
+    return max((entry.version for entry in imports if entry.domain in DEFAULT_DOMAINS), default=0)

@@ -1,0 +1,107 @@
+"""Verifies a saved ONNX file in ONNX Runtime against the PyTorch model."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from jumpout_export.errors import NotFoldableError
+from jumpout_export.export.audit import audit_model
+from jumpout_export.export.extras import require_onnx
+from jumpout_export.export.fold import fold, unwrap
+from jumpout_export.export.graph import file_sha256, inspect_file, load_onnx
+from jumpout_export.export.runner import run_providers
+from jumpout_export.export.session import check_providers
+from jumpout_export.export.signature import onnx_batch
+from jumpout_export.nn.batches import Batch, Progress
+from jumpout_export.report import Check, ProviderReport, VerifyReport
+
+
+def verify_onnx(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    inputs: Any,
+    providers: Iterable[str] = ("cpu",),
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Returns whether an ONNX file computes what the model computes in eval mode, and is free of training noise.
+
+    The file is inspected (`inspect_onnx`) and run in ONNX Runtime, with its optimizer off and fully on, on all given
+    images as they come, on batches of 1, 2 and 7 of them, and on random inputs of those sizes. Names, number, shapes
+    and dtypes must agree exactly, nothing may be NaN or infinite, two runs on the CPU must agree bitwise, and the
+    error against a float64 copy of the model must stay within `export/budget.py`. The model is not changed.
+
+    Args:
+        path: the file; any ONNX file whose inputs and outputs are named as `export_onnx` names them.
+        model: the PyTorch model, in train or eval mode, on any device.
+        inputs: one batch (a tensor, tuple or dict), or an iterable of batches, with or without labels.
+        providers: of `cpu`, `cuda`. Where `cuda` cannot be used, its verdict is `not_run` and the report not passed.
+        seed: of the random inputs.
+        progress: called as progress(what, done, total).
+
+    Returns:
+        A report of kind `verify`.
+
+    Raises:
+        LoadError: if there is no such file or it is not a readable ONNX model.
+        ValueError: if `inputs` is empty or a provider unknown.
+        TypeError: if the model is no nn.Module, cannot be copied, or a batch holds something else than tensors.
+        ImportError: if onnx or onnxruntime is missing.
+    """
+    providers = check_providers(providers)
+    require_onnx("onnx", "onnxruntime")
+    path = Path(path)
+    proto = load_onnx(path)
+    model = unwrap(model)
+    first, batches = first_and_all(inputs, model, "inputs")
+    audit = audit_model(model)
+    checks = [*inspect_file(path, proto), *audit.checks]
+    notes = [*audit.notes]
+    try:
+        folded = fold(model, first)
+    except NotFoldableError as error:
+        checks.append(Check(name="randomness", verdict="fail", note=str(error)))
+        result = not_run(providers, "the PyTorch model is random in eval mode")
+    else:
+        notes += folded.notes
+        result = run_providers(path, folded.model.cpu(), batches, providers, seed=seed, progress=progress)
+    checks += result.checks
+    return VerifyReport(
+        passed=bool(result) and all(check.verdict == "pass" for check in checks),
+        providers=result.providers,
+        checks=checks,
+        path=str(path),
+        sha256=file_sha256(path),
+        notes=[*notes, *result.notes],
+    )
+
+
+def not_run(providers: Iterable[str], reason: str) -> VerifyReport:
+    """Returns the report of a comparison that was not reached."""
+    verdicts = {provider: ProviderReport(verdict="not_run", reason=reason) for provider in providers}
+    return VerifyReport(passed=False, providers=verdicts)
+
+
+def first_and_all(inputs: Any, model: nn.Module, name: str) -> tuple[Batch, Iterator[Batch]]:
+    """Returns the first batch, and an iterator over all batches; `inputs` is one batch or an iterable of batches.
+
+    Raises:
+        ValueError: if there is none.
+        TypeError: if it is neither, or a batch holds something else than tensors.
+    """
+    if isinstance(inputs, Tensor | tuple | Mapping):
+        inputs = [inputs]
+    if not isinstance(inputs, Iterable):
+        raise TypeError(f"{name} must be a batch or an iterable of batches, got {type(inputs).__name__}")
+    iterator = iter(inputs)
+    for value in iterator:
+        first = onnx_batch(value, model)
+        return first, itertools.chain([first], (onnx_batch(other, model) for other in iterator))
+    raise ValueError(f"nothing to compare: {name} is empty")

@@ -1,0 +1,283 @@
+"""The static proof: every forbidden thing is found in a file built by hand, wherever it hides."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from jumpout_export.errors import LoadError
+from jumpout_export.export.graph import inspect_onnx
+from jumpout_export.export.protos import ABSOLUTE_PATH
+
+OPSET = [helper.make_opsetid("", 18)]
+TRUE, FALSE = (numpy_helper.from_array(np.array(value), name) for value, name in ((True, "true"), (False, "false")))
+RATIO = numpy_helper.from_array(np.array(0.5, dtype=np.float32), "ratio")
+SCALE = [numpy_helper.from_array(np.ones(3, dtype=np.float32), name) for name in ("scale", "bias", "mean", "var")]
+
+
+def value(name, kind=TensorProto.FLOAT, shape=(2, 3)):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def model_of(nodes, initializers=(), inputs=(), opsets=OPSET, functions=(), shape=(2, 3)):
+    graph = helper.make_graph(
+        list(nodes), "graph", [value("x", shape=shape), *inputs], [value("y", shape=shape)], list(initializers)
+    )
+    return helper.make_model(graph, opset_imports=list(opsets), ir_version=10, functions=list(functions))
+
+
+def in_a_subgraph(nodes, initializers=()):
+    """The same nodes inside the then-branch of an If inside the body of a Loop."""
+    branch = helper.make_graph(list(nodes), "then", [], [value("y")], list(initializers))
+    other = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "else", [], [value("y")])
+    branching = helper.make_node("If", ["going"], ["z"], name="inner_if", then_branch=branch, else_branch=other)
+    keep = helper.make_node("Identity", ["going"], ["still"])
+    body = helper.make_graph(
+        [branching, keep],
+        "body",
+        [value("i", TensorProto.INT64, ()), value("going", TensorProto.BOOL, ()), value("state")],
+        [value("still", TensorProto.BOOL, ()), value("z")],
+    )
+    loop = helper.make_node("Loop", ["trips", "true", "x"], ["y"], name="outer_loop", body=body)
+    trips = numpy_helper.from_array(np.array(2), "trips")
+    return model_of([loop], [trips, TRUE])
+
+
+def in_a_function(nodes, constants=()):
+    given = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in constants]
+    function = helper.make_function("local", "Block", ["x"], ["y"], [*given, *nodes], OPSET)
+    call = helper.make_node("Block", ["x"], ["y"], domain="local", name="call")
+    return model_of([call], opsets=[*OPSET, helper.make_opsetid("local", 1)], functions=[function])
+
+
+def inspected(model, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return inspect_onnx(path)
+
+
+def found(report):
+    return {check.name.removeprefix("file/"): check for check in report.checks if check.verdict != "pass"}
+
+
+def dropout(flag="true", op="Dropout"):
+    return [helper.make_node(op, ["x", "ratio", flag] if flag else ["x", "ratio"], ["y"], name="drop")]
+
+
+def noise(op="RandomNormalLike", **attributes):
+    return [
+        helper.make_node(op, ["x"] if op.endswith("Like") else [], ["n"], name="noise", **attributes),
+        helper.make_node("Add", ["x", "n"], ["y"]),
+    ]
+
+
+def batchnorm(**attributes):
+    outputs = ["y", "m", "v"] if attributes.get("training_mode") else ["y"]
+    return [helper.make_node("BatchNormalization", ["x", "scale", "bias", "mean", "var"], outputs, "bn", **attributes)]
+
+
+def test_a_clean_file_passes(tmp_path):
+    nodes = [
+        helper.make_node("Dropout", ["x", "ratio", "false"], ["a"], name="off"),
+        helper.make_node("Dropout", ["a"], ["b"], name="default"),
+        helper.make_node("BatchNormalization", ["b", "scale", "bias", "mean", "var"], ["y"], training_mode=0),
+    ]
+    report = inspected(model_of(nodes, [RATIO, FALSE, *SCALE]), tmp_path)
+    assert report
+    assert report.kind == "inspect"
+    assert found(report) == {}
+    assert len(report.checks) == 9
+    assert len(report.sha256) == 64
+    assert report.notes == ["opset 18, IR version 10, 3 nodes"]
+
+
+FORBIDDEN = {
+    "dropout that trains": ("training dropout", dropout(), [RATIO, TRUE], "drop (Dropout)"),
+    "normal noise": ("random nodes", noise(), [], "noise (RandomNormalLike)"),
+    "uniform noise": ("random nodes", noise("RandomUniformLike"), [], "noise (RandomUniformLike)"),
+    "shaped noise": ("random nodes", noise("RandomNormal", shape=[2, 3]), [], "noise (RandomNormal)"),
+    "uniform shaped noise": ("random nodes", noise("RandomUniform", shape=[2, 3]), [], "noise (RandomUniform)"),
+    "bernoulli": ("random nodes", [helper.make_node("Bernoulli", ["x"], ["y"], "b")], [], "b (Bernoulli)"),
+    "batchnorm that trains": ("training batchnorm", batchnorm(training_mode=1), SCALE, "bn (BatchNormalization)"),
+}
+
+
+@pytest.mark.parametrize(("name", "nodes", "constants", "where"), FORBIDDEN.values(), ids=FORBIDDEN.keys())
+def test_what_is_forbidden_is_found_in_the_graph_in_subgraphs_and_in_functions(name, nodes, constants, where, tmp_path):
+    for model, place in (
+        (model_of(nodes, constants), ""),
+        (in_a_subgraph(nodes, constants), " in then_branch of inner_if (If) in body of outer_loop (Loop)"),
+        (in_a_function(nodes, constants), " in function local::Block"),
+    ):
+        report = inspected(model, tmp_path)
+        assert not report
+        assert found(report).keys() == {name}
+        assert (found(report)[name].measured, found(report)[name].limit) == (1, 0)
+        assert found(report)[name].note == where + place
+
+
+def test_multinomial_is_found(tmp_path):
+    nodes = [
+        helper.make_node("Multinomial", ["x"], ["n"], name="draw", sample_size=3),
+        helper.make_node("Cast", ["n"], ["y"], to=TensorProto.FLOAT),
+    ]
+    assert found(inspected(model_of(nodes), tmp_path)).keys() == {"random nodes"}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        model_of(dropout("flag"), [RATIO], inputs=[value("flag", TensorProto.BOOL, ())]),
+        # An initializer that is an input too is only its default value.
+        model_of(dropout("true"), [RATIO, FALSE], inputs=[value("true", TensorProto.BOOL, ())]),
+        model_of(dropout("false"), [RATIO, FALSE], inputs=[value("false", TensorProto.BOOL, ())]),
+        model_of([helper.make_node("Not", ["true"], ["flag"]), *dropout("flag")], [RATIO, TRUE]),
+    ],
+    ids=["an input", "a default that is overridden", "an initializer with an input", "computed"],
+)
+def test_a_flag_that_is_not_provably_false_counts_as_true(model, tmp_path):
+    assert "training dropout" in found(inspected(model, tmp_path))
+
+
+def test_a_flag_from_a_constant_node_is_known(tmp_path):
+    constant = helper.make_node("Constant", [], ["false"], value=FALSE)
+    assert inspected(model_of([constant, *dropout("false")], [RATIO]), tmp_path)
+
+
+def test_a_flag_from_the_outer_graph_is_known_inside(tmp_path):
+    assert found(inspected(in_a_subgraph(dropout("true"), [RATIO]), tmp_path)).keys() == {"training dropout"}
+
+
+def test_a_training_mode_that_the_caller_of_a_function_sets_is_found(tmp_path):
+    node = batchnorm()[0]
+    reference = node.attribute.add(name="training_mode", type=onnx.AttributeProto.INT)
+    reference.ref_attr_name = "mode"
+    inputs = ["x", "scale", "bias", "mean", "var"]
+    function = helper.make_function("local", "Block", inputs, ["y"], [node], OPSET, attributes=["mode"])
+    call = helper.make_node("Block", inputs, ["y"], domain="local", mode=1)
+    opsets = [*OPSET, helper.make_opsetid("local", 1)]
+    assert "training batchnorm" in found(
+        inspected(model_of([call], SCALE, opsets=opsets, functions=[function]), tmp_path)
+    )
+
+
+def test_old_opsets_say_training_in_other_ways(tmp_path):
+    five_outputs = helper.make_node(
+        "BatchNormalization", ["x", "scale", "bias", "mean", "var"], ["y", "m", "v", "sm", "sv"]
+    )
+    report = inspected(model_of([five_outputs], SCALE, opsets=[helper.make_opsetid("", 9)]), tmp_path)
+    assert "training batchnorm" in found(report)
+    for is_test, verdicts in ((0, {"training dropout"}), (1, set())):
+        node = helper.make_node("Dropout", ["x"], ["y"], is_test=is_test)
+        report = inspected(model_of([node], opsets=[helper.make_opsetid("", 6)]), tmp_path)
+        assert found(report).keys() & {"training dropout"} == verdicts
+
+
+def test_an_operator_of_another_domain_is_found(tmp_path):
+    node = helper.make_node("BiasDropout", ["x", "x"], ["y"], domain="com.microsoft", name="fused")
+    report = inspected(model_of([node], opsets=[*OPSET, helper.make_opsetid("com.microsoft", 1)]), tmp_path)
+    assert found(report)["custom operators"].note == "fused (BiasDropout)"
+
+
+@pytest.mark.parametrize("place", ["node", "graph", "model", "metadata", "node metadata", "function"])
+@pytest.mark.parametrize("path", ["/home/me/net.py", r"C:\Users\me\net.py", "file:///tmp/x"])
+def test_a_path_of_the_machine_is_found_wherever_text_may_be(place, path, tmp_path):
+    text = f'File "{path}", line 3'
+    model = in_a_function([helper.make_node("Relu", ["x"], ["y"])])
+    if place == "node":
+        model.graph.node[0].doc_string = text
+    elif place == "graph":
+        model.graph.doc_string = text
+    elif place == "model":
+        model.doc_string = text
+    elif place == "metadata":
+        model.metadata_props.add(key="source", value=text)
+    elif place == "node metadata":
+        model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.stack_trace", value=text)
+    else:
+        model.functions[0].node[0].doc_string = text
+    report = inspected(model, tmp_path)
+    assert found(report).keys() == {"local paths"}
+    assert found(report)["local paths"].measured == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://onnx.ai/x/y", "mean and/or variance", ": __main__.Net/b1: aten.relu/relu", "a/b/c", "1 / 2 / 3", "N/A"],
+)
+def test_what_is_no_path_of_the_machine_is_let_through(text):
+    assert ABSOLUTE_PATH.search(text) is None
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "/etc/hostname", "sub/../../weights.bin", "link.bin"])
+def test_external_data_outside_the_folder_is_found_and_not_opened(location, tmp_path):
+    (tmp_path / "weights.bin").write_bytes(bytes(12))
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "link.bin").symlink_to(tmp_path / "weights.bin")
+    model = model_of([helper.make_node("Add", ["x", "w"], ["y"])], [numpy_helper.from_array(np.ones(3, "f4"), "w")])
+    external(model.graph.initializer[0], location)
+    report = inspected(model, folder)
+    assert found(report)["external data"].note == f"w: {location}"
+    assert found(report)["onnxruntime"].verdict == "not_run"
+    assert found(report)["onnx checker"].verdict == "not_run"
+    assert not report
+
+
+def test_external_data_beside_the_file_is_fine(tmp_path):
+    (tmp_path / "weights.bin").write_bytes(bytes(12))
+    model = model_of([helper.make_node("Add", ["x", "w"], ["y"])], [numpy_helper.from_array(np.ones(3, "f4"), "w")])
+    external(model.graph.initializer[0], "weights.bin")
+    assert inspected(model, tmp_path)
+
+
+def external(tensor, location):
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+
+
+def test_a_training_graph_in_the_file_is_found(tmp_path):
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])])
+    model.training_info.add().algorithm.node.append(noise()[0])
+    report = inspected(model, tmp_path)
+    assert {"training graphs", "random nodes"} <= found(report).keys()
+    assert "in training_info" in found(report)["random nodes"].note
+
+
+def test_an_opset_that_onnxruntime_does_not_know_is_found(tmp_path):
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], opsets=[helper.make_opsetid("", 28)])
+    model.ir_version = 14
+    report = inspected(model, tmp_path)
+    assert found(report).keys() == {"onnxruntime"}
+    assert found(report)["onnxruntime"].verdict == "fail"
+    assert report.notes[0].startswith("opset 28, IR version 14")
+
+
+def test_a_graph_that_the_checker_rejects_is_found(tmp_path):
+    report = inspected(model_of([helper.make_node("Relu", ["nowhere"], ["y"])]), tmp_path)
+    assert "nowhere" in found(report)["onnx checker"].note
+
+
+def test_a_missing_file_a_folder_and_something_else_are_named(tmp_path):
+    with pytest.raises(LoadError, match=r"missing.onnx: no such file"):
+        inspect_onnx(tmp_path / "missing.onnx")
+    with pytest.raises(LoadError, match="is not a file"):
+        inspect_onnx(tmp_path)
+    for name, content in (("empty", b""), ("text", b"this is no model"), ("zeros", bytes(64))):
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(content)
+        with pytest.raises(LoadError, match=f"{name}.onnx: not a readable ONNX model"):
+            inspect_onnx(path)
+
+
+def test_a_file_cut_off_anywhere_never_passes(tmp_path):
+    weights = numpy_helper.from_array(np.ones((3, 3), dtype=np.float32), "w")
+    whole = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], [weights]).SerializeToString()
+    path = tmp_path / "cut.onnx"
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(LoadError, match=r"cut.onnx: not a readable ONNX model \(.+\)$"):
+            inspect_onnx(path)
+    path.write_bytes(whole)
+    assert inspect_onnx(path)
