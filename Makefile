@@ -25,7 +25,7 @@ demo: setup  ## train on real images, check, recalibrate, export, verify; writes
 	$(BIN)/jumpout-export demo $(if $(DATA),--data $(DATA))
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
 
 lint: setup  ## ruff, clang-format, codespell
 	$(BIN)/ruff check $(PACKAGE_DIRS) tools

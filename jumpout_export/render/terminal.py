@@ -27,21 +27,25 @@ def render_terminal(report: Report, console: Console | None = None) -> None:
 
     Args:
         report: any report.
-        console: where to print; stdout if None, with 120 columns in a pipe unless `COLUMNS` says otherwise.
+        console: where to print; stdout if None. In a pipe, unless `COLUMNS` is set, tables take 120 columns and
+            sentences one line each.
     """
     from rich.console import Console
 
     document = build_document(report)
+    piped = False
     if console is None:
         console = Console()
-        if not console.is_terminal and "COLUMNS" not in os.environ:
+        piped = not console.is_terminal and "COLUMNS" not in os.environ
+        if piped:
             console.width = _PIPE_WIDTH
-    _Printer(console).print_document(document)
+    _Printer(console, whole_lines=piped).print_document(document)
 
 
 class _Printer:
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, whole_lines: bool) -> None:
         self._console = console
+        self._whole_lines = whole_lines  # sentences stay on one line, so that grep finds a path in them
         self._ascii = not console.encoding.lower().startswith("utf")
 
     def print_document(self, document: Document) -> None:
@@ -126,11 +130,14 @@ class _Printer:
         line = (
             self._text(before).append_text(self._text(state.text, _STYLES[state.tone])).append_text(self._text(after))
         )
-        self._console.print(line, highlight=False, overflow="fold")
+        self._console.print(line, highlight=False, overflow="fold", soft_wrap=self._whole_lines)
 
     def _print_item(self, sentence: str) -> None:
         from rich.table import Table as Grid
 
+        if self._whole_lines:
+            self._print(f"- {sentence}")
+            return
         grid = Grid.grid(padding=(0, 1, 0, 0))
         grid.add_column(width=1)
         grid.add_column(overflow="fold")
@@ -138,7 +145,7 @@ class _Printer:
         self._console.print(grid)
 
     def _print(self, text: str, style: str = "") -> None:
-        self._console.print(self._text(text, style), highlight=False, overflow="fold")
+        self._console.print(self._text(text, style), highlight=False, overflow="fold", soft_wrap=self._whole_lines)
 
     def _text(self, text: str, style: str = "") -> Text:
         """Returns a `Text`, which rich prints as it is: square brackets in a name are no markup."""

@@ -1,0 +1,374 @@
+"""The command line: one thin command per verb. stdout carries the result, stderr progress and messages.
+
+Exit codes: 0 passed; 1 a check failed; 2 wrong usage; 3 could not be verified here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import sys
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import torch
+import typer
+from torch import nn
+
+from jumpout_export import demo as demo_module
+from jumpout_export import loading, ops, render
+from jumpout_export.batchnorm.check import check_batchnorm
+from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+from jumpout_export.console import progress_on_stderr
+from jumpout_export.errors import JumpoutExportError, LoadError, NotVerifiableError
+from jumpout_export.export.graph import inspect_onnx
+from jumpout_export.export.publish import check_arguments, export_onnx
+from jumpout_export.export.verify import verify_onnx
+from jumpout_export.nn.batches import Progress
+from jumpout_export.report import BatchNormReport, PipelineReport, Report, VerifyReport
+
+PASSED, FAILED, WRONG_USAGE, NOT_VERIFIED = 0, 1, 2, 3
+_INTERRUPTED = 130  # as a shell reports Ctrl-C
+
+app = typer.Typer(
+    name="jumpout-export",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Check BatchNorm between training and serving, and export ONNX files proven free of training-time noise.\n\n"
+    "Exit codes: 0 passed, 1 a check failed, 2 wrong usage, 3 could not be verified here.",
+)
+
+
+class Method(StrEnum):
+    """How running statistics are recalibrated."""
+
+    exact = "exact"
+    batch = "batch"
+    variance = "variance"
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="package.module:factory, a callable that returns the nn.Module")
+]
+Weights = Annotated[
+    Path | None, typer.Option(help=".safetensors, or .pt/.pth with tensors only; without it the factory's own weights")
+]
+_DATA_HELP = "folder of class sub-folders with images, .npz with inputs (and labels), or package.module:callable"
+Data = Annotated[str | None, typer.Option(help=_DATA_HELP)]
+NeededData = Annotated[str, typer.Option("--data", help=_DATA_HELP)]
+InputShape = Annotated[
+    list[str] | None,
+    typer.Option(help="without --data: shape of random inputs, 1,3,32,32 or name:1,3,32,32; repeatable"),
+]
+Providers = Annotated[str, typer.Option(help="ONNX Runtime providers to verify on: cpu, cuda or cpu,cuda")]
+Device = Annotated[str, typer.Option(help="where torch runs: cpu or cuda[:N]")]
+Seed = Annotated[int, typer.Option(help="seeds whatever is random")]
+BatchSize = Annotated[int, typer.Option(min=1, help="images per batch")]
+NumImages = Annotated[int, typer.Option("--images", min=1, help="how many images to look at")]
+Json = Annotated[bool, typer.Option("--json", help="print the report as JSON")]
+ReportDir = Annotated[Path | None, typer.Option("--report", help="write report.json, report.html and the plots here")]
+OnnxFile = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="the ONNX file")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/demo"),
+    data: Annotated[Path | None, typer.Option(help="folder of images instead of the embedded digits")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the training images")] = demo_module.EPOCHS,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Train on real images, check and recalibrate BatchNorm, export, verify and report."""
+    with progress_on_stderr() as progress:
+        report = demo_module.run_demo(out, data, seed, epochs, progress)
+    _finish(report, json, out)
+    if not json:
+        typer.echo(
+            f"\nEverything is in {out}. Look next at:\n"
+            f"  {out / 'report.html'}   the report, for a browser\n"
+            f"  cd {out} && jumpout-export verify model.onnx --against model:network --weights weights.safetensors "
+            "--data data.npz\n"
+            f"  cd {out} && jumpout-export check-bn model:network --weights weights_as_trained.safetensors "
+            "--data data.npz"
+        )
+    raise typer.Exit(_exit_code(report))
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="the file to write; appears only if it passed")],
+    weights: Weights = None,
+    data: Data = None,
+    input_shape: InputShape = None,
+    recalibrate: Annotated[bool, typer.Option("--recalibrate", help="recalibrate BatchNorm on the data first")] = False,
+    providers: Providers = "cpu",
+    opset: Annotated[int | None, typer.Option(help="ONNX opset; the converter's own by default")] = None,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch/--static", help="leave the batch size open")] = True,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="module path that may stay random in eval mode; repeatable")
+    ] = None,
+    keep_debug_info: Annotated[
+        bool, typer.Option("--keep-debug-info", help="keep source lines and file names in the file")
+    ] = False,
+    golden: Annotated[
+        Path | None, typer.Option(help="folder for golden data, in ONNX's test_data_set_0 layout")
+    ] = None,
+    images: NumImages = 4096,
+    batch_size: BatchSize = 128,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    json: Json = False,
+    report: ReportDir = None,
+) -> None:
+    """Fold, convert and verify a model; OUT.onnx appears only if every check passed."""
+    chosen = _providers(providers)
+    check_arguments(out, golden, opset)
+    with progress_on_stderr() as progress:
+        network = _model(model, weights, device)
+        batches = _batches(data, input_shape, batch_size, seed)
+        batchnorm = _check_before_export(network, batches, data, recalibrate, images, progress)
+        result = export_onnx(
+            network,
+            out,
+            next(iter(batches)),
+            calibration=list(itertools.islice(batches, 4)),
+            providers=chosen,
+            opset=opset,
+            dynamic_batch=dynamic_batch,
+            allow=tuple(allow or ()),
+            keep_debug_info=keep_debug_info,
+            batchnorm=batchnorm,
+            golden=golden,
+            seed=seed,
+            progress=progress,
+        )
+    _finish(result, json, report)
+    raise typer.Exit(_exit_code(result))
+
+
+@app.command()
+def verify(
+    file: OnnxFile,
+    against: Annotated[str, typer.Option(metavar="MODEL", help="package.module:factory of the torch model")],
+    weights: Weights = None,
+    data: Data = None,
+    input_shape: InputShape = None,
+    providers: Providers = "cpu",
+    batch_size: BatchSize = 128,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    json: Json = False,
+    report: ReportDir = None,
+) -> None:
+    """Verify an ONNX file against a torch model in ONNX Runtime."""
+    chosen = _providers(providers)
+    with progress_on_stderr() as progress:
+        network = _model(against, weights, device)
+        batches = _batches(data, input_shape, batch_size, seed)
+        inputs = list(itertools.islice(batches, 4))
+        result = verify_onnx(file, network, inputs, chosen, seed=seed, progress=progress)
+    _finish(result, json, report)
+    raise typer.Exit(_exit_code(result))
+
+
+@app.command("check-bn")
+def check_bn(
+    model: Model,
+    data: NeededData,
+    weights: Weights = None,
+    images: NumImages = 4096,
+    warn: Annotated[float, typer.Option(min=0.0, help="margin that decides the verdict, in units of W")] = 0.05,
+    fail: Annotated[float, typer.Option(min=0.0, help="margin from which drift is called severe")] = 0.15,
+    batch_size: BatchSize = 128,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    json: Json = False,
+    report: ReportDir = None,
+) -> None:
+    """Check whether the stored BatchNorm statistics agree with what serving sees."""
+    with progress_on_stderr() as progress:
+        network = _model(model, weights, device)
+        batches = _batches(data, None, batch_size, seed)
+        result = check_batchnorm(network, batches, images=images, warn=warn, fail=fail, progress=progress)
+    _finish(result, json, report)
+    raise typer.Exit(_exit_code(result))
+
+
+@app.command("recalibrate-bn")
+def recalibrate_bn(
+    model: Model,
+    data: NeededData,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="NEW.safetensors", help="where to write the new weights")
+    ] = None,
+    weights: Weights = None,
+    method: Annotated[Method, typer.Option(help="exact, batch or variance")] = Method.exact,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the table, write nothing")] = False,
+    images: NumImages = 4096,
+    batch_size: BatchSize = 128,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    json: Json = False,
+    report: ReportDir = None,
+) -> None:
+    """Recalibrate the BatchNorm statistics on the data and save the weights as safetensors."""
+    if (output is None) != dry_run:
+        raise LoadError("give either -o NEW.safetensors or --dry-run")
+    if output is not None and output.suffix != ".safetensors":
+        raise LoadError(f"-o {output} must end in .safetensors")
+    if output is not None and not output.parent.is_dir():
+        raise LoadError(f"-o {output}: the folder {output.parent} does not exist")
+    with progress_on_stderr() as progress:
+        network = _model(model, weights, device)
+        batches = _batches(data, None, batch_size, seed)
+        before = check_batchnorm(network, batches, images=images, progress=progress)
+        recalibrate_batchnorm(network, batches, method.value, images=images, progress=progress)
+        after = check_batchnorm(network, batches, images=images, progress=progress)
+    result = PipelineReport(
+        title=f"recalibrate-bn {model}, method {method.value}",
+        before=before,
+        after=after,
+        environment=demo_module.environment(),
+        notes=["dry run: nothing was written"] if output is None else [f"weights written to {output}"],
+    )
+    if output is not None:
+        loading.save_weights(network, output)
+    _finish(result, json, report)
+    raise typer.Exit(_exit_code(result))
+
+
+@app.command()
+def inspect(file: OnnxFile, json: Json = False, report: ReportDir = None) -> None:
+    """Prove without running it that an ONNX file holds nothing random and nothing in training mode."""
+    result = inspect_onnx(file)
+    _finish(result, json, report)
+    raise typer.Exit(_exit_code(result))
+
+
+@app.command()
+def info(json: Json = False) -> None:
+    """Show build facts: versions, the compiled extension, threads, CUDA, ONNX Runtime's providers."""
+    import json as json_module
+
+    facts: dict[str, Any] = {
+        **demo_module.environment(),
+        **{f"extension {name}": value for name, value in ops.build_info().items()},
+        "torch CUDA": torch.version.cuda or "not in this torch",
+        "ONNX Runtime providers": _onnxruntime_providers(),
+    }
+    if json:
+        typer.echo(json_module.dumps(facts, indent=2))
+    else:
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            typer.echo(f"{name:<{width}}  {value}")
+
+
+def main() -> NoReturn:
+    """Runs the command line and ends the process with its exit code."""
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        app()
+    except LoadError as error:
+        _fail(error, WRONG_USAGE)
+    except NotVerifiableError as error:
+        _fail(error, NOT_VERIFIED)
+    except JumpoutExportError as error:
+        _fail(error, FAILED)
+    except ImportError as error:  # an extra is missing; the message names it
+        _fail(error, NOT_VERIFIED)
+    except (ValueError, TypeError) as error:
+        _fail(error, WRONG_USAGE)
+    except Exception:  # neither passed nor failed: the traceback says why nothing was verified
+        traceback.print_exc()
+        sys.exit(NOT_VERIFIED)
+    sys.exit(PASSED)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    # Typer would end with 1, which means that a check failed. SystemExit runs every `finally` on the way out.
+    _fail("interrupted; nothing was published", _INTERRUPTED)
+
+
+def _fail(error: object, code: int) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    sys.exit(code)
+
+
+def _model(spec: str, weights: Path | None, device: str) -> nn.Module:
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise LoadError(f"--device must be cpu or cuda[:N], got {device!r}") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise NotVerifiableError(f"--device {device}: torch {torch.__version__} sees no usable CUDA device")
+    model = loading.load_model(spec)
+    if weights is not None:
+        loading.load_weights(model, weights)
+    return model.to(target)
+
+
+def _batches(data: str | None, shapes: list[str] | None, batch_size: int, seed: int) -> Any:
+    if (data is None) == (not shapes):
+        raise LoadError("give either --data or --input-shape")
+    if data is not None:
+        return loading.load_data(data, batch_size, seed)
+    return loading.random_batches(shapes or [], seed)
+
+
+def _check_before_export(
+    network: nn.Module, batches: Any, data: str | None, recalibrate: bool, images: int, progress: Progress
+) -> BatchNormReport | None:
+    if data is None:
+        if recalibrate:
+            raise LoadError("--recalibrate needs real images: give --data")
+        typer.echo("BatchNorm was not checked: that needs --data", err=True)
+        return None
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        return None
+    if recalibrate:
+        recalibrate_batchnorm(network, batches, images=images, progress=progress)
+    return check_batchnorm(network, batches, images=images, progress=progress)
+
+
+def _providers(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    if not names or set(names) - {"cpu", "cuda"}:
+        raise LoadError(f"--providers must be cpu, cuda or cpu,cuda, got {text!r}")
+    return names
+
+
+def _finish(report: Report, json: bool, directory: Path | None) -> None:
+    if directory is not None:
+        render.write_report(report, directory)
+    if json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        render.render_terminal(report)
+
+
+def _exit_code(report: Report) -> int:
+    if report:
+        return PASSED
+    if isinstance(report, BatchNormReport):
+        return NOT_VERIFIED if report.verdict == "inconclusive" else FAILED
+    if isinstance(report, VerifyReport):
+        failed = any(check.verdict == "fail" for check in report.checks) or any(
+            provider.verdict == "fail" for provider in report.providers.values()
+        )
+        return FAILED if failed else NOT_VERIFIED
+    codes = [_exit_code(part) for part in (report.batchnorm, report.export) if part is not None]
+    return FAILED if FAILED in codes else NOT_VERIFIED
+
+
+def _onnxruntime_providers() -> str:
+    try:
+        import onnxruntime
+    except ImportError:
+        return "onnxruntime is not installed: pip install 'jumpout-export[onnx]'"
+    return ", ".join(onnxruntime.get_available_providers())

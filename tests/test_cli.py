@@ -1,0 +1,313 @@
+"""Every command: its result on stdout, its exit code, and what a wrong use says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from safetensors.torch import load_file, save_file
+
+from jumpout_export import cli
+
+FACTORIES = """
+import time
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from jumpout_export import Jumpout
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), Jumpout(relu=True), nn.Flatten(), nn.Linear(144, 3))
+
+class Noisy(nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.inner = model()
+        self.draw = draw
+    def forward(self, x):
+        return self.draw(self.inner(x))
+
+def functional_dropout(): return Noisy(lambda x: F.dropout(x, 0.5, training=True))
+def noise_mask(): return Noisy(lambda x: x * (torch.rand_like(x) > 0.5))
+
+def nan_variance():
+    net = model()
+    net[1].running_var[2] = float("nan")
+    return net
+
+def one_child_in_train_mode():
+    net = model().eval()
+    net[2].train()
+    return net
+
+class Slow(nn.Module):
+    def forward(self, x):
+        print("running", flush=True)
+        time.sleep(60)
+        return x
+
+def slow(): return Slow()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "cli_factories.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "cli_factories", raising=False)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(300, 1, 8, 8)).astype(np.float32)
+    np.savez("data.npz", inputs=inputs, labels=rng.integers(0, 3, 300))
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["jumpout-export", *map(str, arguments)])
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def calibrated(path):
+    """Weights whose BatchNorm agrees with data.npz."""
+    import cli_factories
+
+    from jumpout_export import recalibrate_batchnorm
+
+    net = cli_factories.model()
+    recalibrate_batchnorm(net, torch.from_numpy(np.load("data.npz")["inputs"]).split(100))
+    save_file(net.state_dict(), path)
+
+
+def test_export_writes_the_file_and_says_that_it_passed(folder, run):
+    code, out, err = run(
+        "export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--report", "r", "--golden", "g"
+    )
+    assert code == cli.PASSED, err
+    assert "PASS" in out
+    assert "export" in err
+    onnx.checker.check_model("m.onnx", full_check=True)
+    assert {"report.json", "report.html"} <= set(os.listdir("r"))
+    assert sorted(os.listdir("g/test_data_set_0")) == ["input_0.pb", "output_0.pb"]
+
+
+def test_export_prints_json_alone_on_stdout(folder, run):
+    code, out, err = run("export", "cli_factories:model", "m.onnx", "--input-shape", "2,1,8,8", "--json")
+    report = json.loads(out)
+    assert code == cli.PASSED, err
+    assert report["passed"]
+    assert report["providers"]["cpu"]["verdict"] == "pass"
+    assert [layer["path"] for layer in report["folded"]] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("factory", "named"),
+    [("functional_dropout", "bernoulli_"), ("noise_mask", "rand_like"), ("nan_variance", "inner|`1`|1")],
+)
+def test_a_failed_export_exits_1_names_the_module_and_touches_no_file(folder, run, factory, named):
+    (folder / "m.onnx").write_bytes(b"older")
+    before = sorted(os.listdir())
+    code, out, _ = run("export", f"cli_factories:{factory}", "m.onnx", "--data", "data.npz")
+    assert code == cli.FAILED
+    assert "FAIL" in out
+    assert any(name in out for name in named.split("|"))
+    if factory != "nan_variance":
+        assert f"{folder}/cli_factories.py:" in out  # on one line, to be clicked or searched for
+    assert (folder / "m.onnx").read_bytes() == b"older"
+    assert [name for name in sorted(os.listdir()) if name != "__pycache__"] == [n for n in before if n != "__pycache__"]
+
+
+def test_a_model_left_in_train_mode_is_exported_as_its_eval_network_and_the_report_says_so(folder, run):
+    code, out, err = run("export", "cli_factories:one_child_in_train_mode", "m.onnx", "--data", "data.npz", "--json")
+    assert code == cli.PASSED, err
+    notes = " ".join(json.loads(out)["notes"])
+    assert "train mode" in notes
+    assert "2" in notes
+
+
+def test_cuda_asked_for_and_unusable_exits_3(folder, run):
+    if torch.cuda.is_available():
+        pytest.skip("CUDA is usable here")
+    code, out, err = run("export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--providers", "cpu,cuda")
+    assert code == cli.NOT_VERIFIED
+    assert "pip install" in out
+    assert not (folder / "m.onnx").exists()
+    code, _, err = run("export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--device", "cuda")
+    assert code == cli.NOT_VERIFIED
+    assert "sees no usable CUDA device" in err
+
+
+def test_verify_passes_on_the_exported_file_and_fails_on_a_corrupted_one(folder, run):
+    run("export", "cli_factories:model", "m.onnx", "--data", "data.npz")
+    code, out, err = run("verify", "m.onnx", "--against", "cli_factories:model", "--data", "data.npz")
+    assert code == cli.PASSED, err
+    assert "PASS" in out
+    model = onnx.load("m.onnx")
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[0] += 0.01
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, "bad.onnx")
+    code, out, err = run("verify", "bad.onnx", "--against", "cli_factories:model", "--data", "data.npz")
+    assert code == cli.FAILED
+    assert "FAIL" in out
+
+
+def test_check_bn_tells_drift_from_agreement(folder, run):
+    code, out, err = run("check-bn", "cli_factories:model", "--data", "data.npz")
+    assert code == cli.FAILED  # buffers as initialised, never trained
+    assert "drift" in out
+    calibrated("good.safetensors")
+    code, out, err = run(
+        "check-bn",
+        "cli_factories:model",
+        "--weights",
+        "good.safetensors",
+        "--data",
+        "data.npz",
+        "--json",
+        "--images",
+        300,
+    )
+    assert json.loads(out)["verdict"] == "ok"
+    assert code == cli.PASSED, err
+
+
+def test_check_bn_that_cannot_decide_exits_3(folder, run):
+    calibrated("good.safetensors")
+    code, out, _ = run(
+        "check-bn",
+        "cli_factories:model",
+        "--weights",
+        "good.safetensors",
+        "--data",
+        "data.npz",
+        "--images",
+        2,
+        "--batch-size",
+        2,
+        "--json",
+    )
+    assert json.loads(out)["verdict"] == "inconclusive"
+    assert code == cli.NOT_VERIFIED
+
+
+def test_recalibrate_bn_writes_new_weights_that_pass_the_check(folder, run):
+    code, out, err = run("recalibrate-bn", "cli_factories:model", "--data", "data.npz", "-o", "new.safetensors")
+    assert code == cli.PASSED, err
+    assert "new.safetensors" in out
+    assert "num_batches_tracked" in " ".join(load_file("new.safetensors"))
+    code, _, err = run("check-bn", "cli_factories:model", "--weights", "new.safetensors", "--data", "data.npz")
+    assert code == cli.PASSED, err
+
+
+def test_recalibrate_bn_dry_run_writes_nothing(folder, run):
+    before = sorted(os.listdir())
+    code, out, err = run("recalibrate-bn", "cli_factories:model", "--data", "data.npz", "--dry-run")
+    assert code == cli.PASSED, err
+    assert "dry run" in out
+    assert set(os.listdir()) - set(before) <= {"__pycache__"}
+
+
+def random_file(path):
+    node = helper.make_node("RandomNormalLike", ["x"], ["y"], name="noise")
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = helper.make_graph([node], "g", info[:1], info[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+def test_inspect_proves_or_refutes(folder, run):
+    run("export", "cli_factories:model", "m.onnx", "--input-shape", "2,1,8,8")
+    assert run("inspect", "m.onnx")[0] == cli.PASSED
+    random_file("random.onnx")
+    code, out, err = run("inspect", "random.onnx")
+    assert code == cli.FAILED
+    assert "noise" in out
+    (folder / "broken.onnx").write_bytes(b"\x08\x0a garbage")
+    code, out, err = run("inspect", "broken.onnx")
+    assert code == cli.WRONG_USAGE
+    assert "broken.onnx" in err
+
+
+def test_info_prints_build_facts(run):
+    code, out, err = run("info")
+    assert code == cli.PASSED, err
+    assert torch.__version__ in out
+    assert "cpu_kernels" in out
+    assert "torch" in json.loads(run("info", "--json")[1])
+
+
+WRONG = [
+    (["export", "cli_factories:model"], "Missing argument"),
+    (["export", "cli_factories:model", "m.onnx"], "give either --data or --input-shape"),
+    (["export", "cli_factories:model", "m.txt", "--data", "data.npz"], "must end in .onnx"),
+    (["export", "cli_factories:model", "no/m.onnx", "--data", "data.npz"], "no"),
+    (["export", "cli_factories:none", "m.onnx", "--data", "data.npz"], "none does not exist in cli_factories"),
+    (["export", "cli_factories:model", "m.onnx", "--data", "missing.npz"], "there is no such file"),
+    (["export", "cli_factories:model", "m.onnx", "--input-shape", "2,1,8,8", "--recalibrate"], "give --data"),
+    (["export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--opset", "3"], "opset"),
+    (["verify", "missing.onnx", "--against", "cli_factories:model", "--data", "data.npz"], "missing.onnx"),
+    (["verify", "m.onnx", "--data", "data.npz"], "Missing option '--against'"),
+    (["check-bn", "cli_factories:model"], "Missing option '--data'"),
+    (["check-bn", "cli_factories:model", "--data", "data.npz", "--weights", "w.bin"], "there is no such file"),
+    (["check-bn", "cli_factories:model", "--data", "data.npz", "--device", "tpu9"], "--device must be cpu or cuda"),
+    (["recalibrate-bn", "cli_factories:model", "--data", "data.npz"], "give either -o NEW.safetensors or --dry-run"),
+    (["recalibrate-bn", "cli_factories:model", "--data", "data.npz", "-o", "a.pt"], "must end in .safetensors"),
+    (["inspect", "missing.onnx"], "missing.onnx"),
+    (["inspect", "--nonsense"], "No such option"),
+    (["nonsense"], "No such command 'nonsense'"),
+    (["demo", "--data", "missing"], "there is no such folder"),
+    (["verify", "m.onnx", "--against", "a:b", "--input-shape", "1", "--providers", "tpu"], "cpu, cuda or cpu,cuda"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_wrong_usage_exits_2_and_says_what_is_wrong(folder, run, arguments, message):
+    before = sorted(os.listdir())
+    code, out, err = run(*arguments)
+    assert code == cli.WRONG_USAGE
+    assert message in err
+    assert out == ""
+    assert set(os.listdir()) - set(before) <= {"__pycache__"}
+
+
+def test_ctrl_c_ends_with_130_and_leaves_nothing(folder):
+    command = [sys.executable, "-m", "jumpout_export", "export", "cli_factories:slow", "m.onnx", "--input-shape", "1,4"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "running\n"
+        before = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert time.monotonic() - before < 30
+    assert "interrupted; nothing was published" in err
+    assert set(os.listdir()) <= {"cli_factories.py", "data.npz", "__pycache__"}
+
+
+def test_an_unexpected_failure_is_neither_passed_nor_failed(folder, run):
+    code, _, err = run("export", "cli_factories:model", "m.onnx", "--input-shape", "2,5,8,8")  # wrong channels
+    assert code in (cli.WRONG_USAGE, cli.NOT_VERIFIED, cli.FAILED)
+    assert "channels" in err or code == cli.FAILED
+    assert not (folder / "m.onnx").exists()
