@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jumpout_export.render.blocks import Block, Cell, Document, Group, Items, Plots, Table
 from jumpout_export.render.document import build_document
@@ -45,7 +45,8 @@ def render_terminal(report: Report, console: Console | None = None) -> None:
 class _Printer:
     def __init__(self, console: Console, whole_lines: bool) -> None:
         self._console = console
-        self._whole_lines = whole_lines  # sentences stay on one line, so that grep finds a path in them
+        # Whole lines, so that grep finds a path in a sentence.
+        self._wrapping: dict[str, Any] = {"soft_wrap": True} if whole_lines else {"overflow": "fold"}
         self._ascii = not console.encoding.lower().startswith("utf")
 
     def print_document(self, document: Document) -> None:
@@ -130,12 +131,12 @@ class _Printer:
         line = (
             self._text(before).append_text(self._text(state.text, _STYLES[state.tone])).append_text(self._text(after))
         )
-        self._console.print(line, highlight=False, overflow="fold", soft_wrap=self._whole_lines)
+        self._console.print(line, highlight=False, **self._wrapping)
 
     def _print_item(self, sentence: str) -> None:
         from rich.table import Table as Grid
 
-        if self._whole_lines:
+        if "soft_wrap" in self._wrapping:
             self._print(f"- {sentence}")
             return
         grid = Grid.grid(padding=(0, 1, 0, 0))
@@ -145,7 +146,7 @@ class _Printer:
         self._console.print(grid)
 
     def _print(self, text: str, style: str = "") -> None:
-        self._console.print(self._text(text, style), highlight=False, overflow="fold", soft_wrap=self._whole_lines)
+        self._console.print(self._text(text, style), highlight=False, **self._wrapping)
 
     def _text(self, text: str, style: str = "") -> Text:
         """Returns a `Text`, which rich prints as it is: square brackets in a name are no markup."""
