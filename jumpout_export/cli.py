@@ -6,6 +6,7 @@ Exit codes: 0 passed; 1 a check failed; 2 wrong usage; 3 could not be verified h
 from __future__ import annotations
 
 import itertools
+import shutil
 import signal
 import sys
 import traceback
@@ -87,13 +88,14 @@ def demo(
         report = demo_module.run_demo(out, data, seed, epochs, progress)
     _finish(report, json, out)
     if not json:
+        # `make demo` leaves the environment of .venv inactive.
+        program = "jumpout-export" if shutil.which("jumpout-export") else f"{sys.executable} -m jumpout_export"
         typer.echo(
             f"\nEverything is in {out}. Look next at:\n"
             f"  {out / 'report.html'}   the report, for a browser\n"
-            f"  cd {out} && jumpout-export verify model.onnx --against model:network --weights weights.safetensors "
+            f"  cd {out} && {program} verify model.onnx --against model:network --weights weights.safetensors "
             "--data data.npz\n"
-            f"  cd {out} && jumpout-export check-bn model:network --weights weights_as_trained.safetensors "
-            "--data data.npz"
+            f"  cd {out} && {program} check-bn model:network --weights weights_as_trained.safetensors --data data.npz"
         )
     raise typer.Exit(_exit_code(report))
 

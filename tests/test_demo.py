@@ -61,14 +61,11 @@ def test_its_file_holds_nothing_random_and_no_path(run):
 
 def test_its_next_steps_work_as_printed(run):
     out, result = run
-    commands = [line.strip().split(" && ")[1] for line in result.stdout.splitlines() if " && jumpout-export " in line]
-    codes = {}
-    for command in commands:
-        arguments = [sys.executable, "-m", "jumpout_export", *command.split()[1:]]
-        codes[command.split()[1]] = subprocess.run(arguments, cwd=out, capture_output=True, check=False).returncode
-    assert codes["verify"] == 0
-    assert codes["check-bn"] in (0, 1, 3)  # the test images alone may be too few to decide
-    assert len(codes) == 2
+    commands = [line.strip() for line in result.stdout.splitlines() if line.startswith(f"  cd {out} && ")]
+    codes = [subprocess.run(command, shell=True, capture_output=True, check=False).returncode for command in commands]
+    verify, check_bn = codes
+    assert verify == 0
+    assert check_bn in (1, 3)  # as trained it drifts; the test images alone may be too few to decide
 
 
 def test_the_result_is_the_same_every_time(tmp_path):
