@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt pyproject.toml $(wildcard cpp/op/*)
 PACKAGE_DIRS := jumpout_export tests examples benchmarks
 
-.PHONY: help setup demo test lint typecheck package format schema clean
+.PHONY: help setup demo test bench cuda-check gpu lint typecheck package format schema clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,21 @@ demo: setup  ## train on real images, check, recalibrate, export, verify; writes
 
 test: setup  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
+
+bench: setup  ## check, time, write benchmarks/results/*.json, the README's tables and the plot (10 minutes)
+	$(BIN)/python benchmarks/op.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/readme.py
+
+cuda-check: setup  ## compile the CUDA kernels for sm_80, sm_90, sm_100 and PTX; needs nvcc, no GPU
+	@mkdir -p build
+	cmake -S . -B build/cuda-check -DJUMPOUT_CUDA=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DSKBUILD_PROJECT_VERSION=check >build/cuda-check.log 2>&1 \
+	  || { cat build/cuda-check.log; exit 1; }
+	cmake --build build/cuda-check
+
+gpu:  ## on a machine with a GPU: build into its Python, run the tests with CUDA required, the sanitizer, the benchmarks
+	PYTHON=$(PYTHON) tools/gpu.sh
 
 lint: setup  ## ruff, clang-format, codespell
 	$(BIN)/ruff check $(PACKAGE_DIRS) tools

@@ -184,12 +184,12 @@ def load_digits(seed: int) -> Images:
     """Returns scikit-learn's digits, a fifth kept for testing.
 
     Raises:
-        LoadError: if scikit-learn is not installed.
+        ImportError: if scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits as digits
     except ImportError as error:
-        raise LoadError("the demo's images need scikit-learn: pip install 'jumpout-export[demo]'") from error
+        raise ImportError("the demo's images need scikit-learn: pip install 'jumpout-export[demo]'") from error
     data = digits()
     inputs = torch.from_numpy(data.images).float().div(16).unsqueeze(1)
     labels = torch.from_numpy(data.target).long()

@@ -181,12 +181,13 @@ def read_image(file: Path) -> Tensor:
     """Returns the image as a (3, H, W) float32 tensor in [0, 1].
 
     Raises:
-        LoadError: if Pillow is missing or the file is no readable image.
+        LoadError: if the file is no readable image.
+        ImportError: if Pillow is missing.
     """
     try:
         from PIL import Image
     except ImportError as error:
-        raise LoadError("reading images needs Pillow: pip install 'jumpout-export[data]'") from error
+        raise ImportError("reading images needs Pillow: pip install 'jumpout-export[data]'") from error
     try:
         with Image.open(file) as image:
             pixels = np.array(image.convert("RGB"))

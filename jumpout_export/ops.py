@@ -78,10 +78,10 @@ def _apply_with_gradient(x: Tensor, seed: Tensor, settings: Settings, inplace: b
     # `setup_context` is what torch.func needs and costs 40 us a call (torch binds the arguments by inspection), so the
     # eager path does without. Neither torch.compile nor torch.func can trace mark_dirty; a copy means the same to them.
     if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
-        y, _, stats = _JumpoutEager.apply(x, seed, settings, inplace)
-        return y, stats
-    y, _, stats = _Jumpout.apply(x, seed, settings)
-    return x.copy_(y) if inplace else y, stats
+        stats: list[Tensor] = []
+        return _JumpoutEager.apply(x, seed, settings, inplace, stats), stats[0]
+    y, _, sampled = _Jumpout.apply(x, seed, settings)
+    return x.copy_(y) if inplace else y, sampled
 
 
 class _Jumpout(torch.autograd.Function):
@@ -91,7 +91,11 @@ class _Jumpout(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _save(ctx, *output)
+        y, keep_bits, stats = output
+        ctx.mark_non_differentiable(keep_bits, stats)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(keep_bits, stats)
+        ctx.stride = y.stride()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -103,20 +107,24 @@ class _Jumpout(torch.autograd.Function):
 
 
 class _JumpoutEager(torch.autograd.Function):
+    """The same with y as the only output, because each output costs; the statistics go into the list `sampled`."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, seed: Tensor, settings: Settings, inplace: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, seed: Tensor, settings: Settings, inplace: bool, sampled: list[Tensor]) -> Tensor:
         if inplace:
             keep_bits, stats = torch.ops.jumpout.forward_(x, seed, *settings)
             ctx.mark_dirty(x)
             y = x
         else:
             y, keep_bits, stats = torch.ops.jumpout.forward(x, seed, *settings)
-        _save(ctx, y, keep_bits, stats)
-        return y, keep_bits, stats
+        ctx.save_for_backward(keep_bits, stats)
+        ctx.stride = y.stride()
+        sampled.append(stats)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return _grad(ctx, grads[0]), None, None, None
+        return _grad(ctx, grads[0]), None, None, None, None
 
 
 class _JumpoutBackward(torch.autograd.Function):
@@ -144,13 +152,6 @@ _NO_VMAP = (
     "jumpout does not work under torch.func.vmap: its rate depends on the whole batch. Call it outside vmap, or put "
     "the module in eval mode"
 )
-
-
-def _save(ctx: Any, y: Tensor, keep_bits: Tensor, stats: Tensor) -> None:
-    ctx.mark_non_differentiable(keep_bits, stats)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(keep_bits, stats)
-    ctx.stride = y.stride()
 
 
 def _grad(ctx: Any, dy: Tensor | None) -> Tensor | None:

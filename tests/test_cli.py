@@ -306,6 +306,25 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(folder):
     assert set(os.listdir()) <= {"cli_factories.py", "data.npz", "__pycache__"}
 
 
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("sklearn.datasets", ["demo", "--out", "o"], "demo"),
+        ("PIL", ["demo", "--out", "o", "--data", "images"], "data"),
+        ("onnxruntime", ["export", "cli_factories:model", "m.onnx", "--data", "data.npz"], "onnx"),
+        ("jinja2", ["check-bn", "cli_factories:model", "--data", "data.npz", "--report", "r"], "report"),
+    ],
+)
+def test_a_missing_package_exits_3_and_names_the_extra(folder, run, monkeypatch, package, arguments, extra):
+    (folder / "images" / "cat").mkdir(parents=True)
+    (folder / "images" / "cat" / "1.png").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = run(*arguments)
+    assert code == cli.NOT_VERIFIED
+    assert f"pip install 'jumpout-export[{extra}" in err
+    assert not (folder / "m.onnx").exists()
+
+
 def test_an_unexpected_failure_is_neither_passed_nor_failed(folder, run):
     code, _, err = run("export", "cli_factories:model", "m.onnx", "--input-shape", "2,5,8,8")  # wrong channels
     assert code in (cli.WRONG_USAGE, cli.NOT_VERIFIED, cli.FAILED)

@@ -110,7 +110,7 @@ class Jumpout(nn.Module):
         if torch.compiler.is_compiling() and self._sampled.device == sampled.device:
             self._sampled.copy_(sampled)
         else:
-            self._sampled = sampled
+            self._sampled = sampled.clone()  # autograd holds `sampled`, and a compiled call may write here
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._sampled = self._sampled.to(fn(self._sampled).device)  # follows .to(device), not .half()

@@ -1,0 +1,145 @@
+"""Times the op against its peers: first checks that the results are right, then measures, then writes JSON.
+
+    python benchmarks/op.py [--device cpu|cuda] [--seconds 1.0] [--out benchmarks/results/op-cpu.json]
+
+Bytes per element of size s that have to move (q must be known before any element is written):
+    forward 3s + 1/8, backward 2s + 1/8; `relu + dropout` of PyTorch moves 2s + (2s + 1), backward (2s + 1) + 3s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timing import alternate, machine
+from torch import Tensor
+
+from jumpout_export import jumpout
+from jumpout_export.nn.reference import jumpout_reference
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "16 elements": (16,),
+    "1 MB": (1 << 18,),
+    "16 MB": (1 << 22,),
+    "256 MB": (1 << 26,),
+    "64x64x32x32": (64, 64, 32, 32),
+    "128x160x32x32": (128, 160, 32, 32),
+    "256x64x56x56": (256, 64, 56, 56),
+}
+_LARGE = 1 << 22
+CUDA_SHAPES = {**SHAPES, "64 Mi elements": (1 << 26,)}
+
+
+def composed(x: Tensor) -> Tensor:
+    """Jumpout composed from PyTorch calls, as a user would write it."""
+    q = (x > 0).float().mean()
+    p = (0.01 + (torch.randn((), device=x.device) * 0.1).abs()).clamp(max=0.6)
+    rate = torch.where(q > 0, p / q, 0.0).clamp(max=0.95)
+    keep = torch.rand_like(x) >= rate
+    return x * keep * ((1 - rate) ** -0.75).to(x.dtype)
+
+
+def peers() -> dict[str, Callable[[Tensor], Tensor]]:
+    """The functions of one forward pass; ours are `jumpout` and, with the ReLU in the same pass, `relu+jumpout`."""
+    return {
+        "copy": torch.clone,
+        "dropout": lambda x: F.dropout(x, 0.2),
+        "relu+dropout": lambda x: F.dropout(F.relu(x), 0.2),
+        "composed": composed,
+        "compiled composed": torch.compile(composed),
+        "compiled relu+dropout": torch.compile(lambda x: F.dropout(F.relu(x), 0.2)),
+        "jumpout": jumpout,
+        "relu+jumpout": lambda x: jumpout(x, relu=True),
+    }
+
+
+def check(device: str) -> None:
+    """Raises if the op does not give the reference's result."""
+    seed = torch.tensor(3)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(129, 1134).to(dtype)
+        expected, _ = jumpout_reference(x, seed)
+        torch.testing.assert_close(jumpout(x.to(device), seed=seed.to(device)).cpu(), expected, rtol=0, atol=0)
+
+
+def with_backward(function: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor) -> Callable[[], Any]:
+    """Forward and backward in one call."""
+    return lambda: torch.autograd.grad(function(x), x, dy)
+
+
+def in_place(x: Tensor) -> Callable[[], Any]:
+    """In place at the rate 0, which costs what any other costs and keeps the values as they are."""
+    return lambda: jumpout(x, p=0.0, inplace=True)
+
+
+def measure(device: str, seconds: float) -> list[dict[str, Any]]:
+    """Returns a row per shape, dtype, threads, direction and function."""
+    rows = []
+    all_threads = torch.get_num_threads()
+    for name, shape in (CUDA_SHAPES if device == "cuda" else SHAPES).items():
+        # On a CPU a round of all peers takes half a minute at the largest sizes: one thread and float32 there.
+        large = device == "cpu" and torch.Size(shape).numel() > _LARGE
+        for dtype in (torch.float32,) if large else (torch.float32, torch.bfloat16):
+            for count in {1} if large or device == "cuda" else {1, all_threads}:
+                torch.set_num_threads(count)
+                x = torch.randn(shape, device=device).to(dtype)
+                leaf, dy = x.clone().requires_grad_(), torch.randn_like(x)
+                for direction in ("forward", "forward+backward"):
+                    torch._dynamo.reset()  # each combination compiled for itself, never the fallback to eager
+                    if direction == "forward":
+                        functions = {key: partial(f, x) for key, f in peers().items()}
+                        functions["jumpout in place"] = in_place(x.clone())
+                    else:
+                        functions = {key: with_backward(f, leaf, dy) for key, f in peers().items()}
+                    for function, timing in alternate(functions, device, seconds).items():
+                        row = {"shape": name, "elements": x.numel(), "dtype": str(dtype).removeprefix("torch.")}
+                        row |= {"threads": count, "direction": direction, "function": function, **timing}
+                        rows.append(row)
+                print(f"{name} {dtype} {count} thread(s)", flush=True)
+    return rows
+
+
+def saved_bytes(device: str) -> dict[str, int]:
+    """Returns the bytes that each function saves for backward, for one Mi float32 elements."""
+    result = {}
+    for name, function in peers().items():
+        sizes: dict[int, int] = {}
+        x = torch.randn(1 << 20, device=device, requires_grad=True)
+
+        def note(tensor: Tensor, sizes: dict[int, int] = sizes, x: Tensor = x) -> Tensor:
+            if tensor.data_ptr() != x.data_ptr():
+                sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            function(x)
+        result[name] = sum(sizes.values())
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per shape, dtype, thread count and direction")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    out = options.out or Path(__file__).parent / "results" / f"op-{options.device}.json"
+    torch.manual_seed(0)
+    check(options.device)
+    result = {
+        "machine": machine(options.device),
+        "saved_bytes_for_1Mi_float32": saved_bytes(options.device),
+        "rows": measure(options.device, options.seconds),
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()

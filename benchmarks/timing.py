@@ -1,0 +1,74 @@
+"""Alternating measurements of several functions in one run, so that ratios survive a noisy machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jumpout_export import ops
+
+_LEAST_ROUNDS = 3
+
+
+def alternate(functions: dict[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, dict[str, float]]:
+    """Returns median and minimum seconds per call of each function, called in turn for about `seconds` in all."""
+    measure = _cuda_seconds if device == "cuda" else _cpu_seconds
+    for function in functions.values():
+        measure(function, 2)  # compiles, fills caches
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    repeats = {name: max(1, int(2e-4 / max(measure(function, 1), 1e-7))) for name, function in functions.items()}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or len(next(iter(times.values()))) < _LEAST_ROUNDS:
+        for name, function in functions.items():
+            times[name].append(measure(function, repeats[name]))
+    return {name: {"median": statistics.median(values), "min": min(values)} for name, values in times.items()}
+
+
+def _cpu_seconds(function: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - start) / repeats
+
+
+def _cuda_seconds(function: Callable[[], Any], repeats: int) -> float:
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")  # larger than any L2
+    total = 0.0
+    for _ in range(repeats):
+        flush.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        total += start.elapsed_time(end) / 1e3
+    return total / repeats
+
+
+def machine(device: str) -> dict[str, str]:
+    """Returns what the numbers depend on: machine, versions, commit."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "cores": str(os.cpu_count()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "kernels": ops.build_info()["cuda" if device == "cuda" else "cpu_kernels"],
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
