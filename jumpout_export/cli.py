@@ -5,11 +5,15 @@ Exit codes: 0 passed; 1 a check failed; 2 wrong usage; 3 could not be verified h
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
+import os
 import shutil
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -27,11 +31,11 @@ from jumpout_export.errors import JumpoutExportError, LoadError, NotVerifiableEr
 from jumpout_export.export.graph import inspect_onnx
 from jumpout_export.export.publish import check_arguments, export_onnx
 from jumpout_export.export.verify import verify_onnx
-from jumpout_export.nn.batches import Progress
+from jumpout_export.nn.batches import Progress, split_batch
+from jumpout_export.nn.randomness import rng_restored
 from jumpout_export.report import BatchNormReport, PipelineReport, Report, VerifyReport
 
 PASSED, FAILED, WRONG_USAGE, NOT_VERIFIED = 0, 1, 2, 3
-_INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 app = typer.Typer(
     name="jumpout-export",
@@ -84,7 +88,8 @@ def demo(
     json: Json = False,
 ) -> None:
     """Train on real images, check and recalibrate BatchNorm, export, verify and report."""
-    with progress_on_stderr() as progress:
+    _check_folder(out, "--out")
+    with _work() as progress:
         report = demo_module.run_demo(out, data, seed, epochs, progress)
     _finish(report, json, out)
     if not json:
@@ -130,9 +135,11 @@ def export(
     """Fold, convert and verify a model; OUT.onnx appears only if every check passed."""
     chosen = _providers(providers)
     check_arguments(out, golden, opset)
-    with progress_on_stderr() as progress:
+    _check_folder(report, "--report")
+    with _work() as progress:
         network = _model(model, weights, device)
         batches = _batches(data, input_shape, batch_size, seed)
+        _try(network, batches)
         batchnorm = _check_before_export(network, batches, data, recalibrate, images, progress)
         result = export_onnx(
             network,
@@ -168,10 +175,12 @@ def verify(
     report: ReportDir = None,
 ) -> None:
     """Verify an ONNX file against a torch model in ONNX Runtime."""
+    _check_folder(report, "--report")
     chosen = _providers(providers)
-    with progress_on_stderr() as progress:
+    with _work() as progress:
         network = _model(against, weights, device)
         batches = _batches(data, input_shape, batch_size, seed)
+        _try(network, batches)
         inputs = list(itertools.islice(batches, 4))
         result = verify_onnx(file, network, inputs, chosen, seed=seed, progress=progress)
     _finish(result, json, report)
@@ -193,9 +202,11 @@ def check_bn(
     report: ReportDir = None,
 ) -> None:
     """Check whether the stored BatchNorm statistics agree with what serving sees."""
-    with progress_on_stderr() as progress:
+    _check_folder(report, "--report")
+    with _work() as progress:
         network = _model(model, weights, device)
         batches = _batches(data, None, batch_size, seed)
+        _try(network, batches)
         result = check_batchnorm(network, batches, images=images, warn=warn, fail=fail, progress=progress)
     _finish(result, json, report)
     raise typer.Exit(_exit_code(result))
@@ -219,15 +230,17 @@ def recalibrate_bn(
     report: ReportDir = None,
 ) -> None:
     """Recalibrate the BatchNorm statistics on the data and save the weights as safetensors."""
+    _check_folder(report, "--report")
     if (output is None) != dry_run:
         raise LoadError("give either -o NEW.safetensors or --dry-run")
     if output is not None and output.suffix != ".safetensors":
         raise LoadError(f"-o {output} must end in .safetensors")
     if output is not None and not output.parent.is_dir():
         raise LoadError(f"-o {output}: the folder {output.parent} does not exist")
-    with progress_on_stderr() as progress:
+    with _work() as progress:
         network = _model(model, weights, device)
         batches = _batches(data, None, batch_size, seed)
+        _try(network, batches)
         before = check_batchnorm(network, batches, images=images, progress=progress)
         recalibrate_batchnorm(network, batches, method.value, images=images, progress=progress)
         after = check_batchnorm(network, batches, images=images, progress=progress)
@@ -247,6 +260,7 @@ def recalibrate_bn(
 @app.command()
 def inspect(file: OnnxFile, json: Json = False, report: ReportDir = None) -> None:
     """Prove without running it that an ONNX file holds nothing random and nothing in training mode."""
+    _check_folder(report, "--report")
     result = inspect_onnx(file)
     _finish(result, json, report)
     raise typer.Exit(_exit_code(result))
@@ -273,7 +287,8 @@ def info(json: Json = False) -> None:
 
 def main() -> NoReturn:
     """Runs the command line and ends the process with its exit code."""
-    signal.signal(signal.SIGINT, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app()
     except LoadError as error:
@@ -292,9 +307,33 @@ def main() -> NoReturn:
     sys.exit(PASSED)
 
 
-def _interrupt(*_: object) -> NoReturn:
-    # Typer would end with 1, which means that a check failed. SystemExit runs every `finally` on the way out.
-    _fail("interrupted; nothing was published", _INTERRUPTED)
+class _Interrupted(SystemExit):
+    """Ends with 128 + the signal's number, as a shell reports it, and runs every `finally` on the way out."""
+
+
+def _interrupt(number: int, _: object) -> NoReturn:
+    # Typer would end with 1, which means that a check failed.
+    typer.echo("interrupted", err=True)
+    raise _Interrupted(128 + number)
+
+
+@contextlib.contextmanager
+def _work() -> Iterator[Progress]:
+    """Shows progress on stderr, where prints of the user's code go too, and lets no exit of that code pass for ours."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr), progress_on_stderr() as progress:
+            yield progress
+    except _Interrupted:
+        raise
+    except SystemExit as error:
+        raise NotVerifiableError(
+            f"the code of the model or the data ended the process, sys.exit({error.code})"
+        ) from error
+
+
+def _check_folder(folder: Path | None, option: str) -> None:
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise LoadError(f"{option} {folder} must be a folder, it is a file")
 
 
 def _fail(error: object, code: int) -> NoReturn:
@@ -313,6 +352,24 @@ def _model(spec: str, weights: Path | None, device: str) -> nn.Module:
     if weights is not None:
         loading.load_weights(model, weights)
     return model.to(target)
+
+
+def _try(network: nn.Module, batches: Any) -> None:
+    """Raises a LoadError if a copy of the model cannot run the first batch."""
+    try:
+        batch = split_batch(next(iter(batches)), network, next(network.parameters(), torch.empty(0)).device)
+    except StopIteration:
+        return  # an empty loader has its own message
+    except TypeError as error:
+        raise LoadError(f"--data: {error}") from error
+    try:
+        with torch.no_grad(), rng_restored():
+            batch(copy.deepcopy(network).eval())
+    except Exception as error:
+        tensors = [value for value in (*batch.args, *batch.kwargs.values()) if isinstance(value, torch.Tensor)]
+        inputs = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
+        hint = "; convert images to float in [0, 1]" if any(x.dtype == torch.uint8 for x in tensors) else ""
+        raise LoadError(f"the model cannot run a batch of {inputs}: {type(error).__name__}: {error}{hint}") from error
 
 
 def _batches(data: str | None, shapes: list[str] | None, batch_size: int, seed: int) -> Any:
@@ -348,10 +405,14 @@ def _providers(text: str) -> tuple[str, ...]:
 def _finish(report: Report, json: bool, directory: Path | None) -> None:
     if directory is not None:
         render.write_report(report, directory)
-    if json:
-        typer.echo(report.model_dump_json(indent=2))
-    else:
-        render.render_terminal(report)
+    try:
+        if json:
+            typer.echo(report.model_dump_json(indent=2))
+        else:
+            render.render_terminal(report)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # `| head` has seen enough (rich then exits); the verdict stays the verdict
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_code(report: Report) -> int:

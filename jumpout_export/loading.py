@@ -6,6 +6,7 @@ import importlib
 import math
 import os
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -74,12 +75,10 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-    part = path.with_name(path.name + ".part")
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
+        part = Path(folder) / path.name
         part.write_bytes(save(state))
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_data(spec: str, batch_size: int = 128, seed: int = 0) -> Any:
@@ -124,6 +123,8 @@ class ArrayFile:
         if labels is not None and labels.shape != inputs.shape[:1]:
             raise LoadError(f"--data {path}: `labels` must have shape {inputs.shape[:1]}, got {labels.shape}")
         self.inputs = _tensor(inputs, path)
+        if labels is not None and not np.issubdtype(labels.dtype, np.integer):
+            raise LoadError(f"--data {path}: `labels` must be integers, got {labels.dtype}")
         self.labels = None if labels is None else _tensor(labels, path).long()
         self.batch_size = batch_size
 
@@ -229,7 +230,7 @@ def _call(spec: str, what: str) -> Any:
     function = _import(spec, what)
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(f"{what} {spec} raised {type(error).__name__}: {error}") from error
 
 
@@ -241,7 +242,7 @@ def _import(spec: str, what: str) -> Callable[[], Any]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(f"{what} {spec}: importing {module_name} raised {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -265,9 +266,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except LoadError:
         raise
     except Exception as error:
-        first_line = str(error).strip().split("\n")[0]
+        # Not torch's own text, which advises to unpickle the file.
         raise LoadError(
-            f"weights {path} cannot be read as tensors only ({type(error).__name__}: {first_line}); "
+            f"weights {path} cannot be read as tensors only ({type(error).__name__}); "
             "save model.state_dict() with torch.save, or use safetensors"
         ) from error
     for key in _CONTAINER_KEYS:

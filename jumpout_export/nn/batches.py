@@ -13,7 +13,9 @@ from torch import Tensor, nn
 # Called as progress(what, done, total) during long work; total is None where it is not known.
 Progress = Callable[[str, int, int | None], None]
 
-LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+LABEL_KEYS = ("labels", "label")
+# Labels too, unless the model has an input of that name.
+MAYBE_LABEL_KEYS = ("targets", "target", "y")
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ def split_batch(batch: Any, model: nn.Module, device: torch.device | str | None 
     """Returns the batch as inputs and labels, moved to `device`.
 
     A tensor is the input. Of a tuple or list, a last (N,) integer tensor is the labels and the rest are positional
-    inputs, as many as `model.forward` accepts. Of a dict, the first of the keys `labels`, `label`, `targets`,
-    `target`, `y` is the labels and the rest are keyword inputs; a single entry that `forward` has no parameter for,
-    such as `inputs` or `image`, is passed by position.
+    inputs, as many as `model.forward` accepts. Of a dict, `labels` or `label` is the labels, or else `targets`,
+    `target` or `y` unless `forward` has a parameter of that name; the rest are keyword inputs. A single entry that
+    `forward` has no parameter for, such as `inputs` or `image`, is passed by position.
 
     Raises:
         TypeError: if the batch is none of these or holds no tensor.
@@ -61,10 +63,12 @@ def split_batch(batch: Any, model: nn.Module, device: torch.device | str | None 
         args = (batch,)
     elif isinstance(batch, Mapping):
         kwargs = dict(batch)
-        label_key = next((key for key in LABEL_KEYS if key in kwargs), None)
+        inputs = _parameters(model)
+        keys = (*LABEL_KEYS, *(key for key in MAYBE_LABEL_KEYS if key not in inputs))
+        label_key = next((key for key in keys if key in kwargs), None)
         labels = kwargs.pop(label_key) if label_key else None
         args = ()
-        if len(kwargs) == 1 and next(iter(kwargs)) not in _parameters(model):
+        if len(kwargs) == 1 and next(iter(kwargs)) not in inputs:
             args, kwargs = tuple(kwargs.values()), {}
     elif isinstance(batch, tuple | list):
         args = tuple(batch)

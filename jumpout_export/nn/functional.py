@@ -57,7 +57,7 @@ def jumpout(
     Wang, Zhou, Bilmes, "Jumpout: Improved Dropout for Deep Neural Networks with ReLUs", ICML 2019, Algorithm 1:
     q = mean(x > 0); p = min(p_min + |N(0, sigma)|, p_max); p' = p / q; each element is dropped with probability p',
     the others are multiplied by (1 - p')^-0.75. `jumpout_export.nn.reference.jumpout_reference` is the same in plain
-    PyTorch, bit for bit.
+    PyTorch, bit for bit in float32 and below.
 
     The result is a function of (x, seed, settings) alone: the same on any number of threads. A dense tensor is
     processed in its memory order, so the mask belongs to the position in memory (channels_last costs nothing); any

@@ -32,7 +32,7 @@ def jumpout_reference(
     """Returns what `jumpout(x, ..., seed=seed)` returns, and the statistics; differentiable by plain autograd.
 
     Args:
-        x: (*) contiguous floating tensor.
+        x: (*) contiguous floating tensor; of another the op takes the memory order, which this does not.
         seed: () int64 tensor.
         sigma: as in `jumpout`, like all other arguments.
         p_min: smallest rate.
@@ -43,7 +43,12 @@ def jumpout_reference(
         rate_cap: largest p'.
         truncation: `shift` or `clip`.
         relu: apply ReLU first.
+
+    Raises:
+        ValueError: if x is not contiguous or a setting out of range.
     """
+    if not x.is_contiguous():
+        raise ValueError(f"x must be contiguous, got strides {x.stride()} for shape {tuple(x.shape)}")
     rate, sigma_, p_min, p_max, alpha, cap, *_ = check_settings(
         sigma, p_min, p_max, p, normalize, alpha, rate_cap, truncation, relu
     )
