@@ -5,16 +5,11 @@ Exit codes: 0 passed; 1 a check failed; 2 wrong usage; 3 could not be verified h
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import itertools
-import os
 import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,19 +18,46 @@ import typer
 from torch import nn
 
 from jumpout_export import demo as demo_module
-from jumpout_export import loading, ops, render
+from jumpout_export import loading, ops
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
-from jumpout_export.console import progress_on_stderr
+from jumpout_export.cli_options import (
+    BatchSize,
+    Data,
+    Device,
+    InputShape,
+    Json,
+    Method,
+    Model,
+    NeededData,
+    NumImages,
+    OnnxFile,
+    Providers,
+    ReportDir,
+    Seed,
+    Weights,
+)
+from jumpout_export.cli_work import (
+    FAILED,
+    NOT_VERIFIED,
+    PASSED,
+    WRONG_USAGE,
+    build_model,
+    check_folder,
+    exit_code,
+    interrupt,
+    parse_providers,
+    read_batches,
+    show,
+    try_first_batch,
+    working,
+)
 from jumpout_export.errors import JumpoutExportError, LoadError, NotVerifiableError
 from jumpout_export.export.graph import inspect_onnx
 from jumpout_export.export.publish import check_arguments, export_onnx
 from jumpout_export.export.verify import verify_onnx
-from jumpout_export.nn.batches import Progress, split_batch
-from jumpout_export.nn.randomness import rng_restored
-from jumpout_export.report import BatchNormReport, PipelineReport, Report, VerifyReport
-
-PASSED, FAILED, WRONG_USAGE, NOT_VERIFIED = 0, 1, 2, 3
+from jumpout_export.nn.batches import Progress
+from jumpout_export.report import BatchNormReport, PipelineReport
 
 app = typer.Typer(
     name="jumpout-export",
@@ -48,37 +70,6 @@ app = typer.Typer(
 )
 
 
-class Method(StrEnum):
-    """How running statistics are recalibrated."""
-
-    exact = "exact"
-    batch = "batch"
-    variance = "variance"
-
-
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="package.module:factory, a callable that returns the nn.Module")
-]
-Weights = Annotated[
-    Path | None, typer.Option(help=".safetensors, or .pt/.pth with tensors only; without it the factory's own weights")
-]
-_DATA_HELP = "folder of class sub-folders with images, .npz with inputs (and labels), or package.module:callable"
-Data = Annotated[str | None, typer.Option(help=_DATA_HELP)]
-NeededData = Annotated[str, typer.Option("--data", help=_DATA_HELP)]
-InputShape = Annotated[
-    list[str] | None,
-    typer.Option(help="without --data: shape of random inputs, 1,3,32,32 or name:1,3,32,32; repeatable"),
-]
-Providers = Annotated[str, typer.Option(help="ONNX Runtime providers to verify on: cpu, cuda or cpu,cuda")]
-Device = Annotated[str, typer.Option(help="where torch runs: cpu or cuda[:N]")]
-Seed = Annotated[int, typer.Option(help="seeds whatever is random")]
-BatchSize = Annotated[int, typer.Option(min=1, help="images per batch")]
-NumImages = Annotated[int, typer.Option("--images", min=1, help="how many images to look at")]
-Json = Annotated[bool, typer.Option("--json", help="print the report as JSON")]
-ReportDir = Annotated[Path | None, typer.Option("--report", help="write report.json, report.html and the plots here")]
-OnnxFile = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="the ONNX file")]
-
-
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/demo"),
@@ -88,10 +79,10 @@ def demo(
     json: Json = False,
 ) -> None:
     """Train on real images, check and recalibrate BatchNorm, export, verify and report."""
-    _check_folder(out, "--out")
-    with _work() as progress:
+    check_folder(out, "--out")
+    with working() as progress:
         report = demo_module.run_demo(out, data, seed, epochs, progress)
-    _finish(report, json, out)
+    show(report, json, out)
     if not json:
         # `make demo` leaves the environment of .venv inactive.
         program = "jumpout-export" if shutil.which("jumpout-export") else f"{sys.executable} -m jumpout_export"
@@ -102,7 +93,7 @@ def demo(
             "--data data.npz\n"
             f"  cd {out} && {program} check-bn model:network --weights weights_as_trained.safetensors --data data.npz"
         )
-    raise typer.Exit(_exit_code(report))
+    raise typer.Exit(exit_code(report))
 
 
 @app.command()
@@ -133,13 +124,13 @@ def export(
     report: ReportDir = None,
 ) -> None:
     """Fold, convert and verify a model; OUT.onnx appears only if every check passed."""
-    chosen = _providers(providers)
+    chosen = parse_providers(providers)
     check_arguments(out, golden, opset)
-    _check_folder(report, "--report")
-    with _work() as progress:
-        network = _model(model, weights, device)
-        batches = _batches(data, input_shape, batch_size, seed)
-        _try(network, batches)
+    check_folder(report, "--report")
+    with working() as progress:
+        network = build_model(model, weights, device)
+        batches = read_batches(data, input_shape, batch_size, seed)
+        try_first_batch(network, batches)
         batchnorm = _check_before_export(network, batches, data, recalibrate, images, progress)
         result = export_onnx(
             network,
@@ -156,8 +147,8 @@ def export(
             seed=seed,
             progress=progress,
         )
-    _finish(result, json, report)
-    raise typer.Exit(_exit_code(result))
+    show(result, json, report)
+    raise typer.Exit(exit_code(result))
 
 
 @app.command()
@@ -175,16 +166,16 @@ def verify(
     report: ReportDir = None,
 ) -> None:
     """Verify an ONNX file against a torch model in ONNX Runtime."""
-    _check_folder(report, "--report")
-    chosen = _providers(providers)
-    with _work() as progress:
-        network = _model(against, weights, device)
-        batches = _batches(data, input_shape, batch_size, seed)
-        _try(network, batches)
+    check_folder(report, "--report")
+    chosen = parse_providers(providers)
+    with working() as progress:
+        network = build_model(against, weights, device)
+        batches = read_batches(data, input_shape, batch_size, seed)
+        try_first_batch(network, batches)
         inputs = list(itertools.islice(batches, 4))
         result = verify_onnx(file, network, inputs, chosen, seed=seed, progress=progress)
-    _finish(result, json, report)
-    raise typer.Exit(_exit_code(result))
+    show(result, json, report)
+    raise typer.Exit(exit_code(result))
 
 
 @app.command("check-bn")
@@ -202,14 +193,14 @@ def check_bn(
     report: ReportDir = None,
 ) -> None:
     """Check whether the stored BatchNorm statistics agree with what serving sees."""
-    _check_folder(report, "--report")
-    with _work() as progress:
-        network = _model(model, weights, device)
-        batches = _batches(data, None, batch_size, seed)
-        _try(network, batches)
+    check_folder(report, "--report")
+    with working() as progress:
+        network = build_model(model, weights, device)
+        batches = read_batches(data, None, batch_size, seed)
+        try_first_batch(network, batches)
         result = check_batchnorm(network, batches, images=images, warn=warn, fail=fail, progress=progress)
-    _finish(result, json, report)
-    raise typer.Exit(_exit_code(result))
+    show(result, json, report)
+    raise typer.Exit(exit_code(result))
 
 
 @app.command("recalibrate-bn")
@@ -230,17 +221,17 @@ def recalibrate_bn(
     report: ReportDir = None,
 ) -> None:
     """Recalibrate the BatchNorm statistics on the data and save the weights as safetensors."""
-    _check_folder(report, "--report")
+    check_folder(report, "--report")
     if (output is None) != dry_run:
         raise LoadError("give either -o NEW.safetensors or --dry-run")
     if output is not None and output.suffix != ".safetensors":
         raise LoadError(f"-o {output} must end in .safetensors")
     if output is not None and not output.parent.is_dir():
         raise LoadError(f"-o {output}: the folder {output.parent} does not exist")
-    with _work() as progress:
-        network = _model(model, weights, device)
-        batches = _batches(data, None, batch_size, seed)
-        _try(network, batches)
+    with working() as progress:
+        network = build_model(model, weights, device)
+        batches = read_batches(data, None, batch_size, seed)
+        try_first_batch(network, batches)
         before = check_batchnorm(network, batches, images=images, progress=progress)
         recalibrate_batchnorm(network, batches, method.value, images=images, progress=progress)
         after = check_batchnorm(network, batches, images=images, progress=progress)
@@ -253,17 +244,17 @@ def recalibrate_bn(
     )
     if output is not None:
         loading.save_weights(network, output)
-    _finish(result, json, report)
-    raise typer.Exit(_exit_code(result))
+    show(result, json, report)
+    raise typer.Exit(exit_code(result))
 
 
 @app.command()
 def inspect(file: OnnxFile, json: Json = False, report: ReportDir = None) -> None:
     """Prove without running it that an ONNX file holds nothing random and nothing in training mode."""
-    _check_folder(report, "--report")
+    check_folder(report, "--report")
     result = inspect_onnx(file)
-    _finish(result, json, report)
-    raise typer.Exit(_exit_code(result))
+    show(result, json, report)
+    raise typer.Exit(exit_code(result))
 
 
 @app.command()
@@ -288,7 +279,7 @@ def info(json: Json = False) -> None:
 def main() -> NoReturn:
     """Runs the command line and ends the process with its exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     try:
         app()
     except LoadError as error:
@@ -307,77 +298,9 @@ def main() -> NoReturn:
     sys.exit(PASSED)
 
 
-class _Interrupted(SystemExit):
-    """Ends with 128 + the signal's number, as a shell reports it, and runs every `finally` on the way out."""
-
-
-def _interrupt(number: int, _: object) -> NoReturn:
-    # Typer would end with 1, which means that a check failed.
-    typer.echo("interrupted", err=True)
-    raise _Interrupted(128 + number)
-
-
-@contextlib.contextmanager
-def _work() -> Iterator[Progress]:
-    """Shows progress on stderr, where prints of the user's code go too, and lets no exit of that code pass for ours."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr), progress_on_stderr() as progress:
-            yield progress
-    except _Interrupted:
-        raise
-    except SystemExit as error:
-        raise NotVerifiableError(
-            f"the code of the model or the data ended the process, sys.exit({error.code})"
-        ) from error
-
-
-def _check_folder(folder: Path | None, option: str) -> None:
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise LoadError(f"{option} {folder} must be a folder, it is a file")
-
-
 def _fail(error: object, code: int) -> NoReturn:
     typer.echo(f"error: {error}", err=True)
     sys.exit(code)
-
-
-def _model(spec: str, weights: Path | None, device: str) -> nn.Module:
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise LoadError(f"--device must be cpu or cuda[:N], got {device!r}") from error
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise NotVerifiableError(f"--device {device}: torch {torch.__version__} sees no usable CUDA device")
-    model = loading.load_model(spec)
-    if weights is not None:
-        loading.load_weights(model, weights)
-    return model.to(target)
-
-
-def _try(network: nn.Module, batches: Any) -> None:
-    """Raises a LoadError if a copy of the model cannot run the first batch."""
-    try:
-        batch = split_batch(next(iter(batches)), network, next(network.parameters(), torch.empty(0)).device)
-    except StopIteration:
-        return  # an empty loader has its own message
-    except TypeError as error:
-        raise LoadError(f"--data: {error}") from error
-    try:
-        with torch.no_grad(), rng_restored():
-            batch(copy.deepcopy(network).eval())
-    except Exception as error:
-        tensors = [value for value in (*batch.args, *batch.kwargs.values()) if isinstance(value, torch.Tensor)]
-        inputs = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
-        hint = "; convert images to float in [0, 1]" if any(x.dtype == torch.uint8 for x in tensors) else ""
-        raise LoadError(f"the model cannot run a batch of {inputs}: {type(error).__name__}: {error}{hint}") from error
-
-
-def _batches(data: str | None, shapes: list[str] | None, batch_size: int, seed: int) -> Any:
-    if (data is None) == (not shapes):
-        raise LoadError("give either --data or --input-shape")
-    if data is not None:
-        return loading.load_data(data, batch_size, seed)
-    return loading.random_batches(shapes or [], seed)
 
 
 def _check_before_export(
@@ -393,40 +316,6 @@ def _check_before_export(
     if recalibrate:
         recalibrate_batchnorm(network, batches, images=images, progress=progress)
     return check_batchnorm(network, batches, images=images, progress=progress)
-
-
-def _providers(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
-    if not names or set(names) - {"cpu", "cuda"}:
-        raise LoadError(f"--providers must be cpu, cuda or cpu,cuda, got {text!r}")
-    return names
-
-
-def _finish(report: Report, json: bool, directory: Path | None) -> None:
-    if directory is not None:
-        render.write_report(report, directory)
-    try:
-        if json:
-            typer.echo(report.model_dump_json(indent=2))
-        else:
-            render.render_terminal(report)
-        sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # `| head` has seen enough (rich then exits); the verdict stays the verdict
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _exit_code(report: Report) -> int:
-    if report:
-        return PASSED
-    if isinstance(report, BatchNormReport):
-        return NOT_VERIFIED if report.verdict == "inconclusive" else FAILED
-    if isinstance(report, VerifyReport):
-        failed = any(check.verdict == "fail" for check in report.checks) or any(
-            provider.verdict == "fail" for provider in report.providers.values()
-        )
-        return FAILED if failed else NOT_VERIFIED
-    codes = [_exit_code(part) for part in (report.batchnorm, report.export) if part is not None]
-    return FAILED if FAILED in codes else NOT_VERIFIED
 
 
 def _onnxruntime_providers() -> str:

@@ -20,10 +20,20 @@ LAYERS = {
     "batchnorm": 3,
     "export": 3,
     "console": 4,
+    "cli_options": 4,
+    "cli_work": 4,
     "demo": 4,
     "cli": 4,
 }
-WITHIN_LAYER = {("render", "report"), ("render", "errors"), ("report", "errors"), ("cli", "console"), ("cli", "demo")}
+WITHIN_LAYER = {
+    ("render", "report"),
+    ("render", "errors"),
+    ("report", "errors"),
+    ("cli", "demo"),
+    ("cli", "cli_options"),
+    ("cli", "cli_work"),
+    ("cli_work", "console"),
+}
 NO_TORCH = ("errors", "report", "render")
 
 

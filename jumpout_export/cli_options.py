@@ -1,0 +1,38 @@
+"""The command line's arguments and options, each described once."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Method(StrEnum):
+    """How running statistics are recalibrated."""
+
+    exact = "exact"
+    batch = "batch"
+    variance = "variance"
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="package.module:factory, a callable that returns the nn.Module")
+]
+Weights = Annotated[
+    Path | None, typer.Option(help=".safetensors, or .pt/.pth with tensors only; without it the factory's own weights")
+]
+_DATA_HELP = "folder of class sub-folders with images, .npz with inputs (and labels), or package.module:callable"
+Data = Annotated[str | None, typer.Option(help=_DATA_HELP)]
+NeededData = Annotated[str, typer.Option("--data", help=_DATA_HELP)]
+InputShape = Annotated[
+    list[str] | None,
+    typer.Option(help="without --data: shape of random inputs, 1,3,32,32 or name:1,3,32,32; repeatable"),
+]
+Providers = Annotated[str, typer.Option(help="ONNX Runtime providers to verify on: cpu, cuda or cpu,cuda")]
+Device = Annotated[str, typer.Option(help="where torch runs: cpu or cuda[:N]")]
+Seed = Annotated[int, typer.Option(help="seeds whatever is random")]
+BatchSize = Annotated[int, typer.Option(min=1, help="images per batch")]
+NumImages = Annotated[int, typer.Option("--images", min=1, help="how many images to look at")]
+Json = Annotated[bool, typer.Option("--json", help="print the report as JSON")]
+ReportDir = Annotated[Path | None, typer.Option("--report", help="write report.json, report.html and the plots here")]
+OnnxFile = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="the ONNX file")]

@@ -1,0 +1,146 @@
+"""What each command does around its one call: build the model, read the data, show the report, choose the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import typer
+from torch import nn
+
+from jumpout_export import loading, render
+from jumpout_export.console import progress_on_stderr
+from jumpout_export.errors import LoadError, NotVerifiableError
+from jumpout_export.nn.batches import Progress, split_batch
+from jumpout_export.nn.randomness import rng_restored
+from jumpout_export.report import BatchNormReport, Report, VerifyReport
+
+PASSED, FAILED, WRONG_USAGE, NOT_VERIFIED = 0, 1, 2, 3
+
+
+class Interrupted(SystemExit):
+    """Ends with 128 + the signal's number, as a shell reports it, and runs every `finally` on the way out."""
+
+
+def interrupt(number: int, _: object) -> NoReturn:
+    """Signal handler: says so and ends the process."""
+    # Typer would end with 1, which means that a check failed.
+    typer.echo("interrupted", err=True)
+    raise Interrupted(128 + number)
+
+
+@contextlib.contextmanager
+def working() -> Iterator[Progress]:
+    """Shows progress on stderr, where prints of the user's code go too, and lets no exit of that code pass for ours."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr), progress_on_stderr() as progress:
+            yield progress
+    except Interrupted:
+        raise
+    except SystemExit as error:
+        raise NotVerifiableError(
+            f"the code of the model or the data ended the process, sys.exit({error.code})"
+        ) from error
+
+
+def check_folder(folder: Path | None, option: str) -> None:
+    """Raises a LoadError if a file is in the place of the folder that `option` names."""
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise LoadError(f"{option} {folder} must be a folder, it is a file")
+
+
+def build_model(spec: str, weights: Path | None, device: str) -> nn.Module:
+    """Returns the model that a factory makes, with its weights, on `device`.
+
+    Raises:
+        LoadError: if one of them is wrong.
+        NotVerifiableError: if CUDA is asked for and unusable.
+    """
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise LoadError(f"--device must be cpu or cuda[:N], got {device!r}") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise NotVerifiableError(f"--device {device}: torch {torch.__version__} sees no usable CUDA device")
+    model = loading.load_model(spec)
+    if weights is not None:
+        loading.load_weights(model, weights)
+    return model.to(target)
+
+
+def try_first_batch(network: nn.Module, batches: Any) -> None:
+    """Raises a LoadError if a copy of the model cannot run the first batch."""
+    try:
+        batch = split_batch(next(iter(batches)), network, next(network.parameters(), torch.empty(0)).device)
+    except StopIteration:
+        return  # an empty loader has its own message
+    except TypeError as error:
+        raise LoadError(f"--data: {error}") from error
+    try:
+        with torch.no_grad(), rng_restored():
+            batch(copy.deepcopy(network).eval())
+    except Exception as error:
+        tensors = [value for value in (*batch.args, *batch.kwargs.values()) if isinstance(value, torch.Tensor)]
+        inputs = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
+        hint = "; convert images to float in [0, 1]" if any(x.dtype == torch.uint8 for x in tensors) else ""
+        raise LoadError(f"the model cannot run a batch of {inputs}: {type(error).__name__}: {error}{hint}") from error
+
+
+def read_batches(data: str | None, shapes: list[str] | None, batch_size: int, seed: int) -> Any:
+    """Returns batches from `--data`, or random ones for `--input-shape`.
+
+    Raises:
+        LoadError: if both or none are given, or the data cannot be read.
+    """
+    if (data is None) == (not shapes):
+        raise LoadError("give either --data or --input-shape")
+    if data is not None:
+        return loading.load_data(data, batch_size, seed)
+    return loading.random_batches(shapes or [], seed)
+
+
+def parse_providers(text: str) -> tuple[str, ...]:
+    """Returns the ONNX Runtime providers in a comma-separated list.
+
+    Raises:
+        LoadError: if one is unknown.
+    """
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    if not names or set(names) - {"cpu", "cuda"}:
+        raise LoadError(f"--providers must be cpu, cuda or cpu,cuda, got {text!r}")
+    return names
+
+
+def show(report: Report, json: bool, directory: Path | None) -> None:
+    """Writes the report to `directory`, where one is given, and prints it on stdout."""
+    if directory is not None:
+        render.write_report(report, directory)
+    try:
+        if json:
+            typer.echo(report.model_dump_json(indent=2))
+        else:
+            render.render_terminal(report)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # `| head` has seen enough (rich then exits); the verdict stays the verdict
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def exit_code(report: Report) -> int:
+    """Returns the exit code that says what the report says."""
+    if report:
+        return PASSED
+    if isinstance(report, BatchNormReport):
+        return NOT_VERIFIED if report.verdict == "inconclusive" else FAILED
+    if isinstance(report, VerifyReport):
+        failed = any(check.verdict == "fail" for check in report.checks) or any(
+            provider.verdict == "fail" for provider in report.providers.values()
+        )
+        return FAILED if failed else NOT_VERIFIED
+    codes = [exit_code(part) for part in (report.batchnorm, report.export) if part is not None]
+    return FAILED if FAILED in codes else NOT_VERIFIED
