@@ -10,15 +10,17 @@ class MissingExtensionError(JumpoutExportError, ImportError):
 
 
 class NotFoldableError(JumpoutExportError):
-    """The model draws random numbers in eval mode, so no deterministic graph equals it.
+    """No deterministic graph equals the model's eval network: it draws random numbers or keeps a state in eval mode.
 
     Attributes:
         modules: paths of the modules that draw, in call order.
+        check: the report's check that fails: `randomness`, `state` or `copy`.
     """
 
-    def __init__(self, message: str, modules: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, modules: tuple[str, ...] = (), check: str = "randomness") -> None:
         super().__init__(message)
         self.modules = modules
+        self.check = check
 
 
 class ConversionError(JumpoutExportError):

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from jumpout_export.export.budget import FACTOR, FLOOR, error_limit
-from jumpout_export.export.compare import Comparison, Scale
+from jumpout_export.export.budget import CAP, FACTOR, FLOOR, WITHOUT_REFERENCE, ceiling, relative_limits
+from jumpout_export.export.compare import Comparison
 from jumpout_export.export.quiet import converter_log
 from jumpout_export.export.reference import Expected, Reference
 from jumpout_export.export.samples import rows, samples
+from jumpout_export.export.scale import Scale
 from jumpout_export.export.signature import onnx_batch, outputs
 
 EPS = torch.finfo(torch.float32).eps
@@ -28,56 +29,171 @@ def batch_of(*values):
 
 
 def test_the_limit_is_the_documented_formula():
-    assert error_limit(1e-3, 10.0, torch.float32, True) == FACTOR * 1e-3 + FLOOR * EPS * 10
-    assert error_limit(1e-3, 10.0, torch.float32, False) == 1e-3  # 1e-4 of the largest output
-    assert error_limit(0.0, 1.0, torch.float64, True) == FLOOR * torch.finfo(torch.float64).eps
-    assert error_limit(1.0, 1.0, torch.int64, True) == 0.0
-    assert error_limit(0.0, 1.0, torch.float16, False) == FLOOR * torch.finfo(torch.float16).eps
+    own = torch.tensor([1e-6, 1e-5, 1e-4], dtype=torch.float64)
+    limits = relative_limits(own, torch.float32, True)
+    # No channel is held to less than half of them show.
+    torch.testing.assert_close(limits, FACTOR * torch.tensor([1e-5, 1e-5, 1e-4], dtype=torch.float64) + FLOOR * EPS)
+    assert relative_limits(own, torch.float32, False).tolist() == [WITHOUT_REFERENCE * EPS] * 3
+    double = WITHOUT_REFERENCE * torch.finfo(torch.float64).eps  # a float64 model has no better reference
+    assert relative_limits(own, torch.float64, True).tolist() == [double] * 3 < [CAP[torch.float64]] * 3
+    half = relative_limits(torch.zeros(1), torch.float16, True)
+    assert half.item() == 2 * torch.finfo(torch.float16).eps < ceiling(torch.float16)
+    assert relative_limits(own, torch.int64, True).tolist() == [0, 0, 0]
+    assert (ceiling(torch.int64), ceiling(torch.bool)) == (0, 0)
 
 
-def compared(got, own=(1.0, 2.0), exact=(1.0, 2.0), must_repeat=False):
-    expected = Expected("y", torch.tensor([own]), torch.tensor([exact], dtype=torch.float64))
+def verdicts(got, own, exact=None, group="data", prime=()):
+    """The checks by name of one comparison of `got` with what PyTorch says."""
+    own = torch.as_tensor(own)
+    exact = own if exact is None else torch.as_tensor(exact)
+    expected = Expected("y", own, exact.double() if own.is_floating_point() else exact)
     scale = Scale()
+    for values in prime:
+        scale.prime(Expected("y", values, values.double()))
     scale.add(expected)
-    comparison = Comparison("cpu/off", must_repeat)
-    comparison.add("data", 5, [expected], [got])
-    return {check.name: check for check in comparison.checks({("data", "y"): scale}, has_reference=True)}
+    comparison = Comparison("cpu/off", False, {("data", "y"): scale, ("random", "y"): scale})
+    comparison.add(group, 5, [expected], [torch.as_tensor(got)])
+    checks = comparison.checks(has_reference=True)
+    return {check.name.removeprefix(f"cpu/off/{group}/"): check for check in checks}
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(0.9, "pass"), (1.1, "fail")])
-def test_an_error_just_inside_passes_and_just_outside_fails(factor, verdict):
+def verdict(*arguments, **named):
+    return verdicts(*arguments, **named)["worst error"].verdict
+
+
+@pytest.mark.parametrize(("factor", "result"), [(0.9, "pass"), (1.1, "fail")])
+def test_an_error_just_inside_passes_and_just_outside_fails(factor, result):
     own = 2.0 + 1e-4
-    error = factor * (FACTOR * (torch.tensor(own).item() - 2.0) + FLOOR * EPS * 2)
-    checks = compared(torch.tensor([[1.0, 2.0 + error]]), own=(1.0, own))
-    worst = checks["cpu/off/data/worst error"]
-    assert worst.verdict == verdict
+    share = (torch.tensor(own).item() - 2.0) / 2
+    error = 2 * factor * (FACTOR * share + FLOOR * EPS)
+    checks = verdicts([[1.0, 2.0 + error]], [[1.0, own]], [[1.0, 2.0]])
+    worst = checks["worst error"]
+    assert worst.verdict == result
     assert worst.measured == pytest.approx(error, rel=1e-2)
     assert worst.note == "output `y`, image 5, index (1,); 1 images, top-1 agrees on 1"
 
 
 def test_a_network_that_outputs_zero_may_not_output_anything_else():
-    assert compared(torch.zeros(1, 2), own=(0.0, 0.0), exact=(0.0, 0.0))["cpu/off/data/worst error"].verdict == "pass"
-    wrong = compared(torch.tensor([[0.0, 1e-30]]), own=(0.0, 0.0), exact=(0.0, 0.0))["cpu/off/data/worst error"]
+    assert verdict(torch.zeros(1, 2), torch.zeros(1, 2)) == "pass"
+    wrong = verdicts([[0.0, 1e-30]], torch.zeros(1, 2))["worst error"]
     assert (wrong.verdict, wrong.limit) == ("fail", 0.0)
 
 
 def test_nan_in_one_value_does_not_make_the_limit_infinite():
-    nan = math.nan
-    checks = compared(torch.tensor([[nan, 3.0]]), own=(nan, 2.0), exact=(nan, 2.0))
+    checks = verdicts([[math.nan, 3.0]], [[math.nan, 2.0]])
     assert checks["cpu/off/finite"].verdict == "fail"
-    worst = checks["cpu/off/data/worst error"]
-    assert (worst.verdict, worst.measured) == ("fail", math.inf)
-    assert worst.limit < 1e-5
+    assert checks["worst error"].verdict == "fail"
+    assert checks["worst error"].limit < 1e-5
+    assert verdict([[math.nan, 2.0]], [[1.0, 2.0]]) == "fail"
+
+
+def test_torchs_own_error_buys_no_limit_above_the_ceiling():
+    """Own errors of the output's size, as of sin(1e7 x): even a hundredth of them is too much."""
+    exact = torch.randn(50, 3)
+    own = exact + torch.randn(50, 3)
+    assert verdict(exact, own, exact) == "pass"
+    assert verdict(exact + 0.5 * CAP[torch.float32] * exact.abs().median(), own, exact) == "pass"
+    wrong = verdicts(exact + 0.01, own, exact)["worst error"]
+    assert (wrong.verdict, wrong.measured > 5 * wrong.limit) == ("fail", True)
+
+
+@pytest.mark.parametrize("shape", [(64, 5), (64, 5, 3, 3), (64, 5, 7)])
+def test_one_huge_channel_loosens_no_other(shape):
+    torch.manual_seed(0)
+    exact = torch.randn(shape)
+    exact[:, 0] *= 1e9
+    wrong = exact.clone()
+    wrong[:, 3] *= 1.0001
+    found = verdicts(wrong, exact)["worst error"]
+    assert found.verdict == "fail"
+    assert "index (3," in found.note
+    assert verdict(exact * (1 + EPS), exact) == "pass"
+
+
+def test_one_huge_image_loosens_no_other_and_may_have_its_own_errors():
+    torch.manual_seed(0)
+    exact = torch.randn(64, 4)
+    exact[7] *= 1e5
+    right = exact.clone()
+    right[7] += 1e5 * 4 * EPS
+    assert verdict(right, exact) == "pass"
+    right[8] += 1e-3
+    assert verdicts(right, exact)["worst error"].note.startswith("output `y`, image 13, index")
+
+
+@pytest.mark.parametrize("mask", [-1e4, -1e9, torch.finfo(torch.float32).min])
+def test_masked_values_loosen_nothing_wherever_they_are(mask):
+    torch.manual_seed(0)
+    values = torch.randn(32, 6, 8)
+    exact = values.masked_fill(values > -0.3, mask)  # more than half of them
+    assert verdict(exact, exact) == "pass"
+    wrong = torch.where(exact == mask, exact, exact + 1e-4)
+    assert verdict(wrong, exact) == "fail"
+
+
+def test_a_mask_with_the_smallest_float64_means_the_smallest_float32():
+    own, exact = torch.randn(8, 3), torch.randn(8, 3, dtype=torch.float64)
+    own[:, 1], exact[:, 1] = torch.finfo(torch.float32).min, torch.finfo(torch.float64).min
+    exact[:, [0, 2]] = own[:, [0, 2]].double()
+    assert verdict(own, own, exact) == "pass"
+
+
+def test_a_channel_of_rounding_errors_passes_beside_channels_of_values():
+    """A dead channel after BatchNorm: the rounding of what came before, times 1 / sqrt(eps)."""
+    torch.manual_seed(0)
+    exact, own, got = (torch.randn(32, 4), *(torch.randn(32) * 1e-5 for _ in range(2)))
+    exact[:, 2] = 0
+    first, second = exact.clone(), exact.clone()
+    first[:, 2], second[:, 2] = own, got
+    assert verdict(second, first, exact) == "pass"
+    second[:, 2] *= 1000
+    assert verdict(second, first, exact) == "fail"
+
+
+def test_one_value_near_zero_in_one_image_is_no_small_channel():
+    """Its size is that of its channel in other images, which are known before the comparison."""
+    torch.manual_seed(0)
+    others = torch.randn(40, 3)
+    exact, got = torch.tensor([[0.5, 1e-6, -1.0]]), torch.tensor([[0.5, 1e-6 + 5e-7, -1.0]])
+    assert verdict(got, exact, prime=[others]) == "pass"
+    assert verdict(got, exact, prime=[others * torch.tensor([1.0, 1e-5, 1.0])]) == "fail"
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (1, 1), (6, 1), (2, 3, 4, 5)])
+def test_outputs_of_any_shape_are_compared(shape):
+    torch.manual_seed(0)
+    exact = torch.randn(shape)
+    assert verdict(exact, exact) == "pass"
+    assert verdict(exact * 1.001, exact) == "fail"
+
+
+def test_an_open_second_dimension_is_compared():
+    scale = Scale()
+    comparison = Comparison("cpu/off", False, {("data", "y"): scale})
+    for length in (1, 7, 2):
+        expected = Expected("y", torch.ones(3, length), torch.ones(3, length, dtype=torch.float64))
+        scale.add(expected)
+        comparison.add("data", 0, [expected], [torch.ones(3, length) + (0.5 if length == 7 else 0)])
+    check = next(check for check in comparison.checks(has_reference=True) if "worst" in check.name)
+    assert (check.verdict, check.measured) == ("fail", 0.5)
+
+
+def test_another_top_1_fails_unless_it_is_a_tie():
+    exact = torch.tensor([[1.0, 2.0, 2.0 + 1e-7], [3.0, 1.0, 2.0]], dtype=torch.float64)
+    tie = verdicts([[1.0, 2.0 + 1e-6, 2.0], [3.0, 1.0, 2.0]], exact.float(), exact)
+    assert tie["top-1"].verdict == "pass"
+    assert tie["worst error"].verdict == "pass"
+    assert tie["worst error"].note.endswith("2 images, top-1 agrees on 1")
+    wrong = verdicts([[1.0, 2.0, 2.0], [1.0, 3.0, 2.0]], exact.float(), exact)["top-1"]
+    assert (wrong.verdict, wrong.measured) == ("fail", 1)
+    assert wrong.note == "output `y`: another class on 1 of 2 images"
+    assert "top-1" not in verdicts(torch.ones(3, 1), torch.ones(3, 1))
 
 
 def test_integers_may_equal_either_precision_and_nothing_else():
-    expected = Expected("top", torch.tensor([1, 4]), torch.tensor([1, 5]))
-    for got, verdict in (([1, 4], "pass"), ([1, 5], "pass"), ([1, 6], "fail")):
-        scale, comparison = Scale(), Comparison("cpu/off", must_repeat=False)
-        scale.add(expected)
-        comparison.add("batch=2", 0, [expected], [torch.tensor(got)])
-        check = comparison.checks({("data", "top"): scale}, has_reference=True)[-1]
-        assert (check.verdict, check.limit) == (verdict, 0.0)
+    for got, result in (([1, 4], "pass"), ([1, 5], "pass"), ([1, 6], "fail")):
+        check = verdicts(got, [1, 4], torch.tensor([1, 5]), group="batch=2")["worst error"]
+        assert (check.verdict, check.limit) == (result, 0.0)
 
 
 def test_all_images_are_compared_and_small_batches_and_noise_too():

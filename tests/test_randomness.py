@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from jumpout_export import Jumpout
-from jumpout_export.nn.randomness import random_calls, rng_restored, runs_agree, same_bits
+from jumpout_export.nn.randomness import random_calls, repeated, rng_restored, same_bits
 from jumpout_export.nn.stochastic import stochastic_layers
 
 
@@ -62,7 +62,7 @@ def test_a_random_call_is_found_with_its_module(draw, operator):
 def test_a_deterministic_call_is_not(draw):
     model = Inner(draw).eval()
     assert random_calls(model, lambda: model(torch.ones(5, 5))) == []
-    assert runs_agree(lambda: model(torch.ones(5, 5)))
+    assert repeated(lambda: model(torch.ones(5, 5)), other_seed=True)[1]
 
 
 def test_jumpout_in_train_mode_is_found():
@@ -73,7 +73,8 @@ def test_jumpout_in_train_mode_is_found():
 
 
 def test_a_hidden_generator_shows_as_two_runs_that_differ():
-    assert not runs_agree(lambda: torch.ones(3) * NUMPY.random())
+    for other_seed in (True, False):
+        assert not repeated(lambda: torch.ones(3) * NUMPY.random(), other_seed=other_seed)[1]
 
 
 def test_looking_moves_no_generator_and_leaves_no_hook():
@@ -139,3 +140,62 @@ def test_stochastic_layers_are_known_by_name():
         ("d", "RReLU", "keep"),
         ("e", "LSTM", "keep"),
     ]
+
+
+@torch.library.custom_op("jumpout_export_tests::noise", mutates_args=())
+def hidden_noise(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.rand_like(x)
+
+
+@hidden_noise.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+def test_noise_inside_a_custom_operator_is_found():
+    model = nn.Sequential(nn.Identity(), Inner(torch.ops.jumpout_export_tests.noise)).eval()
+    (call,) = random_calls(model, lambda: model(torch.ones(5)))
+    assert (call.operator, call.module) == ("jumpout_export_tests.noise.default", "1")
+
+
+def test_a_torch_generator_that_no_operator_moved_is_found():
+    model = Inner(lambda x: x + 0 * torch.default_generator.manual_seed(len(x)).initial_seed())
+    state = torch.get_rng_state()
+    (call,) = random_calls(model, lambda: model(torch.ones(5)))
+    assert call.operator == "torch generator"
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_second_run_may_start_from_other_states():
+    def run():
+        return torch.rand(3), np.random.rand(), random.random()
+
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    assert repeated(run, other_seed=False)[1]
+    assert not repeated(run, other_seed=True)[1]
+    assert not repeated(lambda: np.random.rand(), other_seed=True)[1]
+    assert not repeated(lambda: random.random(), other_seed=True)[1]
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())
+
+
+def test_a_single_value_with_any_stride_has_its_bytes():
+    column = torch.arange(6.0).reshape(2, 3)[:1, 1]
+    assert same_bits(column.as_strided((1,), (3,)), column.clone())
+
+
+def test_torch_cond_is_looked_into_and_runs_afterwards():
+    class Branch(nn.Module):
+        def __init__(self, otherwise):
+            super().__init__()
+            self.linear, self.otherwise = nn.Linear(4, 3), otherwise
+
+        def forward(self, x):
+            return torch.cond(x.sum() > 0, lambda x: self.linear(x), lambda x: self.otherwise(self.linear(x)), (x,))
+
+    calm, noisy, x = Branch(torch.neg).eval(), Branch(lambda y: y + torch.rand_like(y)).eval(), -torch.ones(2, 4)
+    with torch.no_grad():
+        assert random_calls(calm, lambda: calm(x)) == []
+        assert calm(x).shape == (2, 3)
+        assert [call.operator for call in random_calls(noisy, lambda: noisy(x))] == ["cond"]
+        assert noisy(x).shape == (2, 3)

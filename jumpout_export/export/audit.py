@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.checks import counted, joined
 from jumpout_export.export.locate import first_difference
-from jumpout_export.nn.randomness import RandomCall, random_calls, rng_restored, same_bits
+from jumpout_export.nn.randomness import RandomCall, random_calls, repeated
 from jumpout_export.report import Check
 
 _DIFFERS = "two runs differ, by a random generator that torch does not own or a state that forward changes,"
@@ -65,15 +65,13 @@ def refuse_randomness(model: nn.Module, run: Callable[[], Any], allow: Iterable[
     allow = tuple(allow)
     found = [_placed(model, run, call) for call in random_calls(model, run)]
     calls = [call for call in dict.fromkeys(found) if not allowed(call.module, allow)]
-    # Not the run that `random_calls` watched: a watched operator may take another path and round differently.
-    with torch.no_grad():
-        with rng_restored():
-            result = run()
-        with rng_restored():
-            agree = bool(found) or same_bits(result, run())
+    # Not the run that `random_calls` watched: a watched operator may take another path and round differently. Where
+    # noise was found, both runs get the same, so that what differs is drawn from a generator nobody else sees.
+    result, agree = repeated(run, other_seed=not found)
     if not agree:
-        call = first_difference(model, run, _DIFFERS) or RandomCall(_DIFFERS)
-        calls = [] if allowed(call.module, allow) else [call]
+        call = first_difference(model, run, _DIFFERS, private=True) or RandomCall(_DIFFERS)
+        if not allowed(call.module, allow):
+            calls.append(call)
     if calls:
         places = tuple(dict.fromkeys(call.module for call in calls))
         raise NotFoldableError(

@@ -9,47 +9,98 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jumpout_export.export.budget import error_limit
+from jumpout_export.export.budget import ceiling, relative_limits
 from jumpout_export.export.checks import counted
 from jumpout_export.export.reference import Expected
+from jumpout_export.export.scale import Scale, Scales, in_channels, relative, representable, source
 from jumpout_export.report import Check
 
 
+@dataclass(frozen=True)
+class Place:
+    """One error, the size it is measured against, both in the output's unit, and where it is."""
+
+    error: float
+    size: float
+    sample: int
+    index: tuple[int, ...]
+
+
 @dataclass
-class Scale:
-    """Of one output: the largest reference value and torch's own largest error, over everything compared."""
+class Largest:
+    """The largest errors in units of the size, one per channel (or one in all).
 
-    size: float = 0.0
-    own_error: float = 0.0
-    dtype: torch.dtype = torch.float32
+    Attributes:
+        shares: in units of the size, largest first seen kept.
+        errors, sizes: in the output's unit.
+        samples: numbers of the images.
+        rest: positions within image and channel, counted through.
+        shape: of an image's channel.
+    """
 
-    def add(self, expected: Expected) -> None:
-        """Takes in one batch."""
-        self.dtype = expected.own.dtype
-        if expected.own.numel() and self.dtype.is_floating_point:
-            # What is not finite fails a check of its own; it must not make the limit infinite.
-            self.size = max(self.size, _largest(expected.exact))
-            self.own_error = max(self.own_error, _largest(expected.own.double() - expected.exact))
+    shares: Tensor
+    errors: Tensor
+    sizes: Tensor
+    samples: Tensor
+    rest: Tensor
+    shape: torch.Size
 
+    @classmethod
+    def of(cls, error: Tensor, size: Tensor, start: int, shape: torch.Size) -> Largest:
+        """Returns those of one batch: errors and sizes as images x channels x the rest of `shape`."""
+        error, size = (values.transpose(0, 1).reshape(values.shape[1], -1) for values in (error, size))
+        shares, places = relative(error, size).max(1)
+        length = math.prod(shape[2:])
+        at = places[:, None]
+        samples, rest = start + places // length, places % length
+        return cls(shares, error.gather(1, at)[:, 0], size.gather(1, at)[:, 0], samples, rest, shape[2:])
 
-# By (source, output name): random images may be of another size than real ones, so each source has its own.
-Scales = dict[tuple[str, str], Scale]
+    def merged(self, other: Largest) -> Largest:
+        """Returns the larger ones."""
+        if len(other.shares) != len(self.shares):  # dimension 1 is open: its indices mean something else now
+            return other if float(other.shares.max()) > float(self.shares.max()) else self
+        more = other.shares > self.shares
+        return Largest(
+            shares=torch.where(more, other.shares, self.shares),
+            errors=torch.where(more, other.errors, self.errors),
+            sizes=torch.where(more, other.sizes, self.sizes),
+            samples=torch.where(more, other.samples, self.samples),
+            rest=torch.where(more, other.rest, self.rest),
+            shape=self.shape,
+        )
 
-
-def source(group: str) -> str:
-    """Returns `random` or `data`, the kind of images a group of samples holds."""
-    return "random" if group.startswith("random") else "data"
+    def against(self, limits: Tensor) -> tuple[float, Place, float]:
+        """Returns the largest share of its limit, where that is, and the limit there in the output's unit."""
+        if len(limits) != len(self.shares):
+            limits = (limits.max() if len(limits) else torch.tensor(0.0)).expand(len(self.shares))
+        shares = relative(self.shares, limits.double())
+        channel = int(shares.argmax())
+        inner = torch.unravel_index(self.rest[channel], self.shape) if self.shape else ()
+        place = Place(
+            float(self.errors[channel]),
+            float(self.sizes[channel]),
+            int(self.samples[channel]),
+            (channel, *(int(axis) for axis in inner)),
+        )
+        return float(shares[channel]), place, float(limits[channel]) * place.size
 
 
 @dataclass
 class Worst:
-    """The largest error of one output within one group, and where it is."""
+    """The largest errors of one output within one group, and how its largest classes differ.
 
-    error: float = -1.0
-    sample: int = 0
-    index: tuple[int, ...] = ()
+    Attributes:
+        fine: against each channel's size.
+        coarse: against the ceiling's size.
+        margins: for every image with another top-1, the reference's margin in units of the size.
+        images: compared.
+        has_top1: whether the output is images x two classes or more.
+    """
+
+    fine: Largest | None = None
+    coarse: Largest | None = None
+    margins: list[float] = field(default_factory=list)
     images: int = 0
-    top1_same: int = 0
     has_top1: bool = False
 
 
@@ -59,6 +110,7 @@ class Comparison:
 
     label: str
     must_repeat: bool
+    scales: Scales
     problems: list[str] = field(default_factory=list)
     non_finite: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     differing_runs: list[str] = field(default_factory=list)
@@ -67,7 +119,7 @@ class Comparison:
     worst: dict[tuple[str, str], Worst] = field(default_factory=dict)
 
     def add(self, group: str, start: int, expected: list[Expected], got: list[Tensor]) -> None:
-        """Takes in the outputs for one batch; `start` is the number of its first image."""
+        """Takes in the outputs for one batch, which `scales` took in last; `start` is the number of its first image."""
         for want, have in zip(expected, got, strict=True):
             if have.dtype != want.own.dtype or have.shape != want.own.shape:
                 self.problems.append(
@@ -76,27 +128,12 @@ class Comparison:
                 continue
             self.values += have.numel()
             self.non_finite[want.name] += int((~(torch.isfinite(have) & torch.isfinite(want.own))).sum())
-            self._measure(self.worst.setdefault((group, want.name), Worst()), start, want, have)
+            worst = self.worst.setdefault((group, want.name), Worst())
+            worst.images += have.shape[0] if have.ndim else 1
+            if have.numel():
+                _measure(worst, self.scales[source(group), want.name], start, want, have)
 
-    @staticmethod
-    def _measure(worst: Worst, start: int, want: Expected, have: Tensor) -> None:
-        worst.images += have.shape[0] if have.ndim else 1
-        if not have.numel():
-            return
-        if have.is_floating_point():
-            error = (have.double() - want.exact).abs().nan_to_num(nan=math.inf)
-            if have.ndim == 2 and have.shape[1] > 1:
-                worst.has_top1 = True
-                worst.top1_same += int((have.argmax(1) == want.exact.argmax(1)).sum())
-        else:  # exact; where float64 and float32 decide differently, either decision is right
-            error = ((have != want.exact) & (have != want.own)).double()
-        flat = int(error.argmax())
-        if float(error.reshape(-1)[flat]) > worst.error:
-            place = [int(axis) for axis in torch.unravel_index(torch.tensor(flat), error.shape)]
-            worst.error = float(error.reshape(-1)[flat])
-            worst.sample, worst.index = (start + place[0], tuple(place[1:])) if place else (start, ())
-
-    def checks(self, scales: Scales, has_reference: bool) -> list[Check]:
+    def checks(self, has_reference: bool) -> list[Check]:
         """Returns the verdicts on everything that was taken in."""
         checks = [counted(f"{self.label}/outputs", self.problems, f"shapes and dtypes agree in {self.runs} runs")]
         broken = [
@@ -106,33 +143,74 @@ class Comparison:
         if self.must_repeat:
             good = f"{self.runs} pairs of runs agree bitwise"
             checks.append(counted(f"{self.label}/repeatable", self.differing_runs, good))
-        groups = dict.fromkeys(group for group, _ in self.worst)
-        return [*checks, *(self._error_check(group, scales, has_reference) for group in groups)]
+        for group in dict.fromkeys(group for group, _ in self.worst):
+            checks.append(self._error_check(group, has_reference))
+            checks += self._top1_checks(group, has_reference)
+        return checks
 
-    def _error_check(self, group: str, scales: Scales, has_reference: bool) -> Check:
-        """The output that is closest to its limit, or furthest beyond."""
+    def _limits(self, group: str, name: str, has_reference: bool) -> tuple[Tensor, float]:
+        scale = self.scales[source(group), name]
+        return relative_limits(scale.own_errors, scale.dtype, has_reference), ceiling(scale.dtype)
+
+    def _error_check(self, group: str, has_reference: bool) -> Check:
+        """The value that is closest to its limit, or furthest beyond."""
         rows = []
         for (its_group, name), worst in self.worst.items():
             if its_group == group:
-                scale = scales[source(group), name]
-                limit = error_limit(scale.own_error, scale.size, scale.dtype, has_reference)
-                share = worst.error / limit if limit > 0 else math.inf if worst.error > 0 else 0.0
-                rows.append((share, name, worst, limit))
-        _, name, worst, limit = max(rows, key=lambda row: row[0])
-        note = f"output `{name}`, image {worst.sample}, index {worst.index}; {worst.images} images"
-        if worst.has_top1:
-            note += f", top-1 agrees on {worst.top1_same}"
+                limits, cap = self._limits(group, name, has_reference)
+                for largest, its_limits in ((worst.fine, limits), (worst.coarse, torch.tensor([cap]))):
+                    if largest is not None:
+                        share, place, limit = largest.against(its_limits)
+                        rows.append((share, name, place, limit))
+        if not rows:
+            return Check(
+                name=f"{self.label}/{group}/worst error", measured=0, limit=0, verdict="pass", note="no values"
+            )
+        _, name, place, limit = max(rows, key=lambda row: row[0])
+        note = f"output `{name}`, image {place.sample}, index {place.index}; {self.worst[group, name].images} images"
+        if self.worst[group, name].has_top1:
+            same = self.worst[group, name].images - len(self.worst[group, name].margins)
+            note += f", top-1 agrees on {same}"
         return Check(
             name=f"{self.label}/{group}/worst error",
-            measured=max(worst.error, 0.0),
+            measured=place.error,
             limit=limit,
-            verdict="pass" if worst.error <= limit else "fail",
+            verdict="pass" if place.error <= limit else "fail",
             note=note,
         )
 
+    def _top1_checks(self, group: str, has_reference: bool) -> list[Check]:
+        """Another class than the reference's is an error unless the two are closer than the limit of either."""
+        wrong, images = [], 0
+        for (its_group, name), worst in self.worst.items():
+            if its_group == group and worst.has_top1:
+                limits, cap = self._limits(group, name, has_reference)
+                tie = min(float(limits.max()), cap)
+                beyond = sum(margin > tie for margin in worst.margins)
+                wrong += [f"output `{name}`: another class on {beyond} of {worst.images} images"] * bool(beyond)
+                images += worst.images
+        return [counted(f"{self.label}/{group}/top-1", wrong, f"{images} images, ties aside")] if images else []
 
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().nan_to_num(nan=0.0, posinf=0.0).max())
+
+def _measure(worst: Worst, scale: Scale, start: int, want: Expected, have: Tensor) -> None:
+    got, exact = in_channels(have), in_channels(representable(want.exact, want.own.dtype))
+    if not have.is_floating_point():  # exact; where float64 and float32 decide differently, either decision is right
+        error = ((got != exact) & (got != in_channels(want.own))).double()
+        worst.coarse = _merged(worst.coarse, Largest.of(error, torch.ones_like(error), start, have.shape))
+        return
+    error = (got.double() - exact).abs().nan_to_num(nan=math.inf)
+    worst.fine = _merged(worst.fine, Largest.of(error, scale.size, start, have.shape))
+    worst.coarse = _merged(worst.coarse, Largest.of(error, scale.coarse, start, have.shape))
+    if have.ndim == 2 and have.shape[1] > 1:
+        worst.has_top1 = True
+        rows, picked, top = torch.arange(len(have)), have.argmax(1), want.exact.argmax(1)
+        margin = want.exact[rows, top] - want.exact[rows, picked]
+        size = torch.maximum(scale.size[rows, top, 0], scale.size[rows, picked, 0])
+        worst.margins += relative(margin, size)[picked != top].tolist()
+
+
+def _merged(one: Largest | None, other: Largest) -> Largest:
+    return other if one is None else one.merged(other)
 
 
 def _kind(tensor: Tensor) -> str:

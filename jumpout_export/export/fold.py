@@ -14,38 +14,48 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.audit import allowed, refuse_randomness
-from jumpout_export.export.checks import first_line
+from jumpout_export.export.checks import first_line, joined
 from jumpout_export.export.signature import example_batch, fresh, on_device
+from jumpout_export.export.state import kept_state, untouched
 from jumpout_export.nn.batches import Batch
+from jumpout_export.nn.modules import Jumpout
 from jumpout_export.nn.randomness import rng_restored, same_bits
 from jumpout_export.nn.stochastic import StochasticLayer, stochastic_layers
 from jumpout_export.report import FoldedLayer
 
-# Their eval forward is known; a subclass that overrides it is only replaced if a run shows that it is the identity.
-_KNOWN_PACKAGES = frozenset({"torch", "jumpout_export", "timm", "torchvision"})
+# Their eval forward is known to return its input (RReLU's: to be a LeakyReLU).
+_KNOWN = frozenset(
+    layer.forward
+    for layer in (
+        nn.Dropout,
+        nn.Dropout1d,
+        nn.Dropout2d,
+        nn.Dropout3d,
+        nn.AlphaDropout,
+        nn.FeatureAlphaDropout,
+        nn.RReLU,
+        Jumpout,
+    )
+)
+# Any other layer is asked whether it returns its input: values of these sizes, of both signs.
+_SCALES = (1e-3, 1.0, 1e4)
 
 
 @dataclass(frozen=True)
 class Folded:
-    """A folded copy and what became of each stochastic layer."""
+    """A folded copy and what became of each stochastic layer.
+
+    Attributes:
+        model: the folded copy.
+        original: a copy in eval mode in which nothing was replaced, to compare with.
+        layers: what became of each stochastic layer.
+        notes: sentences on what stays, and on state that has no effect.
+    """
 
     model: nn.Module
+    original: nn.Module
     layers: tuple[FoldedLayer, ...]
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Replaced:
-    """The edited model and what undoes the edit."""
-
-    root: nn.Module
-    original: nn.Module
-    places: list[tuple[nn.Module, str, nn.Module]]
-
-    def undo(self) -> nn.Module:
-        for parent, name, child in self.places:
-            parent._modules[name] = child
-        return self.original
 
 
 def fold_model(model: nn.Module, example: Any = None, *, allow: Iterable[str] = ()) -> nn.Module:
@@ -57,15 +67,16 @@ def fold_model(model: nn.Module, example: Any = None, *, allow: Iterable[str] = 
     Args:
         model: any nn.Module that `copy.deepcopy` can copy.
         example: a batch (tensor, tuple, dict, or with labels). With it the proof runs on the spot: the folded copy is
-            bitwise equal to the eval model, two runs agree bitwise and no random number is drawn. Without it only
-            layers whose eval forward is known are replaced.
+            bitwise equal to the eval model, two runs agree bitwise, no random number is drawn and no call depends on
+            the calls before it. Without it only layers whose eval forward is known are replaced.
         allow: module paths in which, and below which, random numbers may be drawn; these stay as they are.
 
     Returns:
         The folded copy, on the model's device.
 
     Raises:
-        NotFoldableError: if the model draws random numbers in eval mode outside of `allow`.
+        NotFoldableError: if the model draws random numbers in eval mode outside of `allow`, if its result depends on
+            the calls before, or if a copy of it changes the model itself.
         TypeError: if `model` is no nn.Module or cannot be copied, or `example` holds something else than tensors.
         ValueError: if `allow` names no module of the model, or the model cannot run `example`.
 
@@ -80,50 +91,60 @@ def fold_model(model: nn.Module, example: Any = None, *, allow: Iterable[str] = 
 def fold(model: nn.Module, example: Any = None, *, allow: Iterable[str] = ()) -> Folded:
     """Returns what `fold_model` returns, and what became of each stochastic layer."""
     allow = (allow,) if isinstance(allow, str) else tuple(allow)
-    copied = _eval_copy(model)
-    unknown = [path for path in allow if path not in dict(copied.named_modules())]
+    original = _eval_copy(model)
+    unknown = [path for path in allow if path not in dict(original.named_modules())]
     if unknown:
         raise ValueError(f"allow names no module of the model: {', '.join(map(repr, unknown))}")
-    _refuse_layers_that_stay_random(copied, allow)
-    layers = [layer for layer in stochastic_layers(copied) if not allowed(layer.path, allow)]
+    _refuse_layers_that_stay_random(original, allow)
     if example is None:
+        layers = _layers(original, allow)
         actions = {layer.path: _action(layer) if _known(layer.module) else "keep" for layer in layers}
-        return Folded(_replace(copied, layers, actions).root, _report(layers, actions))
-    batch = on_device(example_batch(example, copied), _device(copied))
-    with rng_restored(), torch.no_grad():
-        return _fold_with_proof(copied, batch, layers, allow)
+        return Folded(_replaced(original, actions, allow), original, _report(layers, actions))
+    batch = on_device(example_batch(example, original), _device(original))
+    with untouched(unwrap(model)), rng_restored(), torch.no_grad():
+        return _fold_with_proof(original, batch, allow)
 
 
-def _fold_with_proof(model: nn.Module, batch: Batch, layers: list[StochasticLayer], allow: tuple[str, ...]) -> Folded:
-    seen: dict[str, bool] = {}
-    handles = [_watch(layer, seen) for layer in layers if layer.action != "keep"]
+def _fold_with_proof(original: nn.Module, batch: Batch, allow: tuple[str, ...]) -> Folded:
+    """Only copies of `original` are run, so that no state of a run reaches what is returned."""
+    state = kept_state(original, batch, _run)
+    kept = joined(list(state.changed)) or "something outside of its parameters, buffers and plain attributes"
+    message = f"the model keeps a state in eval mode on which its result depends: {kept}; set it in train mode only"
+    if state.matters and state.changed:
+        raise NotFoldableError(message, check="state")
+    notes = [f"a call in eval mode changes {kept}, without an effect on the result"] if state.changed else []
 
-    def run() -> Any:
-        try:
-            return fresh(batch)(model)
-        except Exception as error:
-            raise ValueError(
-                f"the model cannot run the example: {type(error).__name__}: {first_line(error)}"
-            ) from error
-
+    audited = copy.deepcopy(original)
+    layers = _layers(audited, allow)
+    seen: dict[str, list[Tensor] | None] = {}
+    handles = [_watch(layer, seen) for layer in layers if not _known(layer.module)]
     try:
-        expected = refuse_randomness(model, run, allow)
+        expected = refuse_randomness(audited, lambda: _run(audited, batch), allow)
     finally:
         for handle in handles:
             handle.remove()
-    actions = {layer.path: _action(layer) if seen.get(layer.path, _known(layer.module)) else "keep" for layer in layers}
-    notes = [
-        f"`{layer.path}` ({layer.kind}) does more in eval mode than return its input; it stays, in eval mode"
-        for layer in layers
-        if _action(layer) != actions[layer.path]
-    ]
-    replaced = _replace(model, layers, actions)
-    problem = _difference(replaced.root, batch, expected, allow)
+    if state.matters and not allow:
+        raise NotFoldableError(message, check="state")
+    actions = {}
+    for layer in layers:
+        problem = "" if _known(layer.module) else _not_identity(layer, seen.get(layer.path))
+        actions[layer.path] = "keep" if problem else _action(layer)
+        if _action(layer) != actions[layer.path]:
+            notes.append(f"`{layer.path}` ({layer.kind}) {problem}; it stays, in eval mode")
+    folded = _replaced(original, actions, allow)
+    problem = _difference(copy.deepcopy(folded), batch, expected, allow)
     if not problem:
-        return Folded(replaced.root, _report(layers, actions), tuple(notes))
+        return Folded(folded, original, _report(layers, actions), tuple(notes))
     # For example a forward that reads `self.drop.p`. The eval model itself was proven deterministic above.
-    note = f"the stochastic layers stay, in eval mode, because without them {problem}"
-    return Folded(replaced.undo(), _report(layers, dict.fromkeys(actions, "keep")), (note,))
+    notes.append(f"the stochastic layers stay, in eval mode, because without them {problem}")
+    return Folded(copy.deepcopy(original), original, _report(layers, dict.fromkeys(actions, "keep")), tuple(notes))
+
+
+def _run(model: nn.Module, batch: Batch) -> Any:
+    try:
+        return fresh(batch)(model)
+    except Exception as error:
+        raise ValueError(f"the model cannot run the example: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _difference(folded: nn.Module, batch: Batch, expected: Any, allow: tuple[str, ...]) -> str:
@@ -177,31 +198,57 @@ def _refuse_layers_that_stay_random(model: nn.Module, allow: tuple[str, ...]) ->
         )
 
 
-def _watch(layer: StochasticLayer, seen: dict[str, bool]) -> torch.utils.hooks.RemovableHandle:
-    """Records whether each call of the layer returned its input bit for bit (or the relu of it)."""
+def _layers(model: nn.Module, allow: tuple[str, ...]) -> list[StochasticLayer]:
+    return [layer for layer in stochastic_layers(model) if not allowed(layer.path, allow)]
 
-    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        expected = torch.relu(args[0]) if args and layer.action == "relu" else args[0] if args else None
-        same = isinstance(output, Tensor) and same_bits(expected, output)
-        seen[layer.path] = seen.get(layer.path, True) and same
 
-    return layer.module.register_forward_hook(hook)
+def _watch(layer: StochasticLayer, seen: dict[str, list[Tensor] | None]) -> torch.utils.hooks.RemovableHandle:
+    """Records the inputs of the layer; None once it was called with anything but one floating-point tensor."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = seen.setdefault(layer.path, [])
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+            seen[layer.path] = None
+        elif inputs is not None and all(args[0].shape != other.shape for other in inputs):
+            inputs.append(args[0].detach().clone())
+
+    return layer.module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _not_identity(layer: StochasticLayer, seen: list[Tensor] | None) -> str:
+    """Why the layer cannot be replaced; empty if it returns its input (or its relu) bit for bit at all scales."""
+    if not seen:
+        return "is not known to return its input in eval mode, and the example does not show it"
+    generator = torch.Generator().manual_seed(0)
+    for value in seen:
+        noise = torch.randn(value.shape, generator=generator).to(value)
+        for x in (value, *(noise * scale for scale in _SCALES)):
+            expected = torch.relu(x) if layer.action == "relu" else x.clone()
+            try:
+                output = layer.module(x.clone())
+            except Exception as error:  # a user's forward may raise anything; the reason is reported
+                return f"fails on other values with {type(error).__name__}: {first_line(error)}"
+            if not isinstance(output, Tensor) or not same_bits(expected, output):
+                return "does more in eval mode than return its input"
+    return ""
 
 
 def _action(layer: StochasticLayer) -> str:
     """What the layer is to become; an RReLU, which the converter does not know, is a LeakyReLU in eval mode."""
-    return "leaky_relu" if isinstance(layer.module, nn.RReLU) else layer.action
+    known = isinstance(layer.module, nn.RReLU) and _known(layer.module)
+    return "leaky_relu" if known else layer.action
 
 
 def _known(layer: nn.Module) -> bool:
     own = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
-    return not own and type(layer).forward.__module__.partition(".")[0] in _KNOWN_PACKAGES
+    return not own and type(layer).forward in _KNOWN and type(layer).__call__ is nn.Module.__call__
 
 
-def _replace(model: nn.Module, layers: list[StochasticLayer], actions: dict[str, str]) -> _Replaced:
-    """Puts the replacement of each layer in place everywhere the layer is held, however often it is shared."""
+def _replaced(original: nn.Module, actions: dict[str, str], allow: tuple[str, ...]) -> nn.Module:
+    """Returns a copy with the replacement of each layer everywhere the layer is held, however often it is shared."""
+    model = copy.deepcopy(original)
     new: dict[nn.Module, nn.Module] = {}
-    for layer in layers:
+    for layer in _layers(model, allow):
         if actions[layer.path] == "identity":
             new[layer.module] = nn.Identity().eval()
         elif actions[layer.path] == "relu":
@@ -209,15 +256,11 @@ def _replace(model: nn.Module, layers: list[StochasticLayer], actions: dict[str,
         elif actions[layer.path] == "leaky_relu" and isinstance(layer.module, nn.RReLU):
             slope = (layer.module.lower + layer.module.upper) / 2
             new[layer.module] = nn.LeakyReLU(slope, layer.module.inplace).eval()
-    places = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if child is not None and child in new
-    ]
-    for parent, name, child in places:
-        parent._modules[name] = new[child]
-    return _Replaced(new.get(model, model), model, places)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in new:
+                parent._modules[name] = new[child]
+    return new.get(model, model)
 
 
 def _report(layers: list[StochasticLayer], actions: dict[str, str]) -> tuple[FoldedLayer, ...]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from jumpout_export.export.reference import Reference
 from jumpout_export.export.samples import rows
-from jumpout_export.export.signature import input_names, tensors
+from jumpout_export.export.signature import tensors
 from jumpout_export.nn.batches import Batch
 
 FOLDER = "test_data_set_0"
@@ -17,14 +17,15 @@ FOLDER = "test_data_set_0"
 _MOST_IMAGES = 8
 
 
-def stage_golden(folded: nn.Module, batch: Batch, folder: Path, *, dynamic_batch: bool) -> Path:
+def stage_golden(original: nn.Module, folded: nn.Module, batch: Batch, folder: Path, *, dynamic_batch: bool) -> Path:
     """Writes `folder/test_data_set_0/input_0.pb, ..., output_0.pb, ...` and returns that inner folder.
 
     The outputs are the float64 reference, rounded to the outputs' dtypes. Of a longer batch the first 8 images are
     taken, unless the file's batch size is fixed.
 
     Args:
-        folded: in eval mode, on the CPU.
+        original: in eval mode, on the CPU; its outputs are written.
+        folded: the model that was converted; it gives the inputs their names.
         batch: inputs on the CPU.
         folder: must exist.
         dynamic_batch: whether the file's batch size is open.
@@ -35,10 +36,11 @@ def stage_golden(folded: nn.Module, batch: Batch, folder: Path, *, dynamic_batch
     batch = rows(batch, range(count))
     target = folder / FOLDER
     target.mkdir()
-    for index, (name, value) in enumerate(zip(input_names(folded, batch), tensors(batch), strict=True)):
+    reference = Reference(original, batch, folded=folded)
+    for index, (name, value) in enumerate(zip(reference.inputs, tensors(batch), strict=True)):
         proto = numpy_helper.from_array(value.numpy(force=True), name)
         (target / f"input_{index}.pb").write_bytes(proto.SerializeToString(deterministic=True))
-    for index, output in enumerate(Reference(folded, batch)(batch)):
+    for index, output in enumerate(reference(batch)):
         proto = numpy_helper.from_array(output.exact.to(output.own.dtype).numpy(force=True), output.name)
         (target / f"output_{index}.pb").write_bytes(proto.SerializeToString(deterministic=True))
     return target

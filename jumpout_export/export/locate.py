@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 from collections.abc import Callable
@@ -10,21 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jumpout_export.nn.randomness import RandomCall, rng_restored
+from jumpout_export.nn.randomness import RandomCall, rng_restored, tensor_bytes
 
 
-def first_difference(model: nn.Module, run: Callable[[], Any], operator: str) -> RandomCall | None:
+def first_difference(
+    model: nn.Module, run: Callable[[], Any], operator: str, *, private: bool = False
+) -> RandomCall | None:
     """Returns the innermost module whose result differs between two runs although its inputs agree, or None.
 
     Args:
         model: the module that `run` calls; hooks are added and removed again.
         run: runs the model; generator states are restored afterwards.
         operator: what to call the noise.
+        private: look for a generator that is not a global one: NumPy's and Python's start both runs alike too.
     """
     with rng_restored(), torch.no_grad():
         # Both runs get the same torch noise, so that only what torch does not own can differ.
         state = torch.get_rng_state()
-        first = _trace(model, run)
+        with rng_restored() if private else contextlib.nullcontext():
+            first = _trace(model, run)
         torch.set_rng_state(state)
         second = _trace(model, run)
     running: list[str] = []
@@ -70,7 +75,7 @@ def _digest(value: Any) -> str:
     for leaf in torch.utils._pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
             digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-            digest.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(tensor_bytes(leaf.cpu()).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -26,13 +26,14 @@ class Site:
         node: the NodeProto.
         where: for a person, for example `node_Dropout_3 in the then_branch of node_If_2`.
         opset: version of the default domain there, 0 if it is not imported.
-        constants: tensors by name that no caller can change.
+        constants: tensors by name that no caller can change; None for a name that is computed or passed in there,
+            whatever it means in the graph around.
     """
 
     node: NodeProto
     where: str
     opset: int
-    constants: Mapping[str, TensorProto]
+    constants: Mapping[str, TensorProto | None]
 
 
 def sites(model: ModelProto) -> Iterator[Site]:
@@ -41,7 +42,8 @@ def sites(model: ModelProto) -> Iterator[Site]:
     yield from _graph_sites(model.graph, "", opset, ChainMap())
     for function in model.functions:
         where = f" in function {function.domain}::{function.name}"
-        yield from _node_sites(function.node, where, _default_opset(function.opset_import) or opset, ChainMap())
+        inputs: ChainMap[str, Any] = ChainMap(dict.fromkeys(function.input))
+        yield from _node_sites(function.node, where, _default_opset(function.opset_import) or opset, inputs)
     for info in model.training_info:
         yield from _graph_sites(info.initialization, " in training_info", opset, ChainMap())
         yield from _graph_sites(info.algorithm, " in training_info", opset, ChainMap())
@@ -76,18 +78,22 @@ def texts(model: ModelProto) -> Iterator[str]:
 
 
 def _graph_sites(graph: Any, where: str, opset: int, outer: ChainMap[str, Any]) -> Iterator[Site]:
-    constants = outer.new_child()
-    # The default value of an input is no constant: whoever runs the model may pass another one.
-    inputs = {value.name for value in graph.input}
-    constants.update({tensor.name: tensor for tensor in graph.initializer if tensor.name not in inputs})
+    constants = outer.new_child({tensor.name: tensor for tensor in graph.initializer})
+    constants.update(dict.fromkeys((tensor.values.name for tensor in graph.sparse_initializer), None))
+    # An input hides the same name further out, and with an initializer it has only a default value: whoever runs the
+    # model may pass another one.
+    constants.update(dict.fromkeys((value.name for value in graph.input), None))
     yield from _node_sites(graph.node, where, opset, constants)
 
 
 def _node_sites(nodes: Any, where: str, opset: int, constants: ChainMap[str, Any]) -> Iterator[Site]:
+    # All outputs of the graph before its first node: in a file whose nodes are out of order, or that gives one name
+    # twice, nothing with such a name is known for certain.
+    for node in nodes:
+        constant = _constant(node)
+        for name in filter(None, node.output):
+            constants[name] = None if name in constants.maps[0] else constant
     for index, node in enumerate(nodes):
-        if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS and node.output:
-            values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
-            constants.update(zip(node.output, values, strict=False))
         name = f"{node.name or f'#{index}'} ({node.op_type}){where}"
         yield Site(node, name, opset, constants)
         for attribute in node.attribute:
@@ -95,6 +101,14 @@ def _node_sites(nodes: Any, where: str, opset: int, constants: ChainMap[str, Any
             for graph in (attribute.g, *attribute.graphs):
                 if graph.node or graph.initializer:
                     yield from _graph_sites(graph, inside, opset, constants)
+
+
+def _constant(node: Any) -> Any:
+    """The tensor that a Constant node holds, None for any other node or form; a function's caller may set it."""
+    if node.op_type != "Constant" or node.domain not in DEFAULT_DOMAINS:
+        return None
+    values = [attribute for attribute in node.attribute if attribute.name == "value" and not attribute.ref_attr_name]
+    return values[0].t if len(values) == 1 else None
 
 
 def _default_opset(imports: Any) -> int:

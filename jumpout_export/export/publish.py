@@ -22,7 +22,7 @@ from jumpout_export.export.provenance import provenance
 from jumpout_export.export.runner import run_providers
 from jumpout_export.export.session import check_providers
 from jumpout_export.export.signature import onnx_batch
-from jumpout_export.export.verify import first_and_all, not_run
+from jumpout_export.export.verify import STATE_PASSED, first_and_all, not_run
 from jumpout_export.nn.batches import Progress
 from jumpout_export.report import BatchNormReport, Check, ExportReport, FoldedLayer, VerifyReport
 
@@ -62,7 +62,8 @@ def export_onnx(
         providers: ONNX Runtime providers to verify on, of `cpu`, `cuda`. Where `cuda` cannot be used, its verdict is
             `not_run` and nothing is published.
         opset: ONNX opset; default 18, in which torch's converter is written. Honoured, or the check `convert` fails.
-        dynamic_batch: leave the batch size open (verified at 1, 2 and 7), or fix it to the example's.
+        dynamic_batch: leave the batch size open (verified at 1, 2 and 7; an image's result must not depend on the
+            others in its batch), or fix it to the example's.
         allow: module paths that may draw random numbers in eval mode without changing the result. It silences the
             audit, not the proof: a file with a random node in it is never published.
         keep_debug_info: keep the converter's source lines in the file, with paths cut to file names.
@@ -89,6 +90,7 @@ def export_onnx(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     model = unwrap(model)
+    allow = (allow,) if isinstance(allow, str) else tuple(allow)
     batch = onnx_batch(example, model)
     batches = iter([batch]) if calibration is None else first_and_all(calibration, model, "calibration")[1]
 
@@ -102,13 +104,12 @@ def export_onnx(
     try:
         folded = fold(model, batch, allow=allow)
     except NotFoldableError as error:
-        draft.add([Check(name="randomness", verdict="fail", note=str(error))])
-        return draft.report(not_run(providers, "the model is random in eval mode"))
-    draft.add([Check(name="randomness", verdict="pass", note="two eval runs agree bitwise, no random number drawn")])
-    draft.add((), folded.notes)
+        draft.add([Check(name=error.check, verdict="fail", note=str(error))])
+        return draft.report(not_run(providers, "the model has no deterministic eval network"))
+    draft.add([STATE_PASSED], folded.notes)
     draft.folded = folded.layers
     draft.metadata = provenance(model, folded.layers, batchnorm)
-    network = folded.model.cpu()
+    network, original = folded.model.cpu(), folded.original.cpu()
 
     # Everything in this folder disappears on the way out, however that happens; in the target's own folder, so that
     # the last step is a rename.
@@ -136,9 +137,14 @@ def export_onnx(
         _tell(progress, "inspect", 3)
         draft.add(inspect_file(file, load_onnx(file)))
         _tell(progress, "verify", 4)
-        report = draft.report(run_providers(file, network, batches, providers, seed=seed, progress=progress), file)
+        result = run_providers(file, original, network, batches, providers, allow=allow, seed=seed, progress=progress)
+        report = draft.report(result, file)
         if report:
-            staged = stage_golden(network, batch, Path(name), dynamic_batch=dynamic_batch) if golden_folder else None
+            staged = (
+                stage_golden(original, network, batch, Path(name), dynamic_batch=dynamic_batch)
+                if golden_folder
+                else None
+            )
             _rename(file, target)
             if golden_folder and staged:
                 publish_golden(staged, golden_folder)

@@ -1,17 +1,21 @@
-"""What PyTorch says: the folded model in its own precision, and in float64 as the reference."""
+"""What PyTorch says: the eval model in its own precision, and in float64 as the reference."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from jumpout_export.export.checks import first_line
+from jumpout_export.errors import NotFoldableError
+from jumpout_export.export.audit import refuse_randomness
+from jumpout_export.export.checks import counted, first_line
 from jumpout_export.export.signature import Output, fresh, input_names, outputs, tensors, with_tensors
 from jumpout_export.nn.batches import Batch
-from jumpout_export.nn.randomness import rng_restored
+from jumpout_export.nn.randomness import generator_states, moved_generators, rng_restored, same_bits
+from jumpout_export.report import Check
 
 
 @dataclass(frozen=True)
@@ -30,23 +34,40 @@ class Expected:
 
 
 class Reference:
-    """Runs the folded model and its float64 copy.
+    """Runs the eval model in which nothing was replaced, and its float64 copy; each call on fresh copies.
 
     Attributes:
+        inputs: names of the inputs in the ONNX graph.
         problem: why there is no float64 copy; empty if there is one.
     """
 
-    def __init__(self, folded: nn.Module, batch: Batch) -> None:
-        self._model = folded
-        self._double: nn.Module | None = copy.deepcopy(folded).double()
+    def __init__(
+        self, original: nn.Module, batch: Batch, *, folded: nn.Module | None = None, allow: Iterable[str] = ()
+    ) -> None:
+        """Tries the float64 copy.
+
+        Args:
+            original: in eval mode, on the CPU; it stays as it is.
+            batch: inputs on the CPU.
+            folded: the model that was converted, to be compared bitwise at each call; it gives the inputs their names.
+            allow: module paths in which, and below which, random numbers may be drawn.
+        """
+        self.inputs = input_names(original if folded is None else folded, batch)
         self.problem = ""
+        self._unequal: list[str] = []
+        self._random: dict[int, str] = {}
+        self._model = original
+        self._folded = folded
+        self._allow = tuple(allow)
+        self._sizes: set[int] = set()
+        self._double: nn.Module | None = copy.deepcopy(original).double()
         try:
             found = [output.tensor for output in self._run(self._double, _to_double(batch))]
         except Exception as error:  # a forward that fixes float32 may fail in any way; the reason is reported
             self._double = None
             self.problem = first_line(error)
         else:
-            own = [output.tensor for output in self._run(folded, batch)]
+            own = [output.tensor for output in self._run(original, batch)]
             if [tensor.shape for tensor in found] != [tensor.shape for tensor in own]:
                 self._double = None
                 self.problem = "in float64 it returns other shapes"
@@ -54,16 +75,57 @@ class Reference:
     def __call__(self, batch: Batch) -> list[Expected]:
         """Returns every output for a batch; raises whatever the model raises."""
         own = self._run(self._model, batch)
-        exact = own if self._double is None else self._run(self._double, _to_double(batch))
+        self._audit(batch)
+        if self._folded is not None:
+            folded = self._run(self._folded, batch)
+            if not same_bits([one.tensor for one in own], [two.tensor for two in folded]):
+                self._unequal.append(f"batch size {batch.size}: the folded model has other bits than the model")
+        exact = own if self._double is None else self.exact(batch)
         return [
             Expected(one.name, one.tensor, two.tensor.double() if one.tensor.is_floating_point() else two.tensor)
             for one, two in zip(own, exact, strict=True)
         ]
 
-    @staticmethod
-    def _run(model: nn.Module, batch: Batch) -> list[Output]:
+    def exact(self, batch: Batch) -> list[Output]:
+        """Returns every output in float64, or in the model's own precision where there is no float64 copy."""
+        if self._double is None:
+            return self._run(self._model, batch)
+        return self._run(self._double, _to_double(batch))
+
+    def checks(self) -> list[Check]:
+        """Returns the verdicts on randomness and on the folded model at every call so far; none before the first."""
+        if not self._sizes:
+            return []
+        sizes = ", ".join(str(size) for size in sorted(self._sizes))
+        good = f"two eval runs agree bitwise, no random number drawn; batch sizes {sizes}"
+        checks = [counted("randomness", [f"batch size {size}: {text}" for size, text in self._random.items()], good)]
+        if self._folded is not None:
+            good = "the folded model has the bits of the model on everything compared"
+            checks.append(counted("fold", list(dict.fromkeys(self._unequal)), good))
+        return checks
+
+    def _audit(self, batch: Batch) -> None:
+        """A batch size not seen before is audited as the example was: a model may draw at some sizes only."""
+        if batch.size in self._sizes:
+            return
+        self._sizes.add(batch.size)
+        model = copy.deepcopy(self._model)
+        try:
+            refuse_randomness(model, lambda: fresh(batch)(model), self._allow)
+        except NotFoldableError as error:
+            self._random[batch.size] = str(error)  # says more than which generator moved
+
+    def _run(self, model: nn.Module, batch: Batch) -> list[Output]:
+        model = copy.deepcopy(model)
         with rng_restored(), torch.no_grad():
-            return outputs(fresh(batch)(model), input_names(model, batch))
+            before = generator_states()
+            found = outputs(fresh(batch)(model), self.inputs)
+            # A parameter that is returned as it is would take its gradient along.
+            result = [Output(output.name, output.tensor.detach()) for output in found]
+            moved = [] if self._allow else moved_generators(before)
+        if moved:
+            self._random.setdefault(batch.size, f"the model draws random numbers in eval mode: {', '.join(moved)}")
+        return result
 
 
 def _to_double(batch: Batch) -> Batch:

@@ -9,55 +9,79 @@ from pathlib import Path
 from torch import nn
 
 from jumpout_export.errors import NotVerifiableError
-from jumpout_export.export.budget import describe_budget
+from jumpout_export.export.budget import FACTOR, ceiling, describe_budget
 from jumpout_export.export.checks import counted, first_line
-from jumpout_export.export.compare import Comparison, Scale, Scales, source
+from jumpout_export.export.compare import Comparison
+from jumpout_export.export.independence import depends_on_others
 from jumpout_export.export.reference import Expected, Reference
 from jumpout_export.export.samples import Sample, samples
+from jumpout_export.export.scale import Scale, Scales, source
 from jumpout_export.export.session import LEVELS, Session, open_session
-from jumpout_export.export.signature import input_names, tensors
+from jumpout_export.export.signature import tensors
 from jumpout_export.nn.batches import Batch, Progress
 from jumpout_export.nn.randomness import same_bits
 from jumpout_export.report import Check, ProviderReport, VerifyReport
 
+# Of an output's size; PyTorch's own error in float32 is a thousandth of it and less.
+_ILL_CONDITIONED = 0.01
+
 
 def run_providers(
     path: Path,
+    original: nn.Module,
     folded: nn.Module,
     batches: Iterable[Batch],
     providers: tuple[str, ...],
     *,
+    allow: Iterable[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Returns the comparison alone: the saved file on each provider against a folded model on the CPU."""
+    """Returns the comparison alone: the saved file on each provider against a model on the CPU.
+
+    Args:
+        path: the file.
+        original: the model in eval mode, nothing replaced: what the file is compared with.
+        folded: the folded model, whose bits are compared with the original's.
+        batches: inputs on the CPU.
+        providers: of `cpu`, `cuda`.
+        allow: module paths in which, and below which, random numbers may be drawn.
+        seed: of the random inputs.
+        progress: called as progress(what, done, total).
+    """
     iterator = iter(batches)
     first = next(iterator)
-    reference = Reference(folded, first)
-    runner = _Runner(reference, input_names(folded, first))
+    runner = _Runner(Reference(original, first, folded=folded, allow=allow))
     for provider in providers:
         runner.open(path, provider)
     sizes = {session.batch for session, _ in runner.sessions}
-    for number, sample in enumerate(samples(itertools.chain([first], iterator), next(iter(sizes), None), seed)):
+    size = next(iter(sizes), None)
+    for sample in samples(iter([first]), size, seed):
+        runner.prime(sample)
+    for number, sample in enumerate(samples(itertools.chain([first], iterator), size, seed)):
         if not runner.sessions:
             break
         if progress is not None:
             progress("verify", number, None)
         runner.run(sample)
+        if None in sizes and sample.batch.size > 1 and sample.group != "data":
+            runner.compare_alone(sample)
     return runner.report(providers)
 
 
 class _Runner:
     """Runs all sessions on all samples and keeps what they did."""
 
-    def __init__(self, reference: Reference, inputs: list[str]) -> None:
+    def __init__(self, reference: Reference) -> None:
         self.sessions: list[tuple[Session, Comparison]] = []
         self._reference = reference
-        self._inputs = inputs
+        self._inputs = reference.inputs
         self._names_checked = False
         self._scales: Scales = {}
         self._checks: list[Check] = []
         self._unusable: dict[str, str] = {}
+        self._dependent: list[str] = []
+        self._with_batch: dict[str, None] = {}
 
     def open(self, path: Path, provider: str) -> None:
         for level in LEVELS:
@@ -71,7 +95,18 @@ class _Runner:
             except Exception as error:  # ONNX Runtime raises a dozen types without a common base
                 self._checks.append(Check(name=f"{label}/session", verdict="fail", note=first_line(error)))
                 continue
-            self.sessions.append((session, Comparison(label, must_repeat=provider == "cpu")))
+            self.sessions.append((session, Comparison(label, provider == "cpu", self._scales)))
+
+    def prime(self, sample: Sample) -> None:
+        """Takes in how large outputs are: one image alone does not tell a small channel from one that crosses zero."""
+        if sample.group.startswith("batch=") or not self.sessions:
+            return  # repeats the images
+        try:
+            expected = self._reference(sample.batch)
+        except Exception:  # the same happens, and is reported, when the sample is compared
+            return
+        for output, kind in itertools.product(expected, ("data", "random")):
+            self._scales.setdefault((kind, output.name), Scale()).prime(output)
 
     def run(self, sample: Sample) -> None:
         try:
@@ -83,15 +118,25 @@ class _Runner:
             return
         self._check_names([output.name for output in expected])
         for output in expected:
-            self._scales.setdefault((source(sample.group), output.name), Scale()).add(output)
+            self._scales.setdefault((source(sample.group), output.name), Scale()).add(output, sample.group == "data")
         for session, comparison in self.sessions:
             _run_twice(session, comparison, sample, expected)
 
+    def compare_alone(self, sample: Sample) -> None:
+        """Compares images alone with the same images in their batch."""
+        try:
+            found = depends_on_others(sample, self._reference.exact, double=not self._reference.problem)
+        except Exception as error:  # the user's forward may raise anything
+            self._dependent.append(f"{sample.group}: PyTorch cannot run one image alone: {first_line(error)}")
+            return
+        self._with_batch |= dict.fromkeys(found)
+        self._dependent += [text for text in found.values() if text]
+
     def report(self, providers: tuple[str, ...]) -> VerifyReport:
-        checks = list(self._checks)
+        checks = [*self._reference.checks(), *self._checks, *self._model_checks()]
         has_reference = not self._reference.problem
         for _, comparison in self.sessions:
-            checks += comparison.checks(self._scales, has_reference)
+            checks += comparison.checks(has_reference)
         verdicts = {provider: self._verdict(provider, checks) for provider in providers}
         compared = sum(comparison.values for _, comparison in self.sessions)
         if not compared and not self._unusable:
@@ -99,6 +144,24 @@ class _Runner:
         passed = all(verdict.verdict == "pass" for verdict in verdicts.values())
         good = compared > 0 and all(check.verdict == "pass" for check in checks)
         return VerifyReport(passed=passed and good, providers=verdicts, checks=checks, notes=self._notes())
+
+    def _model_checks(self) -> list[Check]:
+        """What makes the model itself unfit, however well the file agrees with it."""
+        checks = []
+        if self._scales:
+            coarse = [
+                f"PyTorch's own error on output `{name}` ({kind}) is {scale.own_coarse:.1%} of its size, above "
+                f"{_ILL_CONDITIONED:.0%}: the model amplifies rounding, no file can be told from a wrong one"
+                for (kind, name), scale in self._scales.items()
+                if scale.own_coarse > _ILL_CONDITIONED
+            ]
+            checks.append(counted("conditioning", coarse, "PyTorch's own error is small"))
+        if self._with_batch or self._dependent:
+            hint = "an image's result depends on the others in its batch; dynamic_batch=False (--static) fixes the size"
+            problems = [f"{text}; {hint}" if text is self._dependent[-1] else text for text in self._dependent]
+            good = f"images alone have the values they have in a batch: {', '.join(self._with_batch)}"
+            checks.append(counted("batch independence", problems, good))
+        return checks
 
     def _check_names(self, outputs: list[str]) -> None:
         """Takes the sessions out whose inputs or outputs are not the model's: there is nothing to compare."""
@@ -138,11 +201,16 @@ class _Runner:
         notes = [f"error limit per output: {describe_budget(not problem)}"]
         if problem:
             notes.append(f"compared with PyTorch's own precision, because the model fails in float64: {problem}")
+        single = [name for _, name in self._scales if self._with_batch and name not in self._with_batch]
         notes += [
-            f"ill-conditioned: PyTorch's own error on output `{name}` ({kind}) is {scale.own_error / scale.size:.0%} "
-            "of its largest value, so the comparison is as coarse"
+            f"output `{name}` has no batch axis, so whether it depends on the batch was not checked"
+            for name in dict.fromkeys(single)
+        ]
+        notes += [
+            f"ill-conditioned: PyTorch's own error on output `{name}` ({kind}) is {scale.own_coarse:.1%} of its size, "
+            f"so a right file may fail: the ceiling of the limit is {ceiling(scale.dtype):.1%}"
             for (kind, name), scale in self._scales.items()
-            if scale.own_error > 0.01 * scale.size > 0
+            if FACTOR * scale.own_coarse > ceiling(scale.dtype)
         ]
         return notes
 

@@ -61,6 +61,11 @@ def rows(batch: Batch, index: range) -> Batch:
     return with_tensors(batch, [value[chosen] if batch_axis(batch, value) else value for value in tensors(batch)])
 
 
+def noise_like(batch: Batch, generator: torch.Generator) -> Batch:
+    """Returns random inputs made of the batch's own elements, on its device."""
+    return _random_like(batch, batch, generator)
+
+
 def _random_like(shape: Batch, source: Batch, generator: torch.Generator) -> Batch:
     """Noise made of the images' own elements: an index stays a valid index, a positive quantity stays positive."""
     drawn = [
@@ -76,5 +81,5 @@ def _draw(value: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
         return target
     # A constant image, such as torch.zeros, has nothing to draw from.
     if value.is_floating_point() and bool((flat == flat[0]).all()):
-        return torch.randn(target.shape, generator=generator, dtype=torch.float32).to(value.dtype)
-    return flat[torch.randint(flat.numel(), target.shape, generator=generator)]
+        return torch.randn(target.shape, generator=generator, dtype=torch.float32).to(value)
+    return flat[torch.randint(flat.numel(), target.shape, generator=generator).to(flat.device)]

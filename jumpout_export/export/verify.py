@@ -21,6 +21,8 @@ from jumpout_export.export.signature import onnx_batch
 from jumpout_export.nn.batches import Batch, Progress
 from jumpout_export.report import Check, ProviderReport, VerifyReport
 
+STATE_PASSED = Check(name="state", verdict="pass", note="no call in eval mode depends on the calls before it")
+
 
 def verify_onnx(
     path: str | os.PathLike[str],
@@ -36,7 +38,8 @@ def verify_onnx(
     The file is inspected (`inspect_onnx`) and run in ONNX Runtime, with its optimizer off and fully on, on all given
     images as they come, on batches of 1, 2 and 7 of them, and on random inputs of those sizes. Names, number, shapes
     and dtypes must agree exactly, nothing may be NaN or infinite, two runs on the CPU must agree bitwise, and the
-    error against a float64 copy of the model must stay within `export/budget.py`. The model is not changed.
+    error against a float64 copy of the model must stay within `export/budget.py`. The model must be free of randomness
+    and state in eval mode, and with an open batch size images must not depend on each other. It is not changed.
 
     Args:
         path: the file; any ONNX file whose inputs and outputs are named as `export_onnx` names them.
@@ -67,11 +70,14 @@ def verify_onnx(
     try:
         folded = fold(model, first)
     except NotFoldableError as error:
-        checks.append(Check(name="randomness", verdict="fail", note=str(error)))
-        result = not_run(providers, "the PyTorch model is random in eval mode")
+        checks.append(Check(name=error.check, verdict="fail", note=str(error)))
+        result = not_run(providers, "the PyTorch model has no deterministic eval network")
     else:
         notes += folded.notes
-        result = run_providers(path, folded.model.cpu(), batches, providers, seed=seed, progress=progress)
+        checks.append(STATE_PASSED)
+        result = run_providers(
+            path, folded.original.cpu(), folded.model.cpu(), batches, providers, seed=seed, progress=progress
+        )
     checks += result.checks
     return VerifyReport(
         passed=bool(result) and all(check.verdict == "pass" for check in checks),

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = Path(__file__).parents[1]
+_TORCH_GENERATOR = "torch generator"
 _INNER = (_TORCH, *(str(_PACKAGE / layer) for layer in ("nn", "batchnorm", "export", "ops.py")), "<")
 
 
@@ -46,27 +48,52 @@ def random_calls(model: nn.Module, run: Callable[[], Any]) -> list[RandomCall]:
     """Returns the calls that drew random numbers while `run()` ran `model`, in call order, each place once.
 
     Torch's operators are caught one by one: an operator that may be random counts if a generator moved or if it was
-    given one. NumPy's and Python's global generators are compared before and after. A generator hidden elsewhere (a
-    private `numpy.random.Generator`, a C library) shows as two runs that differ: `runs_agree` finds those.
+    given one. Torch's, NumPy's and Python's global generators are also compared before and after the whole run. A
+    generator hidden elsewhere (a private `numpy.random.Generator`, a C library) shows as two runs that differ:
+    `repeated` finds those.
     All generator states are restored; modules and flags are not touched.
     """
     with rng_restored():
-        numpy_before, python_before = _numpy_state(), random.getstate()
+        before = generator_states()
         stack: list[str] = []
         with _module_stack(model, stack), _RandomOperators(stack) as seen, torch.no_grad():
-            run()
+            try:
+                run()
+            finally:
+                if seen.higher_order:
+                    # They compile themselves, and what was compiled under a dispatch mode fails without one.
+                    torch._dynamo.reset()
         calls = list(dict.fromkeys(seen.calls))
-        if _numpy_state() != numpy_before:
-            calls.append(RandomCall("numpy.random"))
-        if random.getstate() != python_before:
-            calls.append(RandomCall("random (Python's)"))
-    return calls
+        moved = moved_generators(before)
+    # A torch operator that was caught is the better name for a torch generator that moved.
+    return calls + [RandomCall(name) for name in moved if name != _TORCH_GENERATOR or not calls]
 
 
-def runs_agree(run: Callable[[], Any]) -> bool:
-    """Whether two runs give bitwise equal results; NaNs agree with NaNs. Generator states are restored."""
-    with rng_restored(), torch.no_grad():
-        return same_bits(run(), run())
+def repeated(run: Callable[[], Any], *, other_seed: bool) -> tuple[Any, bool]:
+    """Returns what `run()` returns, and whether a second run gives the same bits; NaNs agree with NaNs.
+
+    Args:
+        run: runs the model; all global generators are restored afterwards.
+        other_seed: whether the second run starts with other states of the global generators, or with the same ones.
+    """
+    with torch.no_grad():
+        with rng_restored():
+            result = run()
+        with rng_restored():
+            if other_seed:
+                _reseed()
+            return result, same_bits(result, run())
+
+
+def generator_states() -> tuple[Any, ...]:
+    """Returns the states of torch's (CPU and CUDA), NumPy's and Python's global generators, for `moved_generators`."""
+    return _torch_states(), _numpy_state(), random.getstate()
+
+
+def moved_generators(before: tuple[Any, ...]) -> list[str]:
+    """Returns the names of the global generators whose states are not what they were."""
+    names = (_TORCH_GENERATOR, "numpy.random", "random (Python's)")
+    return [name for name, old, now in zip(names, before, generator_states(), strict=True) if not same_bits(old, now)]
 
 
 def same_bits(first: Any, second: Any) -> bool:
@@ -74,6 +101,13 @@ def same_bits(first: Any, second: Any) -> bool:
     one, one_spec = torch.utils._pytree.tree_flatten(first)
     two, two_spec = torch.utils._pytree.tree_flatten(second)
     return one_spec == two_spec and all(_same(a, b) for a, b in zip(one, two, strict=True))
+
+
+def tensor_bytes(tensor: Tensor) -> Tensor:
+    """Returns a tensor's bytes, so that NaN equals NaN and -0 differs from 0: (bytes,) uint8."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    # A single value counts as contiguous whatever its stride, and only a stride of 1 can be viewed as bytes.
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)
 
 
 @contextlib.contextmanager
@@ -93,14 +127,21 @@ def rng_restored() -> Iterator[None]:
 
 
 class _RandomOperators(TorchDispatchMode):
+    # torch.cond and its like run as one operator.
+    supports_higher_order_operators = True
+
     def __init__(self, stack: list[str]) -> None:
         super().__init__()
+        self.higher_order = False
         self.calls: list[RandomCall] = []
         self._stack = stack
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        self.higher_order |= isinstance(func, HigherOrderOperator)
+        # What a custom operator (or torch.cond) draws inside is not dispatched again, whatever its tags say.
+        foreign = getattr(func, "namespace", "") not in ("aten", "prim", "prims")
+        if not foreign and torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         before = _torch_states()
         result = func(*args, **kwargs)
@@ -124,6 +165,15 @@ def _module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _reseed() -> None:
+    seed = 0x5EED
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed CUDA once it is initialised
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def _torch_states() -> list[Tensor]:
@@ -155,9 +205,4 @@ def _same(first: Any, second: Any) -> bool:
         return type(first) is type(second) and bool(first == second)
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
-    return bool(torch.equal(_bytes(first), _bytes(second)))
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """The tensor's bytes, so that NaN equals NaN and -0 differs from 0."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return bool(torch.equal(tensor_bytes(first), tensor_bytes(second)))

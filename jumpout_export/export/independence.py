@@ -1,0 +1,57 @@
+"""Whether an image's result depends on the other images in its batch, as with BatchNorm on batch statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from jumpout_export.export.samples import Sample, rows
+from jumpout_export.export.signature import Output
+from jumpout_export.nn.batches import Batch
+
+# Shares of the largest output. Far above what rounding in the model's own casts to float32 does to a float64 run, and
+# far below what other images do to a mean over the batch.
+_DOUBLE = 1e-6
+_SINGLE = 1e-4
+
+
+def depends_on_others(sample: Sample, run: Callable[[Batch], list[Output]], *, double: bool) -> dict[str, str]:
+    """Returns, per output with a batch axis, how an image has another value alone than in its batch; empty if not.
+
+    Args:
+        sample: a batch of several images; its first, middle and last one are run alone.
+        run: returns the outputs for a batch.
+        double: whether `run` computes in float64; otherwise the comparison is coarser, and of floats only.
+    """
+    size = sample.batch.size
+    together = run(sample.batch)
+    found: dict[str, str] = {}
+    for row in sorted({0, size // 2, size - 1}):
+        for whole, alone in zip(together, run(rows(sample.batch, range(row, row + 1))), strict=True):
+            if _has_batch_axis(whole.tensor, size) and _has_batch_axis(alone.tensor, 1):
+                problem = _difference(whole.tensor, row, alone.tensor[0], double)
+                text = f"{sample.group}: output `{whole.name}` of image {row} {problem}" if problem else ""
+                found[whole.name] = found.get(whole.name) or text
+    return found
+
+
+def _has_batch_axis(tensor: Tensor, size: int) -> bool:
+    return bool(tensor.ndim) and tensor.shape[0] == size
+
+
+def _difference(whole: Tensor, row: int, alone: Tensor, double: bool) -> str:
+    together = whole[row]
+    if together.shape != alone.shape:
+        return f"has shape {list(alone.shape)} alone and {list(together.shape)} in its batch"
+    if not together.is_floating_point():
+        same = torch.equal(together, alone) or not double
+        return "" if same else "is another one alone than in its batch"
+    if not together.numel():
+        return ""
+    finite = torch.isfinite(together) & torch.isfinite(alone)  # what is not finite fails a check of its own
+    error = float(torch.where(finite, together - alone, torch.zeros_like(alone)).abs().max())
+    size = float(whole.abs().nan_to_num(nan=0.0, posinf=0.0).max())
+    limit = (_DOUBLE if double else _SINGLE) * size
+    return f"differs by {error:.2g} (limit {limit:.2g}) alone and in its batch" if error > limit else ""

@@ -1,0 +1,148 @@
+"""State: what a model's eval forward keeps from one call to the next, and a guard that keeps the user's model as is."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from jumpout_export.errors import NotFoldableError
+from jumpout_export.export.checks import joined
+from jumpout_export.export.samples import noise_like
+from jumpout_export.export.signature import tensors, with_tensors
+from jumpout_export.nn.batches import Batch
+from jumpout_export.nn.randomness import rng_restored, same_bits
+
+# A state such as a running maximum or minimum shows only after other values than the example's.
+_FACTORS = (4.0, 0.25, 1.0)
+# Calls that a counter is followed for: what happens at every hundredth call is not found, but noted.
+_COUNTED = 8
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+@dataclass(frozen=True)
+class KeptState:
+    """What calls in eval mode leave behind.
+
+    Attributes:
+        changed: names of the parameters, buffers and attributes that they change.
+        matters: whether a call's result depends on the calls before it.
+    """
+
+    changed: tuple[str, ...]
+    matters: bool
+
+
+def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]) -> KeptState:
+    """Returns what calls change in the model, and whether the first call's bits return after other calls.
+
+    Args:
+        model: in eval mode; only copies of it are run.
+        batch: inputs on the model's device.
+        run: calls a model on a batch; raises if the model cannot run it.
+    """
+    before = snapshot(model)
+    fresh, used = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        with rng_restored():
+            first = run(fresh, batch)
+        for factor in _FACTORS:
+            # Other values may be none that the model takes, such as a probability of 4.
+            with rng_restored(), contextlib.suppress(Exception):
+                run(used, _other(batch, factor))
+        names = dict.fromkeys([*changes(before, snapshot(fresh)), *changes(before, snapshot(used))])
+        same = True
+        for _ in range(_COUNTED if names else 1):
+            with rng_restored():
+                same = same and same_bits(first, run(used, batch))
+    return KeptState(tuple(names), not same)
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Restores the model's tensors, flags and attributes on the way out.
+
+    Raises:
+        NotFoldableError: of check `copy`, if there was something to restore, so that the copy that was run is none.
+    """
+    before = snapshot(model)
+    held = [(vars(module), dict(vars(module))) for module in model.modules()]
+    held += [(own[group], dict(own[group])) for own, _ in held for group in ("_parameters", "_buffers") if group in own]
+    tensors_now = [tensor for tensor in (*model.parameters(), *model.buffers()) if _comparable(tensor)]
+    values = [_cloned(tensor) for tensor in tensors_now]
+    error = None
+    moved: list[str] = []
+    try:
+        yield
+    except NotFoldableError as found:
+        error = found
+    finally:
+        moved = changes(before, snapshot(model))
+        if moved:
+            for now, saved in held:
+                _restore(now, saved)
+            with torch.no_grad():
+                for tensor, value in zip(tensors_now, values, strict=True):
+                    if not same_bits(tensor, value):
+                        tensor.copy_(value)
+    if moved:
+        raise NotFoldableError(
+            f"the copy still calls the original: running a copy of the model changed {joined(moved)} in yours (now "
+            "restored); a function or hook that the model holds refers to the model itself, pass the module instead",
+            check="copy",
+        ) from error
+    if error is not None:
+        raise error
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Returns all parameters, buffers and plain attributes (tensors, numbers, strings, also in lists and dicts)."""
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        own = {**vars(module), "_modules": None}  # submodules are visited themselves
+        for group in ("_parameters", "_buffers"):
+            own.update(own.pop(group, {}))
+        for name, value in own.items():
+            found[f"{prefix}{name}"] = [_frozen(leaf) for leaf in torch.utils._pytree.tree_leaves(value)]
+    return found
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Returns the names under which two snapshots differ."""
+    missing = object()
+    names = dict.fromkeys([*before, *after])
+    return [f"`{name}`" for name in names if not same_bits(before.get(name, missing), after.get(name, missing))]
+
+
+def _frozen(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and _comparable(leaf):
+        return _cloned(leaf)
+    # A repr, because NaN differs from NaN; of any other object only the type is known to stay.
+    return repr(leaf) if isinstance(leaf, _PLAIN) else type(leaf).__name__
+
+
+def _comparable(tensor: Tensor) -> bool:
+    known = not is_lazy(tensor) and tensor.layout is torch.strided
+    return bool(known and not tensor.is_quantized and tensor.device.type != "meta")
+
+
+def _cloned(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def _restore(now: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name in [name for name in now if name not in saved]:
+        del now[name]
+    now.update(saved)
+
+
+def _other(batch: Batch, factor: float) -> Batch:
+    drawn = tensors(noise_like(batch, torch.Generator().manual_seed(0)))
+    return with_tensors(batch, [value * factor if value.is_floating_point() else value for value in drawn])

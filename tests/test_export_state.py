@@ -1,0 +1,279 @@
+"""What a run in eval mode must not do: keep a state, change the user's model, let images depend on each other."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from jumpout_export.errors import NotFoldableError
+from jumpout_export.export.fold import fold, fold_model
+from jumpout_export.export.publish import export_onnx
+from jumpout_export.export.reference import Reference
+from jumpout_export.export.signature import onnx_batch
+from jumpout_export.export.verify import verify_onnx
+from jumpout_export.nn.randomness import same_bits
+
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)) + 3
+
+
+class Net(nn.Module):
+    """A linear layer and whatever a test does after it."""
+
+    def __init__(self, after=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 3)
+        self.after = after
+
+    def forward(self, x):
+        return self.linear(x) if self.after is None else self.after(self, x, self.linear(x))
+
+
+def failed(report):
+    return {check.name: check.note for check in report.checks if check.verdict != "pass"}
+
+
+def cached(model, x, y):
+    if getattr(model, "centre", None) is None:
+        model.centre = x.mean()
+    return y - model.centre
+
+
+def running_maximum(model, x, y):
+    model.state = torch.maximum(model.state, x.abs().max())
+    return y / model.state
+
+
+def running_minimum(model, x, y):
+    model.state = torch.minimum(model.state, x.abs().max())
+    return y / model.state
+
+
+def every_fifth(model, x, y):
+    model.calls = getattr(model, "calls", 0) + 1
+    return y if model.calls % 5 else y + 1
+
+
+def listed(model, x, y):
+    model.seen = [*getattr(model, "seen", []), float(x.sum())]
+    return y + model.seen[0]
+
+
+@pytest.mark.parametrize(
+    ("after", "name"),
+    [
+        (cached, "centre"),
+        (running_maximum, "state"),
+        (running_minimum, "state"),
+        (every_fifth, "calls"),
+        (listed, "seen"),
+    ],
+)
+def test_a_state_that_reaches_the_result_fails_and_is_named(after, name, tmp_path):
+    model = nn.Sequential(Net(after))
+    model[0].register_buffer("state", torch.tensor(3.0))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    report = export_onnx(model, tmp_path / "model.onnx", X)
+    assert failed(report).keys() == {"state"}
+    assert f"on which its result depends: `0.{name}`" in failed(report)["state"]
+    with pytest.raises(NotFoldableError, match=f"keeps a state in eval mode .* `0.{name}`") as error:
+        fold_model(model, X)
+    assert error.value.check == "state"
+    assert same_bits(before, dict(model.state_dict()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_counter_that_reaches_nothing_is_a_note(tmp_path):
+    def counting(model, x, y):
+        model.calls += 1
+        return y
+
+    model = Net(counting)
+    model.register_buffer("calls", torch.tensor(0))
+    report = export_onnx(model, tmp_path / "model.onnx", X)
+    assert report
+    assert "a call in eval mode changes `calls`, without an effect on the result" in report.notes
+    assert model.calls == 0
+    assert verify_onnx(tmp_path / "model.onnx", model, X)
+
+
+def test_a_state_outside_of_any_module_is_found_too():
+    seen = []
+
+    def hidden(model, x, y):
+        seen.append(x.sum())
+        return y + seen[0] * len(seen)
+
+    with pytest.raises(NotFoldableError):
+        fold_model(Net(hidden), X)
+
+
+class Closure(nn.Module):
+    """Its forward is a function that refers to the module it was made for, so that a copy still runs the original."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.function = lambda x: self.norm(x)
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_a_copy_that_calls_the_original_fails_and_the_original_is_restored(tmp_path):
+    model = Closure()
+    model.norm.register_forward_hook(lambda module, args, output: setattr(module, "calls", 1))
+    before = copy.deepcopy(dict(model.state_dict())), dict(vars(model.norm))
+    note = "the copy still calls the original: .* changed `norm.running_mean`; .*now restored"
+    with pytest.raises(NotFoldableError, match=note) as error:
+        fold_model(model, X)
+    assert error.value.check == "copy"
+    assert failed(export_onnx(model, tmp_path / "model.onnx", X)).keys() == {"copy"}
+    assert same_bits(before[0], dict(model.state_dict()))
+    assert vars(model.norm).keys() == before[1].keys()
+    assert model.training
+    assert model.norm.training
+
+
+class NonInverted(nn.Dropout):
+    def forward(self, x):
+        return super().forward(x) if self.training else x * (1 - self.p)
+
+
+class Clipped(nn.Dropout):
+    def forward(self, x):
+        return super().forward(x) if self.training else x.clamp(-3, 3)
+
+
+class DropPath(nn.Module):
+    """As timm's: known by its name, and the identity in eval mode."""
+
+    def forward(self, x):
+        return x * (torch.rand(len(x), 1) < 0.5) if self.training else x
+
+
+@pytest.mark.parametrize(
+    ("layer", "example"), [(NonInverted(0.5), torch.zeros(2, 4)), (Clipped(0.5), torch.rand(2, 4))], ids=["zeros", "in"]
+)
+def test_a_layer_that_is_the_identity_on_the_example_only_stays(layer, example, tmp_path):
+    model = nn.Sequential(layer, nn.Linear(4, 3))
+    folded = fold(model, example)
+    assert [layer.action for layer in folded.layers] == ["keep"]
+    assert "does more in eval mode than return its input; it stays" in folded.notes[0]
+    assert export_onnx(model, tmp_path / "model.onnx", example)
+    assert verify_onnx(tmp_path / "model.onnx", model, X * 10)
+
+
+def test_a_layer_known_by_name_is_replaced_once_it_is_shown_to_be_the_identity():
+    model = nn.Sequential(nn.Linear(4, 3), DropPath())
+    assert isinstance(fold_model(model, X)[1], nn.Identity)
+    assert isinstance(fold_model(model)[1], DropPath)
+
+    class Unused(Net):
+        def __init__(self):
+            super().__init__()
+            self.drop = DropPath()
+
+    folded = fold(Unused(), X)
+    assert folded.layers[0].action == "keep"
+    assert folded.notes[0].startswith(
+        "`drop` (DropPath) is not known to return its input in eval mode, and the example"
+    )
+
+
+def test_a_folded_model_with_other_bits_fails_the_check_fold():
+    model = Net().eval()
+    wrong = copy.deepcopy(model)
+    with torch.no_grad():
+        wrong.linear.bias[0] += 1e-5
+    for folded, verdict in ((copy.deepcopy(model), "pass"), (wrong, "fail")):
+        reference = Reference(model, onnx_batch(X, model), folded=folded)
+        assert reference.checks() == []
+        reference(onnx_batch(X, model))
+        assert {check.name: check.verdict for check in reference.checks()} == {"randomness": "pass", "fold": verdict}
+    assert reference.checks()[1].note == "batch size 5: the folded model has other bits than the model"
+
+
+def noisy_from(size):
+    return lambda model, x, y: y + torch.rand_like(y) if len(x) >= size else y
+
+
+@pytest.mark.parametrize(
+    ("size", "example", "calibration"), [(7, X[:1], None), (9, X, [X, torch.cat([X, X])])], ids=["7", "calibration"]
+)
+def test_noise_at_one_batch_size_only_is_found_and_the_size_named(size, example, calibration, tmp_path):
+    model = Net(noisy_from(size))
+    report = export_onnx(model, tmp_path / "model.onnx", example, calibration=calibration)
+    at = 7 if size == 7 else 10
+    assert f"batch size {at}: the model draws random numbers in eval mode" in failed(report)["randomness"]
+    assert "aten.rand_like" in failed(report)["randomness"]
+    assert not list(tmp_path.iterdir())
+    export_onnx(Net(), tmp_path / "model.onnx", X)
+    assert "randomness" in failed(verify_onnx(tmp_path / "model.onnx", model, calibration or example))
+
+
+def test_an_allowed_noise_does_not_hide_another_modules_private_generator():
+    generator = np.random.default_rng(0)
+
+    class Torch(nn.Module):
+        def forward(self, x):
+            return x + torch.rand_like(x)
+
+    class Private(nn.Module):
+        def forward(self, x):
+            return x + float(generator.random())
+
+    model = nn.Sequential(Torch(), Private())
+    with pytest.raises(NotFoldableError) as error:
+        fold_model(model, X, allow="0")
+    assert error.value.modules == ("1",)
+    fold_model(model, X, allow=["0", "1"])
+
+
+def by_hand(model, x, y):
+    return (y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt()
+
+
+def functional(model, x, y):
+    return F.batch_norm(y[:, :, None].repeat(1, 1, 2) + torch.tensor([0.0, 1.0]), None, None, training=True).sum(2)
+
+
+@pytest.mark.parametrize("after", [by_hand, functional])
+def test_a_result_that_depends_on_the_other_images_fails_unless_the_batch_is_fixed(after, tmp_path):
+    report = export_onnx(Net(after), tmp_path / "model.onnx", X)
+    assert "output `output` of image 0 differs by" in failed(report)["batch independence"]
+    assert "dynamic_batch=False (--static) fixes the size" in failed(report)["batch independence"]
+    report = export_onnx(Net(by_hand), tmp_path / "model.onnx", X, dynamic_batch=False)
+    assert report
+    assert "batch independence" not in {check.name for check in report.checks}
+
+
+def test_an_output_without_a_batch_axis_is_not_compared_and_said_so(tmp_path):
+    report = export_onnx(Net(lambda model, x, y: (y, model.linear.weight)), tmp_path / "model.onnx", X)
+    assert report
+    note = next(check.note for check in report.checks if check.name == "batch independence")
+    assert note == "images alone have the values they have in a batch: output_0"
+    assert "output `output_1` has no batch axis, so whether it depends on the batch was not checked" in report.notes
+
+
+def test_similarities_between_the_images_of_a_batch_fail(tmp_path):
+    report = export_onnx(Net(lambda model, x, y: y @ y.T), tmp_path / "model.onnx", X)
+    assert "has shape [1] alone and [2] in its batch" in failed(report)["batch independence"]
+
+
+def test_an_amplifier_of_rounding_fails_the_check_conditioning(tmp_path):
+    report = export_onnx(Net(lambda model, x, y: torch.sin(y * 1e7)), tmp_path / "model.onnx", X)
+    assert "PyTorch's own error on output `output` (data) is" in failed(report)["conditioning"]
+    assert "the model amplifies rounding" in failed(report)["conditioning"]
+
+
+def test_torch_cond_is_folded():
+    def branch(model, x, y):
+        return torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: -y, (y,))
+
+    model = Net(branch).eval()
+    with torch.no_grad():
+        assert torch.equal(fold_model(model, X)(X), model(X))
