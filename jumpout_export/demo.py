@@ -207,9 +207,9 @@ def load_folder(root: Path, seed: int, progress: Progress) -> Images:
     if (root / "train").is_dir() and (root / "test").is_dir():
         train_images = _read(ImageFolder(root / "train", 1, seed), _MAX_TRAIN_IMAGES, progress)
         test_images = _read(ImageFolder(root / "test", 1, seed), _MAX_TEST_IMAGES, progress)
-        return Images(*train_images, *test_images, f"{root.name}, a folder of images")
+        return Images(*train_images, *test_images, f"{root.resolve().name}, a folder of images")
     inputs, labels = _read(ImageFolder(root, 1, seed), _MAX_TRAIN_IMAGES, progress)
-    return _split(inputs, labels, seed, f"{root.name}, a folder of images")
+    return _split(inputs, labels, seed, f"{root.resolve().name}, a folder of images")
 
 
 def environment() -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import onnx
 import pytest
@@ -85,13 +86,15 @@ def image_folder(root, count=60, size=(8, 8)):
 
 
 @pytest.mark.parametrize("split", [True, False], ids=["train and test", "one folder"])
-def test_it_runs_on_a_folder_of_images(tmp_path, split):
+def test_it_runs_on_a_folder_of_images(tmp_path, monkeypatch, split):
     if split:
         image_folder(tmp_path / "data" / "train")
         image_folder(tmp_path / "data" / "test", 20)
     else:
         image_folder(tmp_path / "data")
-    report = demo.run_demo(tmp_path / "out", tmp_path / "data", epochs=1)
+    monkeypatch.chdir(tmp_path / "data")
+    report = demo.run_demo(tmp_path / "out", Path(), epochs=1)
+    assert report.title == "jumpout-export demo on data, a folder of images"
     assert report.export is not None
     assert (tmp_path / "out" / "model.onnx").exists() is bool(report.export)
     assert "channels=3, classes=2" in (tmp_path / "out" / "model.py").read_text()
