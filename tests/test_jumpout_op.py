@@ -191,3 +191,25 @@ def test_the_exact_logarithm_and_exponential_are_accurate():
         assert math.isclose(_C.exact_exp(i / 10), math.exp(i / 10), rel_tol=1e-15 * (2 + i / 100))
     assert _C.exact_exp(0.0) == 1.0
     assert _C.exact_exp(1e4) == math.inf
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
+def test_every_instruction_set_gives_the_same_bits(monkeypatch, dtype, relu):
+    bits = torch.randint(-(2**15), 2**15, (20007,), dtype=torch.int16)
+    x = bits.view(dtype) if dtype.itemsize == 2 else torch.randn(20007, dtype=dtype)  # every kind of half, NaN too
+    x, dy = x[3:].view(12, 1667), torch.randn(12, 1667).to(dtype)
+    results = {}
+    for isa in ("scalar", "avx2", "avx512"):
+        monkeypatch.setenv("JUMPOUT_CPU_ISA", isa)
+        try:
+            y, keep, sampled = torch.ops.jumpout.forward(
+                x, torch.tensor(3), 0.3, 0.0, 0.01, 0.6, 0.75, 0.95, "sample", "shift", relu
+            )
+        except ValueError:
+            continue  # this processor does not have it
+        dx = torch.ops.jumpout.backward(dy, keep, sampled, x.stride())
+        results[isa] = [t.contiguous().view(torch.uint8) for t in (y, keep, sampled, dx)]
+    assert "scalar" in results
+    for other in results.values():
+        assert all(torch.equal(a, b) for a, b in zip(results["scalar"], other, strict=True))

@@ -1,0 +1,46 @@
+"""A source tree without the compiled extension says which command builds it; the installed one is complete."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jumpout_export
+from jumpout_export import ops
+
+PACKAGE = Path(jumpout_export.__file__).parent
+# An editable install answers for the package from everywhere; a user with a plain checkout has none.
+WITHOUT_EDITABLE = "import sys; sys.meta_path = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]; "
+
+
+def test_a_checkout_without_the_extension_names_the_command_that_builds_it(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "jumpout_export", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    code = WITHOUT_EDITABLE + "import jumpout_export"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("jumpout_export.errors.MissingExtensionError: jumpout_export's compiled extension")
+    assert "pip install ." in last
+    assert "start it from another folder" in last
+
+
+def test_the_build_says_what_it_is():
+    info = ops.build_info()
+    assert info["philox_rounds"] == 7
+    assert info["cpu_kernels"] in ("avx512", "avx2", "scalar")
+    assert isinstance(info["cuda"], str)
+
+
+def test_what_the_package_needs_at_run_time_lies_in_it():
+    for file in ("py.typed", "_C.pyi", "render/report.html.j2"):
+        assert (PACKAGE / file).is_file(), file
+
+
+def test_an_unknown_instruction_set_is_named():
+    code = "import torch, jumpout_export; jumpout_export.jumpout(torch.ones(3))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={"JUMPOUT_CPU_ISA": "mmx"}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert "JUMPOUT_CPU_ISA must be one of" in result.stderr
+    assert "scalar on this processor, got mmx" in result.stderr
