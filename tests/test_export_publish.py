@@ -160,6 +160,13 @@ def test_the_file_tells_where_it_comes_from_and_nothing_else(exported):
     assert b"/" + b"site-packages" not in (folder / "model.onnx").read_bytes()
 
 
+def test_a_file_in_the_place_of_golden_data_is_found_before_the_work(tmp_path):
+    (tmp_path / "test_data_set_0").write_text("")
+    with pytest.raises(ValueError, match="there is a file of that name"):
+        export_onnx(nn.Linear(8, 2), tmp_path / "model.onnx", X, golden=tmp_path)
+    assert not (tmp_path / "model.onnx").exists()
+
+
 def test_golden_data_is_in_onnx_layout_and_replays(exported):
     model, folder, _ = exported
 

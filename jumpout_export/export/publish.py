@@ -16,7 +16,7 @@ from jumpout_export.export.audit import audit_model
 from jumpout_export.export.convert import convert
 from jumpout_export.export.extras import require_onnx
 from jumpout_export.export.fold import fold, unwrap
-from jumpout_export.export.golden import publish_golden, stage_golden
+from jumpout_export.export.golden import FOLDER, publish_golden, stage_golden
 from jumpout_export.export.graph import file_sha256, inspect_file, load_onnx
 from jumpout_export.export.provenance import provenance
 from jumpout_export.export.runner import run_providers
@@ -226,6 +226,8 @@ def _check_golden(golden: str | os.PathLike[str] | None) -> Path | None:
     folder = Path(golden)
     if not folder.is_dir() and (folder.exists() or not folder.parent.is_dir()):
         raise ValueError(f"golden data needs a folder, or a name in an existing one, got {str(folder)!r}")
+    if (folder / FOLDER).exists() and not (folder / FOLDER).is_dir():
+        raise ValueError(f"golden data needs the folder {str(folder / FOLDER)!r}, there is a file of that name")
     return folder
 
 
