@@ -74,6 +74,65 @@ class FoldedLayer(_Model):
     settings: str = ""
 
 
+class Attribution(_Model):
+    """Per channel, where a layer's drift comes from: in every list pair the three parts add up to the whole exactly.
+
+    With T the training state (noise on, batch statistics), P the same with the noise off, E the serving state and R the
+    stored statistics: ln(E / R) = ln(T / R) [stale] + ln(P / T) [stochastic] + ln(E / P) [propagated], and the same
+    for the means in units of tau. All lists are (C,).
+
+    Attributes:
+        log_ratio_stale: ln(T / R): lag of the moving average, augmentation.
+        log_ratio_stochastic: ln(P / T): dropout or jumpout being off.
+        log_ratio_propagated: ln(E / P): the stored statistics of BatchNorms upstream.
+        delta_stale: the same for the mean, in units of tau.
+        delta_stochastic: the same.
+        delta_propagated: the same.
+    """
+
+    log_ratio_stale: list[Number]
+    log_ratio_stochastic: list[Number]
+    log_ratio_propagated: list[Number]
+    delta_stale: list[Number]
+    delta_stochastic: list[Number]
+    delta_propagated: list[Number]
+
+
+class AlphaAdvice(_Model):
+    """What the law of the scaled mask says about the jumpout or dropout layer whose output a BatchNorm's layer reads.
+
+    For y = sum_i w_i x_i z_i s with keep rate k = 1 - p' and s = k^-alpha the variance ratio train / eval is
+    k^(2 - 2 alpha) (1 + (p' / k) rho), rho = sum_i w_i^2 E[x_i^2] / Var(sum_i w_i x_i).
+
+    Attributes:
+        path: module path of the stochastic layer.
+        alpha: the exponent it uses; 1 for plain dropout.
+        rho: the median over channels of rho.
+        alpha_star: the exponent that would have kept the variance (median channel).
+        predicted: what the law says ln(P / T) is (median channel); compare with `stochastic`.
+    """
+
+    path: str
+    alpha: Number
+    rho: Number
+    alpha_star: Number
+    predicted: Number
+
+
+class BatchNormCall(_Model):
+    """One of several calls of the same BatchNorm in one forward, against the statistics that all calls share.
+
+    Attributes:
+        w: RMS over channels of W for this call alone.
+        median_log_ratio: median over channels of ln r.
+        delta_rms: RMS over channels of delta.
+    """
+
+    w: Number
+    median_log_ratio: Number
+    delta_rms: Number
+
+
 class BatchNormLayer(_Model):
     """How far one BatchNorm layer's stored statistics are from what serving sees (states R and E).
 
@@ -94,10 +153,19 @@ class BatchNormLayer(_Model):
         log_ratio: (C,) ln((v + eps) / (running_var + eps)).
         delta_se: (C,) standard error of delta, from images as the unit.
         log_ratio_se: (C,) standard error of log_ratio.
-        stale: part of the median log ratio made by stale buffers.
+        median_log_ratio: median over channels of log_ratio.
+        delta_p95: 95th percentile over channels of |delta|.
+        symmetric_kl: mean over channels of the symmetric Kullback-Leibler divergence of the two normals, in nats.
+        max_ratio: median over channels of max(r, 1 / r), the ratio of Li et al. (CVPR 2019).
+        stale: part of the median log ratio made by stale buffers; the three parts add up to it.
         stochastic: part of it made by dropout or jumpout being off.
         propagated: part of it made by BatchNorms upstream.
+        attribution: the three parts per channel, or None where only the serving state was measured.
+        advice: what the law of the scaled mask says, where a jumpout or dropout layer feeds this one directly.
         worst_channel: index of the channel with the largest W.
+        flagged: channels that differ significantly, at a false discovery rate of 5% (Benjamini & Hochberg 1995).
+        images_needed: about how many images in all would decide an undecided layer; None where unknown.
+        calls: one entry per call where the layer is called several times in one forward.
         note: one sentence for a person: what, how much, why, what to do.
     """
 
@@ -114,10 +182,19 @@ class BatchNormLayer(_Model):
     log_ratio: list[Number] = Field(default_factory=list)
     delta_se: list[Number] = Field(default_factory=list)
     log_ratio_se: list[Number] = Field(default_factory=list)
+    median_log_ratio: Number | None = None
+    delta_p95: Number | None = None
+    symmetric_kl: Number | None = None
+    max_ratio: Number | None = None
     stale: Number | None = None
     stochastic: Number | None = None
     propagated: Number | None = None
+    attribution: Attribution | None = None
+    advice: AlphaAdvice | None = None
     worst_channel: int | None = None
+    flagged: list[int] = Field(default_factory=list)
+    images_needed: int | None = None
+    calls: list[BatchNormCall] = Field(default_factory=list)
     note: str = ""
 
 
@@ -135,6 +212,10 @@ class OutputEffect(_Model):
         nll_after: the same after recalibration.
         ece_before: expected calibration error, 15 equal bins, in [0, 1].
         ece_after: the same after recalibration.
+        labelled: images with a label.
+        top1_change_low: lower end of the 95% interval of top1_after - top1_before.
+        top1_change_high: upper end of it.
+        mcnemar_p: two-sided p-value of the exact McNemar test that recalibration leaves top-1 accuracy alone.
     """
 
     images: int
@@ -147,6 +228,10 @@ class OutputEffect(_Model):
     nll_after: Number | None = None
     ece_before: Number | None = None
     ece_after: Number | None = None
+    labelled: int = 0
+    top1_change_low: Number | None = None
+    top1_change_high: Number | None = None
+    mcnemar_p: Number | None = None
 
 
 class BatchNormReport(_Model):
@@ -159,6 +244,8 @@ class BatchNormReport(_Model):
         images: images seen.
         warn: margin that decides the verdict, in units of W.
         fail: margin from which the drift is called severe, in units of W.
+        stopped_early: every layer was decided before all images asked for were seen.
+        ranks: processes the images were spread over.
         layers: the layers in call order.
         outputs: the effect on the outputs, or None where it was not measured.
         not_observed: BatchNorm layers the forward pass did not reach.
@@ -171,6 +258,8 @@ class BatchNormReport(_Model):
     images: int
     warn: Number = 0.05
     fail: Number = 0.15
+    stopped_early: bool = False
+    ranks: int = 1
     layers: list[BatchNormLayer] = Field(default_factory=list)
     outputs: OutputEffect | None = None
     not_observed: list[str] = Field(default_factory=list)
@@ -241,6 +330,30 @@ class TrainingHistory(_Model):
     test_accuracy: list[Number] = Field(default_factory=list)
     active_fraction: dict[str, list[Number]] = Field(default_factory=dict)
     rate: dict[str, list[Number]] = Field(default_factory=dict)
+
+
+class MonitorHistory(_Model):
+    """What `BatchNormMonitor` saw of a training run; every list has one entry per look, every dict one list per layer.
+
+    Attributes:
+        kind: always `monitor`.
+        steps: training step of each look.
+        w: per BatchNorm layer, W of the stored statistics against what serving would see.
+        w_low: lower ends of its 95% intervals.
+        w_high: upper ends.
+        active_fraction: per jumpout layer, q in the training state.
+        rate: per jumpout layer, the effective rate p'.
+        capped: per jumpout layer, the fraction of calls in which `rate_cap` bound.
+    """
+
+    kind: Literal["monitor"] = "monitor"
+    steps: list[int] = Field(default_factory=list)
+    w: dict[str, list[Number]] = Field(default_factory=dict)
+    w_low: dict[str, list[Number]] = Field(default_factory=dict)
+    w_high: dict[str, list[Number]] = Field(default_factory=dict)
+    active_fraction: dict[str, list[Number]] = Field(default_factory=dict)
+    rate: dict[str, list[Number]] = Field(default_factory=dict)
+    capped: dict[str, list[Number]] = Field(default_factory=dict)
 
 
 class PipelineReport(_Model):
