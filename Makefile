@@ -45,7 +45,7 @@ gpu:  ## on a machine with a GPU: build into its Python, run the tests with CUDA
 lint: setup  ## ruff, clang-format, codespell
 	$(BIN)/ruff check $(PACKAGE_DIRS) tools
 	$(BIN)/ruff format --check $(PACKAGE_DIRS) tools
-	$(BIN)/clang-format --dry-run --Werror $(shell find cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $(shell find cpp benchmarks tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 	$(BIN)/codespell $(PACKAGE_DIRS) cpp docs README.md CHANGELOG.md CONTRIBUTING.md
 
 typecheck: setup  ## mypy, strict
@@ -57,7 +57,7 @@ package:  ## build the sdist and the wheel, and try the wheel in an empty enviro
 format: setup  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix-only $(PACKAGE_DIRS) tools
 	$(BIN)/ruff format $(PACKAGE_DIRS) tools
-	$(BIN)/clang-format -i $(shell find cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+	$(BIN)/clang-format -i $(shell find cpp benchmarks tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 schema: setup  ## write docs/report.schema.json anew
 	$(BIN)/python -c "import json; from jumpout_export.report import json_schema; print(json.dumps(json_schema(), indent=2))" > docs/report.schema.json

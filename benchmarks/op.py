@@ -4,12 +4,17 @@
 
 Bytes per element of size s that have to move (q must be known before any element is written):
     forward 3s + 1/8, backward 2s + 1/8; `relu + dropout` of PyTorch moves 2s + (2s + 1), backward (2s + 1) + 3s.
+
+On an x86 CPU the kernels are also timed alone, beside the least that their memory traffic costs: see floor.cpp.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
+import subprocess
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,8 +28,9 @@ from torch import Tensor
 from jumpout_export import jumpout
 from jumpout_export.nn.reference import jumpout_reference
 
+SMALL = 16
 SHAPES: dict[str, tuple[int, ...]] = {
-    "16 elements": (16,),
+    "16 elements": (SMALL,),
     "1 MB": (1 << 18,),
     "16 MB": (1 << 22,),
     "256 MB": (1 << 26,),
@@ -33,6 +39,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "256x64x56x56": (256, 64, 56, 56),
 }
 _LARGE = 1 << 22
+ROOT = Path(__file__).parents[1]
 CUDA_SHAPES = {**SHAPES, "64 Mi elements": (1 << 26,)}
 
 
@@ -43,6 +50,20 @@ def composed(x: Tensor) -> Tensor:
     rate = torch.where(q > 0, p / q, 0.0).clamp(max=0.95)
     keep = torch.rand_like(x) >= rate
     return x * keep * ((1 - rate) ** -0.75).to(x.dtype)
+
+
+class BareFunction(torch.autograd.Function):
+    """What any autograd.Function costs: one new tensor forward, one backward, two saved, and no work."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(torch.empty(1), torch.empty(1))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        _first, _second = ctx.saved_tensors
+        return torch.empty_like(dy)
 
 
 def peers() -> dict[str, Callable[[Tensor], Tensor]]:
@@ -97,6 +118,8 @@ def measure(device: str, seconds: float) -> list[dict[str, Any]]:
                         functions["jumpout in place"] = in_place(x.clone())
                     else:
                         functions = {key: with_backward(f, leaf, dy) for key, f in peers().items()}
+                        if x.numel() == SMALL:
+                            functions["bare autograd.Function"] = with_backward(BareFunction.apply, leaf, dy)
                     for function, timing in alternate(functions, device, seconds).items():
                         row = {"shape": name, "elements": x.numel(), "dtype": str(dtype).removeprefix("torch.")}
                         row |= {"threads": count, "direction": direction, "function": function, **timing}
@@ -123,6 +146,16 @@ def saved_bytes(device: str) -> dict[str, int]:
     return result
 
 
+def kernel_floors() -> dict[str, Any]:
+    """Returns ns per element of the kernels and of their floors, from a C++ program that is built for the purpose."""
+    sources = [Path(__file__).parent / "floor.cpp", *(ROOT / "cpp" / "op").glob("cpu_*.cpp")]
+    flags = ["-O3", "-std=c++17", "-march=native", "-ffp-contract=off", "-DJUMPOUT_X86", f"-I{ROOT / 'cpp' / 'op'}"]
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "floor"
+        subprocess.run(["c++", *flags, *map(str, sources), "-o", str(program)], check=True)
+        return dict(json.loads(subprocess.run([program], check=True, capture_output=True, text=True).stdout))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -135,6 +168,7 @@ def main() -> None:
     result = {
         "machine": machine(options.device),
         "saved_bytes_for_1Mi_float32": saved_bytes(options.device),
+        "kernels": kernel_floors() if options.device == "cpu" and platform.machine() == "x86_64" else {},
         "rows": measure(options.device, options.seconds),
     }
     out.write_text(json.dumps(result, indent=1) + "\n")

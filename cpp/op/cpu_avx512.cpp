@@ -1,4 +1,4 @@
-// AVX-512 (F, BW, DQ, VL): tiles of eight blocks, 64 elements, one 64-bit word of keep bits.
+// AVX-512 (F, BW, DQ, VL; BMI2): tiles of eight blocks, 64 elements, one 64-bit word of keep bits.
 // Philox runs in eight 64-bit lanes, one block each, with a counter word in the low half: the 32 x 32 -> 64 bit
 // multiply reads low halves only, so nothing has to be masked, and a round is 2 multiplies, 2 shifts and 2 three-way
 // xors.
@@ -28,28 +28,29 @@ struct Avx512 {
   }
 
   static Bits keep(const Keys& keys, int64_t first_block, uint32_t threshold) {
-    // In this order the two unpacks below give the blocks in sequence.
-    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     const __m512i multiplier0 = _mm512_set1_epi64(kPhiloxMultiplier0),
                   multiplier1 = _mm512_set1_epi64(kPhiloxMultiplier1);
-    const __m512i index = _mm512_add_epi64(_mm512_set1_epi64(first_block), order);
-    __m512i c0 = index, c1 = _mm512_srli_epi64(index, 32);
-    __m512i c2 = _mm512_setzero_si512(), c3 = _mm512_set1_epi64(static_cast<int64_t>(Stream::kKeep));
+    const __m512i index = _mm512_add_epi64(_mm512_set1_epi64(first_block), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+    // The first round, where c2 = 0 and so one of the products is.
+    const __m512i stream = _mm512_set1_epi64(static_cast<int64_t>(Stream::kKeep));
+    __m512i c3 = _mm512_mul_epu32(index, multiplier0), c1 = _mm512_setzero_si512();
+    __m512i c0 = _mm512_xor_si512(_mm512_srli_epi64(index, 32), keys.even[0]);
+    __m512i c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(c3, 32), stream, keys.odd[0], 0x96);
 #pragma GCC unroll 10
-    for (int round = 0; round < kPhiloxRounds; ++round) {
+    for (int round = 1; round < kPhiloxRounds; ++round) {
       const __m512i product0 = _mm512_mul_epu32(c0, multiplier0), product1 = _mm512_mul_epu32(c2, multiplier1);
       c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c1, keys.even[round], 0x96);
       c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c3, keys.odd[round], 0x96);
       c1 = product1;
       c3 = product0;
     }
-    // 16-bit decisions 0-3 of each block in its 64-bit lane, then 4-7.
-    const __m512i low = _mm512_mask_blend_epi32(0xAAAA, c0, _mm512_slli_epi64(c1, 32));
-    const __m512i high = _mm512_mask_blend_epi32(0xAAAA, c2, _mm512_slli_epi64(c3, 32));
+    // 16-bit decisions 0-3 of each block in its 64-bit lane, then 4-7: c1 and c3 go into the upper halves.
+    const __m512i low = _mm512_mask_shuffle_epi32(c0, 0xAAAA, c1, _MM_PERM_CCAA);
+    const __m512i high = _mm512_mask_shuffle_epi32(c2, 0xAAAA, c3, _MM_PERM_CCAA);
     const __m512i limit = _mm512_set1_epi16(static_cast<short>(threshold));
-    const uint64_t first = _mm512_cmpge_epu16_mask(_mm512_unpacklo_epi64(low, high), limit);
-    const uint64_t second = _mm512_cmpge_epu16_mask(_mm512_unpackhi_epi64(low, high), limit);
-    return second << 32 | first;
+    // The decisions of a block are four bits of each mask; interleaving them costs no vector instruction.
+    return _pdep_u64(_mm512_cmpge_epu16_mask(low, limit), 0x0F0F0F0F0F0F0F0F) |
+           _pdep_u64(_mm512_cmpge_epu16_mask(high, limit), 0xF0F0F0F0F0F0F0F0);
   }
 
   static int64_t count(const float* x) {

@@ -16,7 +16,7 @@ bool supported(const CpuKernels& kernels) {
   if (&kernels == &kAvx2Kernels) return avx2;
   if (&kernels == &kAvx512Kernels) {
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2");
   }
 #endif
   return &kernels == &kScalarKernels;

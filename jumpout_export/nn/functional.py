@@ -159,9 +159,9 @@ def _check_input(x: Tensor, settings: ops.Settings) -> None:
     if x.dtype not in _FLOATING:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FLOATING)
         raise TypeError(f"x must be a floating tensor ({allowed}), got {x.dtype}")
-    if x.device.type not in ("cpu", "cuda", "meta"):
+    if not (x.is_cpu or x.is_cuda or x.is_meta):
         raise ValueError(f"x must be on a CPU or a CUDA device, got {x.device}")
-    if x.device.type == "cuda" and not ops.HAS_CUDA:
+    if x.is_cuda and not ops.HAS_CUDA:
         raise ValueError(
             f"x is on {x.device}, but this build of jumpout_export has no CUDA kernels; build it where nvcc is on the "
             "PATH: pip install . -C cmake.define.JUMPOUT_CUDA=ON"
