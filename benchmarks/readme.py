@@ -1,4 +1,4 @@
-"""Writes the README's tables and the plot anew from the committed JSON files, so that no number is typed by hand.
+"""Writes the tables of README and docs and the plot anew from the committed JSON files: no number is typed by hand.
 
 python benchmarks/readme.py
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,41 @@ def training_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+METHODS = {
+    "as trained": ("as trained", ""),
+    "torch update_bn": ("`torch.optim.swa_utils.update_bn`", "dropout on, batches weigh the same"),
+    "fvcore update_bn_stats": ("fvcore `update_bn_stats`", "dropout on"),
+    "AIMET recipe": ("AIMET's recipe", "dropout off, averages over batches"),
+    "batch": ('`method="batch"`', "dropout off, all values together"),
+    "exact": ('**`method="exact"`**', "what serving sees"),
+}
+
+
+def recalibration_table(result: dict[str, Any]) -> str:
+    """Returns what each way to recalibrate leaves of W, and what it makes of accuracy and NLL."""
+    data, training, machine = result["data"], result["training"], result["machine"]
+    what = (
+        f"{data['source']}: {data['train']:,} training images, {training['epochs']} epochs, seed {training['seed']}. "
+        "Five convolutions, each with BatchNorm, ReLU and the noise named. All methods start from the same trained "
+        "network and see the same training images. W is the largest of any layer on these, accuracy (%) and NLL are of "
+        f"{data['test']:,} test images, s are CPU seconds of one thread, {machine['device']}, torch {machine['torch']}."
+    )
+    lines = [
+        *textwrap.wrap(what, 120),
+        "",
+        "| noise | method | how | W left | accuracy | NLL | passes | s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for noise, rows in result["networks"].items():
+        for index, row in enumerate(rows):
+            title, how = METHODS[row["method"]]
+            cells = [noise if index == 0 else "", title, how, f"{row['max_w']:.2g}", f"{100 * row['accuracy']:.1f}"]
+            cells += [f"{row['nll']:.3f}"]
+            cells += [str(row["passes"]), f"{row['cpu_seconds']:.0f}"] if row["passes"] else ["", ""]
+            lines.append("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|")
+    return "\n".join(lines)
+
+
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draws time per element against size for each function, beside a copy scaled by bytes.
 
@@ -109,21 +145,20 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def replace(text: str, marker: str, content: str) -> str:
-    """Puts `content` between the comments `<!-- marker -->` and `<!-- /marker -->`."""
+def replace(page: Path, marker: str, content: str) -> None:
+    """Puts `content` between the comments `<!-- marker -->` and `<!-- /marker -->` of a page."""
     pattern = rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
-    new, count = re.subn(pattern, lambda match: f"{match[1]}{content}\n{match[2]}", text, flags=re.S)
+    new, count = re.subn(pattern, lambda match: f"{match[1]}{content}\n{match[2]}", page.read_text(), flags=re.S)
     if count != 1:
-        raise SystemExit(f"README.md must hold <!-- {marker} --> once, it does {count} times")
-    return new
+        raise SystemExit(f"{page.name} must hold <!-- {marker} --> once, it does {count} times")
+    page.write_text(new)
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
     op, training = load("op-cpu.json"), load("training-cpu.json")
-    text = replace(readme.read_text(), "benchmarks", f"{op_table(op)}\n\n{training_table(training)}")
+    replace(ROOT / "README.md", "benchmarks", f"{op_table(op)}\n\n{training_table(training)}")
+    replace(ROOT / "docs" / "concepts.md", "recalibration", recalibration_table(load("recalibrate.json")))
     plot(op, ROOT / "docs" / "op-cpu.svg")
-    readme.write_text(text)
 
 
 if __name__ == "__main__":

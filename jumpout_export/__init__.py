@@ -1,6 +1,7 @@
 """Train ReLU networks with a compiled jumpout, check their BatchNorm, export ONNX files proven free of noise."""
 
 from jumpout_export.batchnorm.check import check_batchnorm
+from jumpout_export.batchnorm.monitor import BatchNormMonitor
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.export.fold import fold_model
 from jumpout_export.export.graph import inspect_onnx
@@ -19,6 +20,7 @@ __all__ = [  # noqa: RUF022 in the order of the pipeline
     "hendrycks_gimpel_",
     "jumpout",
     # check
+    "BatchNormMonitor",
     "check_batchnorm",
     "recalibrate_batchnorm",
     # ship

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,24 +18,28 @@ import torch
 import typer
 from torch import nn
 
+from jumpout_export import cli_ranks, loading, ops
 from jumpout_export import demo as demo_module
-from jumpout_export import loading, ops
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.cli_options import (
     BatchSize,
     Data,
     Device,
+    Fail,
     InputShape,
     Json,
+    Layers,
     Method,
     Model,
     NeededData,
     NumImages,
     OnnxFile,
     Providers,
+    RefuseIfWorse,
     ReportDir,
     Seed,
+    Warn,
     Weights,
 )
 from jumpout_export.cli_work import (
@@ -55,6 +60,7 @@ from jumpout_export.cli_work import (
 from jumpout_export.errors import JumpoutExportError, LoadError, NotVerifiableError
 from jumpout_export.export.graph import inspect_onnx
 from jumpout_export.export.publish import check_arguments, export_onnx
+from jumpout_export.export.refold import check_target, fold_onnx
 from jumpout_export.export.verify import verify_onnx
 from jumpout_export.nn.batches import Progress
 from jumpout_export.report import BatchNormReport, PipelineReport
@@ -68,6 +74,12 @@ app = typer.Typer(
     help="Check BatchNorm between training and serving, and export ONNX files proven free of training-time noise.\n\n"
     "Exit codes: 0 passed, 1 a check failed, 2 wrong usage, 3 could not be verified here.",
 )
+
+
+@app.callback()
+def _before_every_command(context: typer.Context) -> None:
+    if context.invoked_subcommand not in ("check-bn", "recalibrate-bn"):
+        cli_ranks.require_one_process(context.invoked_subcommand or "")
 
 
 @app.command()
@@ -184,8 +196,8 @@ def check_bn(
     data: NeededData,
     weights: Weights = None,
     images: NumImages = 4096,
-    warn: Annotated[float, typer.Option(min=0.0, help="margin that decides the verdict, in units of W")] = 0.05,
-    fail: Annotated[float, typer.Option(min=0.0, help="margin from which drift is called severe")] = 0.15,
+    warn: Warn = 0.05,
+    fail: Fail = 0.15,
     batch_size: BatchSize = 128,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -196,9 +208,12 @@ def check_bn(
     check_folder(report, "--report")
     with working() as progress:
         network = build_model(model, weights, device)
-        batches = read_batches(data, None, batch_size, seed)
+        batches = cli_ranks.own_share(read_batches(data, None, batch_size, seed))
         try_first_batch(network, batches)
-        result = check_batchnorm(network, batches, images=images, warn=warn, fail=fail, progress=progress)
+        with cli_ranks.process_group() as group:
+            result = check_batchnorm(
+                network, batches, images=images, warn=warn, fail=fail, process_group=group, progress=progress
+            )
     show(result, json, report)
     raise typer.Exit(exit_code(result))
 
@@ -212,8 +227,12 @@ def recalibrate_bn(
     ] = None,
     weights: Weights = None,
     method: Annotated[Method, typer.Option(help="exact, batch or variance")] = Method.exact,
+    layers: Layers = None,
+    refuse_if_worse: RefuseIfWorse = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the table, write nothing")] = False,
     images: NumImages = 4096,
+    warn: Warn = 0.05,
+    fail: Fail = 0.15,
     batch_size: BatchSize = 128,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -230,19 +249,46 @@ def recalibrate_bn(
         raise LoadError(f"-o {output}: the folder {output.parent} does not exist")
     with working() as progress:
         network = build_model(model, weights, device)
-        batches = read_batches(data, None, batch_size, seed)
+        batches = cli_ranks.own_share(read_batches(data, None, batch_size, seed))
         try_first_batch(network, batches)
-        before = check_batchnorm(network, batches, images=images, progress=progress)
-        recalibrate_batchnorm(network, batches, method.value, images=images, progress=progress)
-        after = check_batchnorm(network, batches, images=images, progress=progress)
+        with cli_ranks.process_group() as group:
+            check = partial(
+                check_batchnorm,
+                network,
+                batches,
+                images=images,
+                warn=warn,
+                fail=fail,
+                outputs=False,
+                process_group=group,
+                progress=progress,
+            )
+            before = check()
+            done = recalibrate_batchnorm(
+                network,
+                batches,
+                method.value,
+                images=images,
+                layers=layers,
+                outputs=True,
+                refuse_if_worse=refuse_if_worse,
+                process_group=group,
+                progress=progress,
+            )
+            before.outputs = done.outputs
+            after = check()
     result = PipelineReport(
         title=f"recalibrate-bn {model}, method {method.value}",
         before=before,
         after=after,
         environment=demo_module.environment(),
-        notes=["dry run: nothing was written"] if output is None else [f"weights written to {output}"],
+        notes=[
+            f"BatchNorm layers recalibrated: {len(done.layers)}; passes over the data: {done.passes}",
+            *([done.note] if done.note else []),
+            "dry run: nothing was written" if output is None else f"weights written to {output}",
+        ],
     )
-    if output is not None:
+    if output is not None and cli_ranks.rank() == 0:
         loading.save_weights(network, output)
     show(result, json, report)
     raise typer.Exit(exit_code(result))
@@ -253,6 +299,22 @@ def inspect(file: OnnxFile, json: Json = False, report: ReportDir = None) -> Non
     """Prove without running it that an ONNX file holds nothing random and nothing in training mode."""
     check_folder(report, "--report")
     result = inspect_onnx(file)
+    show(result, json, report)
+    raise typer.Exit(exit_code(result))
+
+
+@app.command()
+def fold(
+    file: OnnxFile,
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="the file to write; appears only if it passed")],
+    seed: Seed = 0,
+    json: Json = False,
+    report: ReportDir = None,
+) -> None:
+    """Rewrite an ONNX file that carries training-time noise into a deterministic one, with proof, or refuse."""
+    check_target(out)
+    check_folder(report, "--report")
+    result = fold_onnx(file, out, seed=seed)
     show(result, json, report)
     raise typer.Exit(exit_code(result))
 
@@ -282,6 +344,9 @@ def main() -> NoReturn:
         signal.signal(number, interrupt)
     try:
         app()
+    except SystemExit as ending:  # how typer ends, with the verdict or its own message about a wrong option
+        # torchrun ends all processes once one fails: the verdict is left to the one that prints the report.
+        cli_ranks.leave(ending.code if isinstance(ending.code, int) and cli_ranks.rank() == 0 else PASSED)
     except LoadError as error:
         _fail(error, WRONG_USAGE)
     except NotVerifiableError as error:
@@ -294,13 +359,14 @@ def main() -> NoReturn:
         _fail(error, WRONG_USAGE)
     except Exception:  # neither passed nor failed: the traceback says why nothing was verified
         traceback.print_exc()
-        sys.exit(NOT_VERIFIED)
-    sys.exit(PASSED)
+        cli_ranks.leave(NOT_VERIFIED)
+    cli_ranks.leave(PASSED)
 
 
 def _fail(error: object, code: int) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    sys.exit(code)
+    where = f"rank {cli_ranks.rank()}: " if cli_ranks.world_size() > 1 else ""
+    typer.echo(f"error: {where}{error}", err=True)
+    cli_ranks.leave(code)
 
 
 def _check_before_export(

@@ -33,6 +33,18 @@ Device = Annotated[str, typer.Option(help="where torch runs: cpu or cuda[:N]")]
 Seed = Annotated[int, typer.Option(help="seeds whatever is random")]
 BatchSize = Annotated[int, typer.Option(min=1, help="images per batch")]
 NumImages = Annotated[int, typer.Option("--images", min=1, help="how many images to look at")]
+Warn = Annotated[float, typer.Option(min=0.0, help="margin that decides the verdict, in units of W")]
+Fail = Annotated[float, typer.Option(min=0.0, help="margin from which drift is called severe")]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="BatchNorm layer to recalibrate; repeatable; all that are not frozen by default"),
+]
+RefuseIfWorse = Annotated[
+    bool,
+    typer.Option(
+        "--refuse-if-worse", help="write nothing if likelihood or accuracy on the data get significantly worse"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print the report as JSON")]
 ReportDir = Annotated[Path | None, typer.Option("--report", help="write report.json, report.html and the plots here")]
 OnnxFile = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="the ONNX file")]

@@ -15,6 +15,7 @@ import typer
 from torch import nn
 
 from jumpout_export import loading, render
+from jumpout_export.cli_ranks import rank
 from jumpout_export.console import progress_on_stderr
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.nn.batches import Progress, split_batch
@@ -40,7 +41,7 @@ def working() -> Iterator[Progress]:
     """Shows progress on stderr, where prints of the user's code go too, and lets no exit of that code pass for ours."""
     try:
         with contextlib.redirect_stdout(sys.stderr), progress_on_stderr() as progress:
-            yield progress
+            yield progress if rank() == 0 else _silent
     except Interrupted:
         raise
     except SystemExit as error:
@@ -118,7 +119,9 @@ def parse_providers(text: str) -> tuple[str, ...]:
 
 
 def show(report: Report, json: bool, directory: Path | None) -> None:
-    """Writes the report to `directory`, where one is given, and prints it on stdout."""
+    """Writes the report to `directory`, where one is given, and prints it on stdout; of several processes one."""
+    if rank() != 0:
+        return
     if directory is not None:
         render.write_report(report, directory)
     try:
@@ -129,6 +132,10 @@ def show(report: Report, json: bool, directory: Path | None) -> None:
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # `| head` has seen enough (rich then exits); the verdict stays the verdict
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _silent(what: str, done: int, total: int | None) -> None:
+    """Progress of the processes that do not speak."""
 
 
 def exit_code(report: Report) -> int:

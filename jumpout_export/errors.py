@@ -31,5 +31,9 @@ class NotVerifiableError(JumpoutExportError):
     """The check could not be run here, so nothing was proven: for example CUDA was asked for and is unusable."""
 
 
+class RecalibrationRefusedError(JumpoutExportError):
+    """Recalibrating would make the outputs significantly worse, and the caller asked not to; nothing was written."""
+
+
 class LoadError(JumpoutExportError):
     """A model, weights or data named on the command line could not be read; the message says which and why."""

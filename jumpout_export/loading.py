@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import itertools
 import math
 import os
 import sys
@@ -87,7 +89,7 @@ def load_data(spec: str, batch_size: int = 128, seed: int = 0) -> Any:
     Args:
         spec: a folder of class sub-folders with images (RGB, scaled to [0, 1], (N, 3, H, W), shuffled once with `seed`
             so that a part of it holds all classes); an `.npz` with `inputs` and optionally `labels`; or
-            `package.module:callable`, which returns batches itself.
+            `package.module:callable`, which returns batches itself, a generator that never ends among them.
         batch_size: images per batch; a callable decides for itself.
         seed: of the shuffle.
 
@@ -101,13 +103,51 @@ def load_data(spec: str, batch_size: int = 128, seed: int = 0) -> Any:
         return ArrayFile(path, batch_size)
     if ":" in spec:
         batches = _call(spec, "--data")
-        if iter(batches) is batches:
-            batches = list(batches)  # several passes are made
-        return batches
+        return Remembered(batches) if iter(batches) is batches else batches
     raise LoadError(
         f"--data {spec}: there is no such folder; give a folder of class sub-folders with images, an .npz file with "
         "`inputs`, or package.module:callable"
     )
+
+
+def share_of(batches: Any, rank: int, size: int) -> Any:
+    """Returns one of `size` parts of what `load_data` returned; together they hold every image once.
+
+    A folder or an `.npz` is split by images, which reads no more than its own; batches of a callable are dealt out one
+    by one, so every process has to make the same ones.
+    """
+    if size == 1:
+        return batches
+    if isinstance(batches, ArrayFile | ImageFolder):
+        return batches.part(rank, size)
+    return EveryNth(batches, rank, size)
+
+
+class EveryNth:
+    """Every `size`-th batch, from number `rank` on."""
+
+    def __init__(self, batches: Any, rank: int, size: int) -> None:
+        self._batches, self._rank, self._size = batches, rank, size
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self._batches), self._rank, None, self._size)
+
+
+class Remembered:
+    """The batches of a one-shot iterator, for several passes: those asked for are kept, no others are made."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._source = batches
+        self._kept: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for index in itertools.count():
+            if index == len(self._kept):
+                try:
+                    self._kept.append(next(self._source))
+                except StopIteration:
+                    return
+            yield self._kept[index]
 
 
 class ArrayFile:
@@ -127,6 +167,13 @@ class ArrayFile:
             raise LoadError(f"--data {path}: `labels` must be integers, got {labels.dtype}")
         self.labels = None if labels is None else _tensor(labels, path).long()
         self.batch_size = batch_size
+
+    def part(self, rank: int, size: int) -> ArrayFile:
+        """Returns every `size`-th image, from number `rank` on."""
+        own = copy.copy(self)
+        own.inputs = self.inputs[rank::size]
+        own.labels = None if self.labels is None else self.labels[rank::size]
+        return own
 
     def __len__(self) -> int:
         return math.ceil(len(self.inputs) / self.batch_size)
@@ -160,6 +207,12 @@ class ImageFolder:
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
         self.files = [files[index] for index in order]
         self.batch_size = batch_size
+
+    def part(self, rank: int, size: int) -> ImageFolder:
+        """Returns every `size`-th image, from number `rank` on."""
+        own = copy.copy(self)
+        own.files = self.files[rank::size]
+        return own
 
     def __len__(self) -> int:
         return math.ceil(len(self.files) / self.batch_size)

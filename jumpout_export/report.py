@@ -212,6 +212,8 @@ class OutputEffect(_Model):
         nll_after: the same after recalibration.
         ece_before: expected calibration error, 15 equal bins, in [0, 1].
         ece_after: the same after recalibration.
+        nll_change_low: lower end of the 95% interval of nll_after - nll_before, images as the unit.
+        nll_change_high: upper end of it.
         labelled: images with a label.
         top1_change_low: lower end of the 95% interval of top1_after - top1_before.
         top1_change_high: upper end of it.
@@ -228,6 +230,8 @@ class OutputEffect(_Model):
     nll_after: Number | None = None
     ece_before: Number | None = None
     ece_after: Number | None = None
+    nll_change_low: Number | None = None
+    nll_change_high: Number | None = None
     labelled: int = 0
     top1_change_low: Number | None = None
     top1_change_high: Number | None = None
@@ -273,7 +277,7 @@ class VerifyReport(_Model):
     """The result of `verify_onnx` and of `inspect`; truthy exactly when it passed.
 
     Attributes:
-        kind: `verify`, `inspect` or `export`.
+        kind: `verify`, `inspect`, `export` or `fold`.
         passed: every provider asked for passed and at least one comparison was made.
         providers: verdict per provider (`cpu`, `cuda`); empty where only the file was inspected.
         checks: every check with measured value, limit and verdict.
@@ -283,7 +287,7 @@ class VerifyReport(_Model):
         notes: sentences for a person, one fact each.
     """
 
-    kind: Literal["verify", "inspect", "export"] = "verify"
+    kind: Literal["verify", "inspect", "export", "fold"] = "verify"
     passed: bool
     providers: dict[str, ProviderReport] = Field(default_factory=dict)
     checks: list[Check] = Field(default_factory=list)
@@ -297,17 +301,17 @@ class VerifyReport(_Model):
 
 
 class ExportReport(VerifyReport):
-    """The result of `export_onnx`; truthy exactly when the file passed and was published.
+    """The result of `export_onnx` and `fold_onnx`; truthy exactly when the file passed and was published.
 
     Attributes:
-        kind: always `export`.
+        kind: `export` or `fold`.
         folded: the stochastic layers that were folded away.
         opset: ONNX opset of the file, 0 if there is none.
         batchnorm: the BatchNorm report that belongs to the exported weights, where one was made.
         provenance: what the file's metadata says: versions, settings, verdicts.
     """
 
-    kind: Literal["verify", "inspect", "export"] = "export"
+    kind: Literal["verify", "inspect", "export", "fold"] = "export"
     folded: list[FoldedLayer] = Field(default_factory=list)
     opset: int = 0
     batchnorm: BatchNormReport | None = None
@@ -342,8 +346,8 @@ class MonitorHistory(_Model):
         w_low: lower ends of its 95% intervals.
         w_high: upper ends.
         active_fraction: per jumpout layer, q in the training state.
-        rate: per jumpout layer, the effective rate p'.
-        capped: per jumpout layer, the fraction of calls in which `rate_cap` bound.
+        rate: per jumpout layer, the mean effective rate p'; per nn.Dropout layer, its p.
+        capped: per jumpout layer, the fraction of steps in which `rate_cap` bound.
     """
 
     kind: Literal["monitor"] = "monitor"

@@ -21,6 +21,7 @@ LAYERS = {
     "export": 3,
     "console": 4,
     "cli_options": 4,
+    "cli_ranks": 4,
     "cli_work": 4,
     "demo": 4,
     "cli": 4,
@@ -31,7 +32,9 @@ WITHIN_LAYER = {
     ("report", "errors"),
     ("cli", "demo"),
     ("cli", "cli_options"),
+    ("cli", "cli_ranks"),
     ("cli", "cli_work"),
+    ("cli_work", "cli_ranks"),
     ("cli_work", "console"),
 }
 NO_TORCH = ("errors", "report", "render")

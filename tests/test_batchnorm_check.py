@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+from jumpout_export.batchnorm.stopping import LabelRuns
 from jumpout_export.nn.modules import Jumpout
 from jumpout_export.nn.randomness import same_bits
 from jumpout_export.report import BatchNormReport
@@ -132,6 +133,10 @@ def test_training_with_dropout_before_batchnorm_drifts_and_without_it_is_ok():
     drifting = report.layers[1]
     assert sorted(drifting.log_ratio)[16] < -0.2  # dropout stored more variance than serving sees
     assert drifting.note.startswith("Severe drift: the variance it is served is 0.")
+    assert drifting.cause == "stochastic"
+    assert "of it is stochastic: without dropout or jumpout the input has a variance " in drifting.note
+    assert "smaller than with it (median channel)" in drifting.note
+    assert "to train without it, use another alpha, less noise, or noise only behind the last" in drifting.note
     assert report.outputs.logit_shift > 0.05
 
 
@@ -312,17 +317,54 @@ def test_a_stored_variance_of_zero_where_the_input_varies_is_named():
     assert "running_var is 0 in 1 channels whose input varies; they are amplified by 1 / sqrt(eps) = 316" in layer.note
 
 
-def test_several_calls_per_forward_are_named_and_pooled():
+def test_several_calls_per_forward_are_named_pooled_and_listed_one_by_one():
     class Twice(Partial):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.used(x) + self.used(x.flip(0))
+            return self.used(x) + self.used(3 * x.flip(0) + 1)
 
     model = Twice()
     recalibrate_batchnorm(model, [images()])
     report = check(model)
+    layer = report.layers[0]
     assert report.verdict == "ok"
-    assert "Called 2 times per forward; the calls are pooled." in report.layers[0].note
-    assert report.layers[0].images == 256
+    assert "Called 2 times per forward; the calls are pooled." in layer.note
+    assert layer.images == 256
+    for call, x in zip(layer.calls, (images(), 3 * images() + 1), strict=True):
+        values = x.double().transpose(0, 1).flatten(1)
+        tau = (model.used.running_var.double() + model.used.eps).sqrt()
+        delta, r = (values.mean(1) - model.used.running_mean) / tau, (values.var(1) + model.used.eps) / tau.square()
+        assert call.median_log_ratio == pytest.approx(float(r.log().median()), abs=1e-4)
+        assert call.delta_rms == pytest.approx(float(delta.square().mean().sqrt()), abs=1e-4)
+        assert call.w == pytest.approx(float((delta.square() + (r.sqrt() - 1).square()).mean().sqrt()), abs=2e-3)
+
+
+def test_the_numbers_of_a_layer_are_those_of_its_channels():
+    model = healthy()
+    edited = model[4]
+    edited.running_mean += 0.3 * edited.running_var.sqrt()
+    edited.running_var *= torch.linspace(0.5, 2, 8)
+    layer = row(check(model), "4")
+    delta, log_ratio = torch.tensor(layer.delta).double(), torch.tensor(layer.log_ratio).double()
+    r = log_ratio.exp()
+    # KL(N(m, v) || N(0, 1)) = (v + m^2 - 1 - ln v) / 2, and the other way round.
+    kl = (r + delta.square() - 1 - r.log()) / 2 + ((1 + delta.square()) / r - 1 + r.log()) / 2
+    assert layer.symmetric_kl == pytest.approx(float(kl.mean()), rel=1e-6)
+    assert layer.median_log_ratio == pytest.approx(float(log_ratio.quantile(0.5)), rel=1e-6)
+    assert layer.delta_p95 == pytest.approx(float(delta.abs().quantile(0.95)), rel=1e-6)
+    assert layer.max_ratio == pytest.approx(float(torch.maximum(r, 1 / r).quantile(0.5)), rel=1e-6)
+
+
+def test_channels_that_differ_are_flagged_the_worst_first():
+    model = healthy()
+    tau = (model[7].running_var + 1e-5).sqrt()
+    model[7].running_mean[2] += 0.5 * tau[2]
+    model[7].running_mean[5] += tau[5]
+    layer = row(check(model, images(seed=2)), "7")
+    assert layer.flagged[:2] == [5, 2]
+    assert layer.worst_channel == 5
+    assert row(check(healthy(), images()), "7").flagged == []
+    model[7].running_var[1] = math.nan
+    assert row(check(model, images(seed=2)), "7").flagged[:3] == [1, 5, 2]
 
 
 def test_downstream_drift_names_the_layer_before_it():
@@ -330,7 +372,9 @@ def test_downstream_drift_names_the_layer_before_it():
     model[1].running_var *= 9
     report = check(model)
     assert report.origin == "1"
-    assert "`1` before it drifts too and may be the reason." in row(report, "4").note
+    assert "Fix `1` first; recalibrate_batchnorm(model, batches) corrects them in that order." in row(report, "4").note
+    plain = check(model, attribution=False)
+    assert "`1` before it drifts too and may be the reason; recalibrate it with" in row(plain, "4").note
     assert any(note.startswith("3 of 3 BatchNorm layers drift; `1` is the first.") for note in report.notes)
 
 
@@ -338,6 +382,114 @@ def test_fewer_images_than_asked_are_said():
     assert "Only 256 of 4096 images were there; pass more for narrower error bars." in check(healthy()).notes
     assert not any(note.startswith("Only") for note in check(healthy(), images=128).notes)
     assert check(healthy(), images=100).images == 128
+
+
+def test_a_decided_check_stops_early_and_says_so():
+    model = healthy()
+    report = check(model, images(4096))
+    assert (report.verdict, report.images, report.stopped_early) == ("ok", 512, True)
+    assert "Stopped after 512 of 4096 images: every layer was decided." in report.notes
+    assert not any(note.startswith("Only") for note in report.notes)
+    assert all(layer.images == 512 for layer in report.layers)
+    whole = check(model, images(4096), stop_early=False)
+    assert (whole.images, whole.stopped_early) == (4096, False)
+
+
+def test_an_early_look_is_strict():
+    model = healthy()
+    model[7].running_mean += 0.3 * (model[7].running_var + 1e-5).sqrt()
+    early, whole = (row(check(model, images(4096), stop_early=early), "7") for early in (True, False))
+    assert (early.images, whole.images) == (512, 4096)
+    # An eighth of the images alone makes sqrt(8) = 2.8; the level 3e-8 instead of .05 makes 7.3 / 2.04 of that.
+    assert early.w_high**2 - early.w_low**2 > 6 * (whole.w_high**2 - whole.w_low**2)
+
+
+@pytest.mark.parametrize("size", [64, 100, 700])
+def test_looks_are_taken_at_the_end_of_a_batch(size):
+    report = check_batchnorm(healthy(), images(4096).split(size), outputs=False)
+    assert report.images == -(-512 // size) * size
+
+
+def drifting_by_the_margin(x: torch.Tensor) -> tuple[nn.Module, float]:
+    """A model whose last layer has exactly the W returned, on all of `x`: too close to decide."""
+    model = healthy()
+    model[7].running_mean += 0.1 * (model[7].running_var + 1e-5).sqrt()
+    return model, row(check(model, x, stop_early=False), "7").w
+
+
+def test_a_check_never_stops_before_512_images_nor_for_undecided_layers():
+    assert not check(healthy(), images(448)).stopped_early
+    model, w = drifting_by_the_margin(images(2048))
+    report = check(model, images(2048), warn=w, images=1500)
+    assert (report.verdict, report.images, report.stopped_early) == ("inconclusive", 1536, False)
+
+
+@pytest.mark.parametrize("count", [512, 1024, 2000])
+def test_a_loader_read_to_its_end_was_not_stopped_early(count):
+    model, w = drifting_by_the_margin(images(count))
+    for batches in (images(count).split(64), iter_only(images(count).split(64))):
+        report = check_batchnorm(model, batches, outputs=False, warn=w)
+        assert (report.images, report.stopped_early) == (count, False)
+    assert not check(healthy(), images(512)).stopped_early
+
+
+def iter_only(batches: tuple[torch.Tensor, ...]) -> object:
+    """Batches that do not say how many they are."""
+
+    class Batches:
+        def __iter__(self):
+            return iter(batches)
+
+    return Batches()
+
+
+def test_what_can_never_be_decided_does_not_keep_a_check_from_stopping():
+    model = healthy()
+    model[4].running_var[0] = math.nan
+    model.append(nn.BatchNorm2d(8, track_running_stats=False))
+    assert check(model, images(4096)).images == 512
+
+
+def test_the_effect_on_the_outputs_is_measured_on_the_images_of_a_check_that_stopped():
+    model = healthy().append(nn.Flatten()).append(nn.Linear(288, 3))
+    report = check_batchnorm(model, images(4096).split(64))
+    assert report.images == report.outputs.images == 512
+
+
+@pytest.mark.parametrize("order", ["sorted", "one class", "shuffled", "none"])
+def test_a_loader_sorted_by_class_is_said_and_read_to_the_end(order):
+    x = images(2048)
+    labels = {"sorted": torch.arange(2048) // 205, "one class": torch.zeros(2048).long()}
+    labels["shuffled"] = torch.arange(2048) % 10
+    batches = list(zip(x.split(64), labels[order].split(64), strict=True)) if order in labels else x.split(64)
+    model = healthy()
+    report = check_batchnorm(model, batches, outputs=False)
+    said = [note for note in report.notes if "sorted by class" in note]
+    assert len(said) == (order in ("sorted", "one class"))
+    assert report.images == (2048 if said else 512)
+    assert all("The labels of the 2048 images come in runs or are all the same" in note for note in said)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0] * 63, False),
+        ([0] * 64, True),
+        ([0] * 50 + [1] * 50, True),
+        ([0, 1] * 50, False),
+        ([0] * 7 + [1] * 7, False),
+        ([0] * 499 + [1], False),
+        ([], False),
+    ],
+    ids=["few of one class", "one class", "two runs", "in turn", "few", "hardly another class", "none"],
+)
+def test_runs_of_labels_are_found(labels, expected):
+    runs = LabelRuns()
+    for part in torch.tensor(labels, dtype=torch.int64).split(16):
+        runs.add(part)
+    runs.add(None)
+    runs.add(torch.rand(100))
+    assert runs.sorted == expected
 
 
 def test_an_undecided_layer_says_how_many_more_images_would_decide():
@@ -351,7 +503,7 @@ def test_an_undecided_layer_says_how_many_more_images_would_decide():
     assert report.layers[0].note.startswith("Undecided: W lies between")
     assert "more images would decide." in report.layers[0].note
     assert report.notes[-1] == "1 of 1 BatchNorm layers are undecided."
-    assert check_batchnorm(model, [x.repeat(20, 1)], outputs=False).verdict == "inconclusive"  # copies tell no more
+    assert report.layers[0].images_needed > 200
     nn.init.constant_(model[0].running_mean, 0.1)
     nn.init.ones_(model[0].running_var)
     assert check_batchnorm(model, [torch.randn(4000, 4)], outputs=False).verdict == "drift"
@@ -365,8 +517,44 @@ def test_a_layer_within_its_own_training_noise_is_undecided_and_said():
     model[0].num_batches_tracked.fill_(5)
     model[0].running_mean += 0.25  # what is left of one batch of 32 has a standard error of 0.18
     note = check_batchnorm(model, x.split(32), outputs=False).layers[0].note
-    assert "noise alone makes 0.2" in note
-    assert "train longer with a smaller momentum, or recalibrate it" in note
+    assert "the noise in the stored average alone makes 0.2" in note
+    assert (
+        "recalibrate it with recalibrate_batchnorm(model, batches), say training_batch_size= if training used" in note
+    )
+    assert note.endswith(
+        "train longer with a smaller momentum. Momentum is 1, so it stores the statistics of the last batch only."
+    )
+    told = check_batchnorm(model, x.split(32), outputs=False, training_batch_size=1000)
+    assert told.layers[0].verdict == "drift"
+
+
+def after_training_in_batches_of(size: int) -> tuple[nn.Module, torch.Tensor]:
+    """Nothing is wrong with it; what it stores is as noisy as such batches leave it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(64))
+    with torch.no_grad():
+        for _ in range(100):
+            model(torch.randn(size, 64))
+    return model, torch.randn(4096, 64)
+
+
+def test_a_healthy_layer_trained_in_small_batches_is_ok_once_their_size_is_known():
+    model, x = after_training_in_batches_of(16)
+    assert check_batchnorm(model, x.split(128), outputs=False).verdict != "ok"
+    report = check_batchnorm(model, x.split(128), outputs=False, training_batch_size=16)
+    assert report.verdict == "ok"
+    # Such averages hold 16 * 1.9 / 0.1 = 304 images: sqrt(1.5 / 304) = 0.07.
+    assert "The noise left in the stored average makes W = 0.07" in report.layers[0].note
+    assert "as in any training with such batches; recalibrating removes it." in report.layers[0].note
+
+
+def test_noise_as_large_as_severe_drift_is_never_ok():
+    model, x = after_training_in_batches_of(2)
+    report = check_batchnorm(model, x.split(128), outputs=False, training_batch_size=2, warn=0.14, fail=0.15)
+    assert report.verdict == "inconclusive"
+    # Such averages hold 2 * 1.9 / 0.1 = 38 images: sqrt(1.5 / 38) = 0.199.
+    assert "the noise in the stored average alone makes 0.199;" in report.layers[0].note
+    assert "training_batch_size=" not in report.layers[0].note
 
 
 def test_a_layer_on_the_margin_is_undecided_and_said():
@@ -400,6 +588,7 @@ def test_margins_decide():
         ({"warn": 0.0}, "0 < warn <= fail, got warn=0, fail=0.15"),
         ({"warn": 0.2}, "0 < warn <= fail, got warn=0.2, fail=0.15"),
         ({"images": 0}, "images must be at least 1, got 0"),
+        ({"training_batch_size": 0}, "training_batch_size must be at least 1, got 0; pass None if unknown"),
     ],
 )
 def test_wrong_options_are_refused(options, match):

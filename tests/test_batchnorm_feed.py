@@ -1,11 +1,17 @@
 """Which batches are accepted, and that every pass sees the same."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
+from jumpout_export.batchnorm import feed as feed_module
+from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.feed import Feed
+from jumpout_export.batchnorm.padding import padding_notes
 
 
 def inputs_seen(feed: Feed, model: nn.Module) -> list[torch.Tensor]:
@@ -115,3 +121,163 @@ def test_batches_go_to_the_device_asked_for():
     devices = []
     feed.replay("test", lambda step: devices.append(step.run().device.type) or 2)
     assert devices == ["meta"]
+
+
+class Augmented(Dataset):
+    """Images with noise from the global generator, as augmentation draws it in the workers."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        return torch.full((2,), float(index)) + torch.rand(2)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield torch.ones(2)
+
+
+def test_workers_that_augment_repeat_themselves():
+    loader = DataLoader(Augmented(), 4, shuffle=True, num_workers=2, generator=torch.Generator().manual_seed(3))
+    model = nn.Identity()
+    feed = Feed(model, loader)
+    first, second = inputs_seen(feed, model), inputs_seen(feed, model)
+    assert torch.equal(torch.cat(first), torch.cat(second))
+    assert torch.cat(first).frac().unique().numel() == 48
+
+
+@pytest.mark.parametrize(
+    ("generator", "draw"),
+    [
+        (np.random.default_rng(0), lambda rng: rng.random()),
+        (np.random.RandomState(0), lambda rng: rng.rand()),
+        (random.Random(0), lambda rng: rng.random()),
+        (torch.Generator().manual_seed(0), lambda rng: torch.rand((), generator=rng).item()),
+    ],
+    ids=["numpy", "numpy, legacy", "python", "torch"],
+)
+def test_a_data_set_with_a_generator_of_its_own_repeats_itself(generator, draw):
+    class Noisy(Augmented):
+        def __init__(self):
+            self.rng = generator
+
+        def __getitem__(self, index):
+            return torch.full((2,), index + draw(self.rng))
+
+    model = nn.Identity()
+    feed = Feed(model, DataLoader(Noisy(), 4))
+    first, second = inputs_seen(feed, model), inputs_seen(feed, model)
+    assert torch.equal(torch.cat(first), torch.cat(second))
+    assert torch.cat(first).frac().unique().numel() > 20
+
+
+def test_workers_that_live_on_and_go_on_drawing_are_an_error():
+    loader = DataLoader(Augmented(), 4, num_workers=1, persistent_workers=True)
+    feed = Feed(nn.Identity(), loader)
+    feed.replay("test", lambda step: len(step.run()))
+    with pytest.raises(ValueError, match=r"first batch is another one than before: .* \(persistent_workers=True\)"):
+        feed.replay("test", lambda step: len(step.run()))
+
+
+def test_a_loader_that_shuffles_with_a_generator_of_its_own_is_an_error():
+    hidden = torch.Generator().manual_seed(0)
+
+    class Shuffled:
+        def __iter__(self):
+            return iter(torch.arange(96.0).view(12, 4, 2)[torch.randperm(12, generator=hidden)])
+
+    feed = Feed(nn.Identity(), Shuffled())
+    feed.replay("test", lambda step: len(step.run()))
+    with pytest.raises(ValueError, match="the same images on every pass, but the first batch is another one than"):
+        feed.replay("test", lambda step: len(step.run()))
+
+
+def test_images_bound_a_loader_that_never_ends():
+    feed = Feed(nn.Identity(), DataLoader(Endless(), 4), images=10)
+    assert feed.replay("test", lambda step: len(step.run())).images == 12
+    assert check_batchnorm(nn.BatchNorm1d(2), DataLoader(Endless(), 4), images=64).images == 64
+
+
+def test_a_loader_that_never_ends_without_a_bound_is_an_error_in_the_end(monkeypatch):
+    monkeypatch.setattr(feed_module, "MOST_IMAGES", 100)
+    feed = Feed(nn.Identity(), DataLoader(Endless(), 8))
+    with pytest.raises(ValueError, match="did not end after 104 images and do not say how many there are; pass images"):
+        feed.replay("test", lambda step: len(step.run()))
+    long = Feed(nn.Identity(), DataLoader(TensorDataset(torch.zeros(200, 2)), 8))
+    assert long.replay("test", lambda step: len(step.run())).images == 200
+
+
+class Writes(nn.Module):
+    def __init__(self, when=lambda module: True):
+        super().__init__()
+        self.when = when
+
+    def forward(self, x):
+        return x.mul_(2) if self.when(self) else x * 2
+
+
+@pytest.mark.parametrize("with_forward_fn", [False, True])
+def test_a_model_that_writes_into_its_input_leaves_the_batches_alone(with_forward_fn):
+    batches = [torch.full((4, 2), float(number)) for number in range(3)]
+    forward_fn = (lambda model, batch: model(batch)) if with_forward_fn else None
+    model = Writes()
+    feed = Feed(model, batches, forward_fn=forward_fn)
+    for _ in range(2):
+        outputs = []
+        feed.replay("test", lambda step: [outputs.append(step.run()) for _ in range(3)] and 4)  # noqa: B023
+        assert [float(output.mean()) for output in outputs] == [0, 0, 0, 2, 2, 2, 4, 4, 4]
+    assert [float(batch.mean()) for batch in batches] == [0, 1, 2]
+    assert float(model(batches[1]).mean()) == float(batches[1].mean()) == 2  # by itself it does write
+
+
+def test_a_model_that_writes_in_one_state_only_is_noticed_too():
+    batches = list(torch.ones(3, 4, 2))
+    model = Writes(when=lambda module: module.training)
+    feed = Feed(model, batches)
+
+    def visit(step):
+        model.eval()
+        step.run()
+        model.train()
+        step.run()
+        return 4
+
+    feed.replay("test", visit)
+    assert all(bool((batch == 1).all()) for batch in batches)
+
+
+def test_batches_of_a_model_that_does_not_write_are_not_copied():
+    seen = []
+    batches = list(torch.ones(3, 4, 2))
+    feed = Feed(nn.Identity(), batches)
+    feed.replay("test", lambda step: seen.append(step.run()) or 4)
+    assert [output is batch for output, batch in zip(seen, batches, strict=True)] == [False, True, True]
+
+
+def test_lists_of_images_are_counted_where_they_reach_the_model():
+    class Stacks(nn.Module):
+        def forward(self, images):
+            return torch.stack(images)
+
+    batch = [[torch.zeros(3, 2, 2) for _ in range(5)], torch.arange(5)]
+    feed = Feed(Stacks(), [batch, batch])
+    assert feed.replay("test", lambda step: len(step.run())).images == 10
+
+
+def test_a_batch_the_model_cannot_take_is_an_error_without_forward_fn():
+    with pytest.raises(TypeError, match=r"a batch must be a tensor, .* got object"):
+        Feed(nn.Identity(), [object()]).replay("test", lambda step: 1)
+
+
+def test_images_that_a_distributed_sampler_repeats_are_said():
+    data = TensorDataset(torch.zeros(10, 2))
+
+    def loader(**options):
+        return DataLoader(data, 2, sampler=DistributedSampler(data, num_replicas=4, rank=0, **options))
+
+    note = "The DistributedSampler repeats 2 of 10 images to give all 4 processes as many, and they count twice; pass"
+    assert padding_notes(loader())[0].startswith(note)
+    assert padding_notes(loader(drop_last=True)) == []
+    assert padding_notes(DataLoader(data, 2)) == padding_notes([torch.zeros(2, 2)]) == []

@@ -1,15 +1,22 @@
 """The effect on the outputs, against the same numbers computed from two whole models."""
 
 import copy
+import dataclasses
+import gc
 import math
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
 from jumpout_export.batchnorm.check import check_batchnorm
+from jumpout_export.batchnorm.feed import Feed
+from jumpout_export.batchnorm.layers import batchnorm_layers
+from jumpout_export.batchnorm.outputs import output_effect
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+from jumpout_export.batchnorm.solve import solve_exact
 from jumpout_export.nn.randomness import same_bits
 from jumpout_export.report import OutputEffect
 
@@ -194,3 +201,146 @@ def test_batches_of_one_value_per_channel_are_no_obstacle():
 
 def test_outputs_can_be_left_out():
     assert check_batchnorm(classifier(), batches(data()[0]), outputs=False).outputs is None
+
+
+def test_the_change_in_accuracy_comes_with_its_exact_test_and_interval():
+    model = classifier()
+    x, labels = data()
+    measured = effect(model, batches(x, labels))
+    before, after = outputs_before_and_after(model, x)
+    right_before, right_after = before.argmax(1) == labels, after.argmax(1) == labels
+    gained, lost = int((~right_before & right_after).sum()), int((right_before & ~right_after).sum())
+    assert gained > 3
+    assert lost > 3
+    assert measured.labelled == 300
+    assert measured.mcnemar_p == pytest.approx(stats.binomtest(gained, gained + lost).pvalue)
+    change = measured.top1_after - measured.top1_before
+    assert change == pytest.approx((gained - lost) / 300)
+    assert measured.top1_change_low < change < measured.top1_change_high
+    # The textbook interval is close at 300 images.
+    half = 1.96 * math.sqrt(((gained + lost) / 300 - change**2) / 300)
+    assert measured.top1_change_low == pytest.approx(change - half, abs=0.005)
+    assert measured.top1_change_high == pytest.approx(change + half, abs=0.005)
+
+
+def test_the_change_in_nll_comes_with_its_paired_interval():
+    model = classifier()
+    x, labels = data()
+    measured = effect(model, batches(x, labels))
+    before, after = (F.cross_entropy(y, labels, reduction="none") for y in outputs_before_and_after(model, x))
+    change = after - before
+    half = 1.959964 * float(change.std()) / math.sqrt(300)
+    assert measured.nll_change_low == pytest.approx(float(change.mean()) - half, rel=1e-4)
+    assert measured.nll_change_high == pytest.approx(float(change.mean()) + half, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        0.7 * F.one_hot(data()[1], 4) + 0.1 * 0.75,
+        data()[1].float(),
+        data()[1].tolist(),
+        ["cat"] * 300,
+        data()[1][:, None],
+    ],
+    ids=["soft", "floating point", "list", "texts", "column"],
+)
+def test_labels_of_another_kind_count_as_none(labels):
+    x, _ = data()
+    parts = [{"image": x[i : i + 100], "labels": labels[i : i + 100]} for i in range(0, 300, 100)]
+    measured = effect(classifier(), parts)
+    assert measured.kl is not None
+    assert measured.labelled == 0
+    assert measured.top1_before is measured.nll_before is measured.mcnemar_p is measured.nll_change_low is None
+
+
+def test_one_image_has_no_error_bar_for_its_likelihood():
+    x, labels = data()
+    labels[1:] = -1
+    measured = effect(classifier(), batches(x, labels))
+    assert measured.labelled == 1
+    assert measured.nll_before is not None
+    assert measured.nll_change_low is None
+    assert measured.top1_change_high - measured.top1_change_low > 1
+
+
+class Segmenter(nn.Module):
+    """(N, 3, H, W) scores per pixel, from a BatchNorm whose statistics are off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": self.body(x), "aux": x}
+
+
+class PixelFeed(Feed):
+    """A feed whose steps have a label per pixel."""
+
+    def __init__(self, model: nn.Module, x: list[torch.Tensor], labels: list[torch.Tensor]) -> None:
+        super().__init__(model, x)
+        self.pixels = labels
+
+    def replay(self, what, visit):
+        pixels = iter(self.pixels)
+        return super().replay(what, lambda step: visit(dataclasses.replace(step, labels=next(pixels))))
+
+
+def segments() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.randint(0, 3, (30, 5, 4), generator=generator)
+    labels[:, 0] = 255  # no class
+    labels[7] = 255
+    return torch.randn(30, 2, 5, 4, generator=generator) * 2, labels
+
+
+def test_segmentation_is_measured_per_pixel_with_images_as_the_unit():
+    model, (x, labels) = Segmenter(), segments()
+    fixed = copy.deepcopy(model)
+    recalibrate_batchnorm(fixed, x.split(8))
+    feed = PixelFeed(model, x.split(8), labels.split(8))
+    measured = output_effect(feed, solve_exact(feed, batchnorm_layers(model)))
+    with torch.no_grad():
+        before, after = (m.eval()(x)["out"].double() for m in (copy.deepcopy(model), fixed))
+    valid = labels != 255
+    nll = [F.cross_entropy(y, labels, ignore_index=255) for y in (before, after)]
+    assert (measured.nll_before, measured.nll_after) == pytest.approx(tuple(map(float, nll)), rel=1e-5)
+    right = [(y.argmax(1) == labels) for y in (before, after)]
+    assert measured.top1_before == pytest.approx(float(right[0][valid].double().mean()))
+    assert measured.flip_rate == pytest.approx(float((before.argmax(1) != after.argmax(1)).double().mean()))
+    p, q = before.softmax(1), after.softmax(1)
+    assert measured.kl == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-4)
+    assert measured.labelled == 29
+    assert measured.mcnemar_p is None
+    # Every image with labels has 16 valid pixels: the interval is that of the images' own changes.
+    images = torch.arange(30) != 7
+    changes = (right[1].double() - right[0].double())[:, 1:][images].mean((1, 2))
+    half = 1.959964 * float(changes.std()) / math.sqrt(29)
+    middle = float(changes.mean())
+    assert (measured.top1_change_low, measured.top1_change_high) == pytest.approx((middle - half, middle + half))
+
+
+def test_segmentation_without_labels_has_a_shift_only():
+    measured = effect(Segmenter(), list(segments()[0].split(8)))
+    assert measured.logit_shift > 0.05
+    assert measured.kl is None
+    assert measured.labelled == 0
+
+
+def test_memory_does_not_grow_with_the_images():
+    x, labels = data(100)
+    model = classifier()
+    solution = solve_exact(Feed(model, batches(x)), batchnorm_layers(model))
+    alive: list[int] = []
+
+    class Many:
+        def __iter__(self):
+            for index in range(60):
+                if index in {5, 55}:
+                    alive.append(sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()))
+                yield x.clone(), labels.clone()
+
+    output_effect(Feed(model, Many()), solution)
+    assert alive[1] <= alive[0]

@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from jumpout_export.batchnorm.collect import Moments
+from jumpout_export.batchnorm.estimate import discoveries, estimate, student_quantile
 from jumpout_export.batchnorm.layers import Layer
-from jumpout_export.batchnorm.score import Score, _student, score_layer, stored_images
+from jumpout_export.batchnorm.moments import ForwardMoments, Moments
+from jumpout_export.batchnorm.score import Score, score_layer, stored_images
 
 CHANNELS, IMAGES, PIXELS, TRIALS = 8, 200, 16, 200
 
 
 def moments_of(norm: nn.BatchNorm1d, x: torch.Tensor) -> Moments:
-    moments = Moments(Layer("bn", norm, frozen=False))
-    moments.add(x)
-    moments.end_forward()
-    return moments
+    forward = ForwardMoments([Layer("bn", norm, frozen=False)])
+    forward.take("bn", x)
+    forward.end_forward()
+    return forward.moments["bn"]
 
 
 def correlated_images() -> torch.Tensor:
@@ -108,27 +109,38 @@ def test_checking_in_tiny_batches_does_not_excuse_drift_as_training_noise():
     norm = nn.BatchNorm1d(2)
     norm.num_batches_tracked.fill_(1)
     assert stored_images(norm, 1) == pytest.approx(32 * 19)
+    assert stored_images(norm, 8, guessed=False) == pytest.approx(8 * 19)
 
 
-def made_score(w: float, low: float, high: float, floor: float = 0.01) -> Score:
+def test_a_layer_called_several_times_averages_over_fewer_batches():
+    norm = nn.BatchNorm1d(2)
+    norm.num_batches_tracked.fill_(100)
+    assert stored_images(norm, 64, calls=2) == pytest.approx(64 * 19 / 2)
+    assert stored_images(norm, 64, calls=100) == 64  # never less than the last batch
+
+
+def made_score(w: float, low: float, high: float, noise: float = 0.0, held: float = math.inf) -> Score:
     nothing = torch.zeros(1)
-    return Score(nothing, nothing, nothing, nothing, w, low, high, floor, nothing.bool())
+    return Score(nothing, nothing, nothing, nothing, nothing, w, low, high, noise, noise, held, nothing.bool())
 
 
 @pytest.mark.parametrize(
-    ("score", "verdict"),
+    ("score", "guessed", "verdict"),
     [
-        (made_score(0.02, 0.01, 0.03), "ok"),
-        (made_score(0.2, 0.1, 0.3), "drift"),
-        (made_score(0.05, 0.04, 0.06), "inconclusive"),
-        (made_score(0.0, 0.0, 0.2), "inconclusive"),
-        (made_score(0.1, 0.08, 0.12, floor=0.04), "inconclusive"),
-        (made_score(math.nan, math.nan, math.nan), "inconclusive"),
+        (made_score(0.02, 0.01, 0.03), True, "ok"),
+        (made_score(0.2, 0.1, 0.3), True, "drift"),
+        (made_score(0.05, 0.04, 0.06), True, "inconclusive"),
+        (made_score(0.0, 0.0, 0.2), True, "inconclusive"),
+        (made_score(0.1, 0.08, 0.12, noise=0.04), True, "inconclusive"),
+        (made_score(0.1, 0.08, 0.12, noise=0.04), False, "drift"),
+        (made_score(0.02, 0.01, 0.03, noise=0.1), True, "ok"),
+        (made_score(0.02, 0.01, 0.03, noise=0.2), False, "inconclusive"),
+        (made_score(math.nan, math.nan, math.nan), True, "inconclusive"),
     ],
-    ids=["below", "above", "across", "wide", "not three times the noise", "nan"],
+    ids=["below", "above", "across", "wide", "not 3 guessed noises", "known noise", "noisy", "severely noisy", "nan"],
 )
-def test_the_verdict_has_three_values(score, verdict):
-    assert score.verdict(0.05) == verdict
+def test_the_verdict_has_three_values(score, guessed, verdict):
+    assert score.verdict(0.05, 0.15, guessed=guessed) == verdict
 
 
 def test_images_needed_shrink_the_interval_to_the_margin():
@@ -138,6 +150,9 @@ def test_images_needed_shrink_the_interval_to_the_margin():
     assert made_score(0.05, 0.04, 0.06).images_needed(0.05, 1000) is None
     assert made_score(0.04, 0.0, math.inf).images_needed(0.05, 5) is None
     assert made_score(0.0499, 0.0, 0.1).images_needed(0.05, 1000) is None
+    # 1/n + 1/8000 has to be a quarter of 1/1000 + 1/8000; of 1/1000 + 1/3000 it cannot be.
+    assert made_score(0.04, 0.02, 0.06, held=8000).images_needed(0.05, 1000) == pytest.approx(6400, abs=1)
+    assert made_score(0.04, 0.02, 0.06, held=3000).images_needed(0.05, 1000) is None
 
 
 def test_the_error_of_the_variance_does_not_depend_on_the_stored_mean():
@@ -160,9 +175,89 @@ def test_too_few_images_have_no_interval(images):
     assert torch.isinf(score.delta_se).all() == (images == 1)
 
 
-@pytest.mark.parametrize(("freedom", "quantile"), [(7, 2.3646), (15, 2.1314), (31, 2.0395)])
-def test_students_quantile_matches_the_tables(freedom, quantile):
-    assert _student(freedom) == pytest.approx(quantile, abs=2e-3)
+# Tables of Student's t; the levels of early looks are small. At 3e-8 and 7 degrees of freedom the series is 6% short.
+@pytest.mark.parametrize(
+    ("freedom", "level", "quantile", "within"),
+    [
+        (7, 0.05, 2.3646, 1e-4),
+        (15, 0.05, 2.1314, 1e-4),
+        (31, 0.05, 2.0395, 1e-4),
+        (31, 0.001, 3.6335, 1e-4),
+        (31, 1e-5, 5.2666, 1e-4),
+        (31, 3e-8, 7.3290, 1e-3),
+        (7, 1e-5, 11.2148, 0.02),
+    ],
+)
+def test_students_quantile_matches_the_tables(freedom, level, quantile, within):
+    assert student_quantile(freedom, level) == pytest.approx(quantile, rel=within)
+
+
+def test_p_values_are_those_of_hotellings_test():
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, dtype=torch.double) + torch.tensor([0.0, 0.3, 0.0])
+    x[:, 2] *= 1.5
+    norm = nn.BatchNorm1d(3).double()
+    found = estimate(moments_of(norm, x), norm.eps)
+    stats = pytest.importorskip("scipy.stats")
+    for channel, p in enumerate(found.p_values(math.inf).tolist()):
+        a = x[:, channel].numpy() / math.sqrt(1 + norm.eps)
+        psi = (a**2 - (a**2).mean()) - 2 * a.mean() * (a - a.mean())
+        r = float(found.r[channel])
+        covariance = torch.cov(torch.tensor([a.tolist(), (psi / r).tolist()], dtype=torch.double)) / 40
+        z = torch.tensor([float(found.delta[channel]), math.log(r)], dtype=torch.double)
+        t2 = float(z @ torch.linalg.solve(covariance, z))
+        assert p == pytest.approx(stats.f.sf(t2 * 38 / (2 * 39), 2, 38), rel=1e-3)
+
+
+def test_a_stored_average_of_few_images_excuses_larger_deviations():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(1).double()
+    found = estimate(moments_of(norm, torch.randn(1000, 1, dtype=torch.double) + 0.1), norm.eps)
+    p_values = [float(found.p_values(held)) for held in (math.inf, 1000, 100)]
+    assert p_values[0] < 0.02 < p_values[1] < p_values[2]
+
+
+@pytest.mark.parametrize(
+    ("p_values", "expected"),
+    [
+        # Benjamini & Hochberg 1995, section 4: the first four of 15 are significant at .05.
+        (
+            [
+                *(0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344),
+                *(0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0),
+            ],
+            [0, 1, 2, 3],
+        ),
+        ([0.04, 0.03, 0.045], [0, 1, 2]),
+        ([0.2, math.nan, 0.02], [2]),
+        ([0.06, math.nan], []),
+        ([math.nan], []),
+    ],
+    ids=["the paper's example", "all by the last", "nan is no test", "none", "nothing"],
+)
+def test_discoveries_are_those_of_benjamini_and_hochberg(p_values, expected):
+    found = discoveries(torch.tensor(p_values, dtype=torch.double))
+    assert torch.nonzero(found).flatten().tolist() == expected
+
+
+def test_a_dead_channel_whose_average_has_nearly_died_out_is_no_discovery():
+    norm = nn.BatchNorm1d(2)
+    norm.running_mean.fill_(1e-30)
+    norm.running_var.fill_(1e-30)
+    moments = moments_of(norm, torch.zeros(300, 2))
+    assert (estimate(moments, norm.eps).p_values(math.inf) > 0.99).all()
+
+
+def test_a_binary_channel_has_an_error_bar_although_its_mean_fixes_its_variance():
+    torch.manual_seed(0)
+    x = (torch.rand(2000, 1, dtype=torch.double) < 0.2).double()
+    norm = nn.BatchNorm1d(1).double()
+    norm.running_mean.fill_(0.2)
+    norm.running_var.fill_(0.16)
+    assert float(estimate(moments_of(norm, x), norm.eps).p_values(math.inf)) > 0.05
+    norm.running_mean.fill_(0.25)
+    norm.running_var.fill_(0.1875)
+    assert float(estimate(moments_of(norm, x), norm.eps).p_values(math.inf)) < 1e-4
 
 
 def test_constant_channels_are_found():

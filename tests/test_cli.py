@@ -74,6 +74,27 @@ def prints():
     print("hello")
     return model()
 
+def two_norms():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+
+def softened():
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 3))
+    torch.manual_seed(0)
+    nn.init.normal_(net[2].weight, std=0.5)
+    net[1].running_var.fill_(9.0)
+    return net
+
+class Picks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(1)
+    def forward(self, x):
+        y = self.bn(3 * x + 1)
+        return y[y > 0.5]
+
+def picks(): return Picks()
+
 class Two(nn.Module):
     def __init__(self):
         super().__init__()
@@ -253,6 +274,76 @@ def test_recalibrate_bn_dry_run_writes_nothing(folder, run):
     assert code == cli.PASSED, err
     assert "dry run" in out
     assert set(os.listdir()) - set(before) <= {"__pycache__"}
+
+
+def test_recalibrate_bn_shows_before_after_and_what_the_method_changes(folder, run):
+    arguments = ["recalibrate-bn", "cli_factories:model", "--data", "data.npz", "--dry-run", "--json"]
+    report = json.loads(run(*arguments)[1])
+    assert report["before"]["layers"][0]["w"] > 0.15
+    assert report["after"]["layers"][0]["w"] < 0.01
+    assert report["notes"] == [
+        "BatchNorm layers recalibrated: 1; passes over the data: 1",
+        "dry run: nothing was written",
+    ]
+    effect, other = report["before"]["outputs"], json.loads(run(*arguments, "--method", "variance")[1])
+    assert effect["labelled"] == 300
+    assert effect["nll_after"] != other["before"]["outputs"]["nll_after"]
+    assert report["after"]["outputs"] is None
+
+
+def test_recalibrate_bn_takes_margins_and_its_exit_code_from_the_check_afterwards(folder, run):
+    arguments = ["recalibrate-bn", "cli_factories:model", "--data", "data.npz", "--dry-run", "--json"]
+    code, out, _ = run(*arguments, "--method", "variance")
+    assert json.loads(out)["after"]["verdict"] == "drift"  # the mean stays as it was
+    assert code == cli.FAILED
+    code, out, err = run(*arguments, "--method", "variance", "--warn", 0.8, "--fail", 0.9)
+    report = json.loads(out)
+    assert (report["before"]["warn"], report["after"]["warn"], report["after"]["fail"]) == (0.8, 0.8, 0.9)
+    assert report["after"]["verdict"] == "ok"
+    assert code == cli.PASSED, err
+    code, _, err = run(*arguments, "--warn", 0.3)
+    assert code == cli.WRONG_USAGE
+    assert "warn <= fail" in err
+
+
+def test_recalibrate_bn_of_some_layers_leaves_the_others(folder, run):
+    arguments = ["recalibrate-bn", "cli_factories:two_norms", "--data", "data.npz", "-o", "new.safetensors"]
+    code, _, err = run(*arguments, "--layers", "0")
+    assert code == cli.FAILED, err  # the other one still drifts
+    saved = load_file("new.safetensors")
+    assert not torch.equal(saved["0.running_mean"], torch.zeros(1))
+    assert torch.equal(saved["2.running_mean"], torch.zeros(4))
+    code, _, err = run(*arguments, "--layers", "0", "--layers", "2")
+    assert code == cli.PASSED, err
+    code, _, err = run(*arguments, "--layers", "1")
+    assert code == cli.WRONG_USAGE
+    assert "got '1'; allowed are '0', '2'" in err
+
+
+def test_recalibrate_bn_refuses_what_makes_the_outputs_worse(folder, run):
+    import cli_factories
+
+    net = cli_factories.softened()
+    inputs = torch.from_numpy(np.load("data.npz")["inputs"])
+    with torch.no_grad():
+        labels = torch.multinomial(net.eval()(inputs).softmax(1), 1)[:, 0]
+    np.savez("labelled.npz", inputs=inputs.numpy(), labels=labels.numpy())
+    arguments = ["recalibrate-bn", "cli_factories:softened", "-o", "new.safetensors"]
+    code, _, err = run(*arguments, "--data", "labelled.npz", "--refuse-if-worse")
+    assert code == cli.FAILED
+    assert "the negative log likelihood rises from" in err
+    assert not (folder / "new.safetensors").exists()
+    assert run(*arguments, "--data", "labelled.npz")[0] == cli.PASSED
+    np.savez("plain.npz", inputs=inputs.numpy())
+    code, _, err = run(*arguments, "--data", "plain.npz", "--refuse-if-worse")
+    assert code == cli.WRONG_USAGE
+    assert "refuse_if_worse needs labels" in err
+
+
+def test_recalibrate_bn_says_where_outputs_cannot_be_compared(folder, run):
+    code, out, err = run("recalibrate-bn", "cli_factories:picks", "--data", "data.npz", "--dry-run", "--json")
+    assert code == cli.PASSED, err
+    assert "The effect on the outputs was not measured: the outputs change shape" in " ".join(json.loads(out)["notes"])
 
 
 def random_file(path):

@@ -25,6 +25,12 @@ CLAIMS = {
         r"recalibrated: ok\n",
         r"undone, bitwise as before: True",
     ],
+    "watch_training": [
+        r"  70  1: 0\.\d+   4: 0\.\d+   8: 0\.\d+   q 0\.\d\d, p' 0\.\d\d\n",
+        r"written: bn\.json bn\.svg",
+        r"beyond the margin of 0\.05 in the end: .*8",
+        r"bitwise the same network without the monitor: True",
+    ],
     "export_and_verify": [
         r"BatchNorm: ok",
         r"export: passed=True",

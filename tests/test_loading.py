@@ -1,5 +1,6 @@
 """Models, weights and data as the command line names them, and what is wrong with them."""
 
+import itertools
 import pickle
 import zipfile
 
@@ -10,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.errors import LoadError
 from jumpout_export.loading import load_data, load_model, load_weights, random_batches
 
@@ -22,6 +24,9 @@ def number(): return 3
 def fails(): raise RuntimeError("no luck")
 def batches(): return [torch.ones(2, 3)]
 def generator(): return (torch.ones(2, 3) for _ in range(3))
+def endless():
+    while True:
+        yield torch.ones(2, 3)
 value = 5
 """
 
@@ -210,6 +215,20 @@ def test_a_callable_gives_its_own_batches(folder):
     assert len(load_data("factories_of_test:batches")) == 1
     data = load_data("factories_of_test:generator")
     assert len(list(data)) == len(list(data)) == 3
+
+
+def test_of_a_generator_that_never_ends_only_the_batches_asked_for_are_made(folder):
+    data = load_data("factories_of_test:endless")
+    first = list(itertools.islice(data, 4))
+    again = list(itertools.islice(data, 6))
+    assert all(one is other for one, other in zip(first, again, strict=False))
+    assert len(data._kept) == 6
+
+
+def test_a_callable_that_yields_forever_serves_a_check_of_as_many_images_as_asked(folder):
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    report = check_batchnorm(model, load_data("factories_of_test:endless"), images=64)
+    assert report.images == 64
 
 
 def test_random_batches():

@@ -199,3 +199,21 @@ def test_torch_cond_is_looked_into_and_runs_afterwards():
         assert calm(x).shape == (2, 3)
         assert [call.operator for call in random_calls(noisy, lambda: noisy(x))] == ["cond"]
         assert noisy(x).shape == (2, 3)
+
+
+def test_a_scripted_part_takes_no_hooks_and_what_it_draws_counts_for_the_module_around_it():
+    class Noise(nn.Module):
+        def forward(self, x):
+            return x + torch.rand_like(x)
+
+    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
+        scripted = torch.jit.script(Noise())
+    model = nn.Sequential(nn.Identity(), nn.Sequential(scripted)).eval()
+    (call,) = random_calls(model, lambda: model(torch.ones(5)))
+    assert (call.operator, call.module) == ("aten.rand_like.default", "1")
+
+
+def test_looking_leaves_the_output_of_the_model_as_it_is():
+    model, outputs = nn.Sequential(nn.Identity()), []
+    random_calls(model, lambda: outputs.append(model(torch.ones(5))))
+    assert outputs[0].tolist() == [1.0] * 5

@@ -23,7 +23,7 @@ def names(folder: Path) -> set[str]:
 
 def test_writes_json_page_and_plots_and_says_so(tmp_path):
     written = write_report(report(), tmp_path / "new" / "folder")
-    assert set(written) == {"report.json", "report.html", "plot-loss.svg", "plot-drift.svg", "plot-channels.svg"}
+    assert set(written) == {"report.json", "report.html", "plot-loss.svg", "plot-drift.svg", "plot-channels-1.svg"}
     assert names(tmp_path / "new" / "folder") == set(written)
     assert PipelineReport.model_validate_json(written["report.json"].read_text()) == report()
     assert written["report.html"].read_text(encoding="utf-8") == render_html(report())
@@ -92,6 +92,8 @@ def test_the_list_of_plots_is_complete(tmp_path):
     full = report()
     accuracy = {"train_accuracy": [0.5, 0.9], "active_fraction": {"j": [0.5, 0.4]}, "rate": {"j": [0.1, 0.2]}}
     full.training = TrainingHistory(loss=[1.0, 0.5], **accuracy)
+    parts = {"stale": 0.1, "stochastic": 0.1, "propagated": 0.1, "median_log_ratio": 0.3}
+    full.before.layers = [full.before.layers[0].model_copy(update={"name": f"bn{i}", **parts}) for i in range(20)]
     checks = [Check(name=f"cpu/all/{i}", measured=1, limit=2, verdict="pass") for i in range(3)]
     full.export = ExportReport(passed=True, checks=checks)
     assert {name for name in write_report(full, tmp_path) if name.endswith(".svg")} == {

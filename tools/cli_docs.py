@@ -50,10 +50,15 @@ EXIT_CODES = {
     "check-bn": {0: "`ok`: every layer agrees", 1: "`drift`: at least one layer does not", 3: "`inconclusive`"},
     "recalibrate-bn": {
         0: "after recalibration every layer agrees",
-        1: "a layer still drifts; the weights were written",
+        1: "a layer still drifts; the weights were written. Or `--refuse-if-worse` refused: nothing was written",
         3: "a layer is still undecided; the weights were written",
     },
     "inspect": {0: "the file holds nothing random and nothing in training mode", 1: "it does, or it is not valid"},
+    "fold": {
+        0: "OUT.onnx was written; it may be a copy, if there was nothing to fold",
+        1: "refused, with the node named; nothing was written, and an older OUT.onnx stays as it was",
+        3: "no random inputs can be made that the file runs; nothing was written",
+    },
     "info": {0: "always"},
 }
 

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from jumpout_export.batchnorm import explain
-from jumpout_export.batchnorm.collect import Collected, collect
-from jumpout_export.batchnorm.feed import Feed, ForwardFn
+from jumpout_export.batchnorm.alpha import advise
+from jumpout_export.batchnorm.collect import Collected, collect_states
+from jumpout_export.batchnorm.distributed import Ranks
+from jumpout_export.batchnorm.feed import Feed, ForwardFn, Step, batch_count
+from jumpout_export.batchnorm.first_batch import first_batch_notes
 from jumpout_export.batchnorm.layers import Layer, batchnorm_layers, label, select_layers
 from jumpout_export.batchnorm.outputs import output_effect
-from jumpout_export.batchnorm.score import score_layer, stored_images
+from jumpout_export.batchnorm.padding import padding_notes
+from jumpout_export.batchnorm.rows import Judge, Measured, layer_rows
 from jumpout_export.batchnorm.solve import solve_near
-from jumpout_export.batchnorm.states import SERVING
+from jumpout_export.batchnorm.states import RENORMALISED, SERVING, TRAINING
+from jumpout_export.batchnorm.stopping import LEVEL, LabelRuns, Looks
+from jumpout_export.batchnorm.unseen import averaged_copy, unseen
 from jumpout_export.nn.batches import Progress
-from jumpout_export.report import BatchNormLayer, BatchNormReport, BatchNormVerdict, OutputEffect
+from jumpout_export.report import AlphaAdvice, BatchNormLayer, BatchNormReport, BatchNormVerdict, OutputEffect
 
 # The effect on the outputs is measured on a copy whose layers are this exact, in units of W, or as exact as this many
 # passes make it: a network of 50 BatchNorms would take 50.
 OUTPUT_TOLERANCE = 1e-3
 OUTPUT_PASSES = 10
+# Statistics of smaller batches are so noisy that normalising by them changes what later layers see; so are those of
+# batches this many times smaller than in training.
+SMALL_BATCH, MUCH_SMALLER = 16, 4
+# Batches that run in the training state at least, with other noise each, where a layer drifts.
+DRAWS = 32
 
 
 def check_batchnorm(
@@ -33,35 +45,52 @@ def check_batchnorm(
     images: int = 4096,
     warn: float = 0.05,
     fail: float = 0.15,
+    training_batch_size: int | None = None,
+    attribution: bool = True,
+    stop_early: bool = True,
     forward_fn: ForwardFn | None = None,
     device: torch.device | str | None = None,
     outputs: bool = True,
+    process_group: dist.ProcessGroup | Literal["world"] | None = None,
     progress: Progress | None = None,
 ) -> BatchNormReport:
-    """Returns how far the stored BatchNorm statistics of `model` are from what serving sees, with error bars.
+    """Returns how far the stored BatchNorm statistics of `model` are from what serving sees, with error bars, and why.
 
-    The model runs as it is served: dropout and jumpout off, BatchNorm with running statistics. It is left exactly as
-    it was found: flags, buffers, hooks, generator states, also after an exception.
+    For the verdict the model runs as it is served: dropout and jumpout off, BatchNorm with running statistics. For the
+    cause every batch runs twice more: with batch statistics, and as in training. The model is left exactly as it was
+    found: flags, buffers, hooks, generator states, also after an exception.
 
     Args:
         model: a model with BatchNorm layers, in any mode.
-        batches: a list or DataLoader of batches (tensor, tuple, list or dict; a last integer tensor is labels).
+        batches: a list or DataLoader of batches (tensor, tuple, list, dict, named tuple or data class; a last integer
+            tensor is labels). Of about the size of those of training, and shuffled.
         images: a pass ends with the batch that reaches this many images.
         warn: margin in units of W: a layer is `ok` if its W is shown to be below, `drift` if shown to be above.
             0.05 is 10% of the variance.
         fail: margin from which the drift is called severe, at least `warn`.
+        training_batch_size: images that a BatchNorm batch held in training (over all processes with SyncBatchNorm),
+            which says how noisy the stored averages are. None: about that of `batches`, at least 32, and drift has
+            to stand out three times from that noise.
+        attribution: also measure why: what is stale, stochastic and propagated. False takes a third of the time. Where
+            a layer drifts and fewer than 32 batches ran as in training, they run so again, with other noise.
+        stop_early: end at 512, 1024, 2048 ... images if every layer is decided; the intervals are wide enough then to
+            keep the error rate at 5% over all looks.
         forward_fn: `forward_fn(model, batch)` replaces the call; it gets the batch as the loader yields it.
         device: where batches go; None: where the model's first parameter is.
         outputs: also measure what recalibration would change at the outputs, which takes further passes: a batch
             pass, at most ten that make the copy exact, and one with two forwards.
+        process_group: processes of torch.distributed that share the images (`"world"`: all): every one of them calls
+            this with the same model and its own part of the batches, and gets the same report. None of them stops
+            early.
         progress: called as `progress(what, images done, images in all or None)`.
 
     Returns:
-        The report, truthy exactly when every layer is `ok`.
+        The report, truthy exactly when every layer is `ok`. Its notes say what else stands out: random numbers or
+        statistics of the batch in eval mode (with module and source line), parts that cannot be observed.
 
     Raises:
-        ValueError: if the model has no BatchNorm, `batches` is empty or a one-shot iterator, or a margin or `images`
-            is out of range.
+        ValueError: if the model has no BatchNorm, `batches` is empty or a one-shot iterator, or a margin, `images` or
+            `training_batch_size` is out of range.
         TypeError: if `batches` or a batch is of the wrong type.
 
     Example:
@@ -70,81 +99,130 @@ def check_batchnorm(
     """
     if not 0 < warn <= fail:
         raise ValueError(f"margins must satisfy 0 < warn <= fail, got warn={warn:g}, fail={fail:g}")
-    layers = batchnorm_layers(model)
-    feed = Feed(model, batches, images=images, forward_fn=forward_fn, device=device, progress=progress)
-    seen = collect(feed, layers, SERVING, "checking BatchNorm")
-    rows = _rows(layers, seen, warn, fail)
+    if training_batch_size is not None and training_batch_size < 1:
+        raise ValueError(f"training_batch_size must be at least 1, got {training_batch_size}; pass None if unknown")
+    ranks = Ranks(process_group)
+    with ranks.together():
+        layers = batchnorm_layers(model)
+        feed = Feed(model, batches, images=images, forward_fn=forward_fn, device=device, progress=progress, ranks=ranks)
+    ranks.require_same_statistics(layers)
+    watch = _Watch(
+        layers, Judge(warn, fail, training_batch_size), Looks(images, early=stop_early and ranks.size == 1), batches
+    )
+    states = [SERVING, RENORMALISED, TRAINING] if attribution else [SERVING]
+    # In training a frozen layer normalises by what it stores, too.
+    moving = [layer for layer in layers if not layer.frozen]
+    seen = collect_states(feed, layers, states, "checking BatchNorm", renormalised=moving, enough=watch.enough)
+    measured, notes = _measured(seen, watch)
+    if watch.stopped:
+        feed = Feed(model, batches, images=seen[0].images, forward_fn=forward_fn, device=device, progress=progress)
+    rows, first = layer_rows(layers, measured, watch.judge)
+    if first is not None and measured.training is not None:
+        _draw_more(feed, layers, moving, measured)
+        rows, first = layer_rows(layers, replace(measured, advice=_advice(feed, moving)), watch.judge)
     report = BatchNormReport(
         verdict=_overall(rows),
-        origin=next((row.name for row in rows if row.verdict == "drift"), None),
-        images=seen.images,
+        origin=first,
+        images=seen[0].images,
         warn=warn,
         fail=fail,
+        stopped_early=watch.stopped,
+        ranks=ranks.size,
         layers=rows,
-        not_observed=[layer.name for layer in layers if layer.name not in seen.moments],
+        not_observed=[layer.name for layer in layers if layer.name not in seen[0].moments],
     )
-    report.notes += _notes(report, images)
+    report.notes += notes + _notes(report, images, sorted_by_class=any(ranks.gather(watch.sorted)))
+    report.notes += unseen(model) + averaged_copy(model) + first_batch_notes(feed, layers) + padding_notes(batches)
     if outputs:
-        report.outputs, note = _outputs(feed, layers, seen)
+        report.outputs, note = _outputs(feed, layers, seen[0])
         report.notes += note
-    return report
+    # What was seen of one's own batches alone, such as where random numbers are drawn, is that of the first process.
+    return ranks.gather(report if ranks.rank == 0 else None)[0]
 
 
-def _rows(layers: list[Layer], seen: Collected, warn: float, fail: float) -> list[BatchNormLayer]:
-    by_name = {layer.name: layer for layer in layers}
-    order = [by_name[name] for name in seen.moments]
-    # Unusable statistics are reported even where this forward did not come by.
-    order += [layer for layer in layers if layer.name not in seen.moments and _unusable(layer)]
-    rows: list[BatchNormLayer] = []
-    poisoned: Layer | None = None
-    for layer in order:
-        rows.append(_row(layer, seen, poisoned, warn, fail))
-        if poisoned is None and _unusable(layer):
-            poisoned = layer
-    origin = next((row.name for row in rows if row.verdict == "drift"), None)
-    for row in rows:
-        if origin is not None and row.verdict == "drift" and row.name != origin:
-            row.note += f" {label(origin)} before it drifts too and may be the reason."
-    return rows
+class _Watch:
+    """Follows the pass: whether it may end, and whether the batches are fit for it."""
+
+    def __init__(self, layers: list[Layer], judge: Judge, looks: Looks, batches: Iterable[Any]) -> None:
+        self._layers, self._looks, self._labels = layers, looks, LabelRuns()
+        self._batches = batch_count(batches)
+        self.judge = judge
+        self.stopped = False
+        self.level = LEVEL
+
+    def enough(self, step: Step, seen: list[Collected]) -> bool:
+        """Takes one more batch and returns whether every layer is decided."""
+        self._labels.add(step.labels)
+        if self._batches is not None and seen[0].batches == 1:
+            self._looks.end_at(self._batches * seen[0].images)
+        level = self._looks.due(seen[0].images)
+        self.level = self._looks.last
+        # The first images of a sorted loader say nothing about the others.
+        if level is not None and not self._labels.sorted and self.judge.decides(self._layers, seen[0], level):
+            self.stopped, self.level = True, level
+        return self.stopped
+
+    @property
+    def sorted(self) -> bool:
+        """Whether the labels come in runs."""
+        return self._labels.sorted
 
 
-def _row(layer: Layer, seen: Collected, poisoned: Layer | None, warn: float, fail: float) -> BatchNormLayer:
-    """One layer of the report; what cannot be measured is said before what is."""
-    moments = seen.moments.get(layer.name)
-    row = BatchNormLayer(
-        name=layer.name,
-        kind=type(layer.module).__name__,
-        channels=layer.module.num_features,
-        images=moments.images if moments is not None else 0,
-        verdict="inconclusive",
-        w=math.nan,
-        w_low=math.nan,
-        w_high=math.nan,
-    )
-    if not layer.tracked:
-        row.note = explain.untracked_sentence(layer)
-        return row
-    score = None
-    if moments is not None and moments.finite:
-        score = score_layer(moments, layer.module.eps, stored_images(layer.module, seen.images / seen.batches))
-        unusable = layer.unusable_channels().to(score.delta.device)
-        row.delta = score.delta.masked_fill(unusable, math.nan).tolist()
-        row.log_ratio = score.log_ratio.masked_fill(unusable, math.nan).tolist()
-        row.delta_se = score.delta_se.masked_fill(unusable, math.nan).tolist()
-        row.log_ratio_se = score.log_ratio_se.masked_fill(unusable, math.nan).tolist()
-        row.worst_channel = int(score.channel_w.masked_fill(unusable, math.inf).argmax())
-    if _unusable(layer):
-        row.verdict = "drift"
-        row.w = row.w_low = row.w_high = math.inf
-        sentences = [explain.unusable_sentence(layer)]
-    elif score is None:
-        sentences = [explain.not_finite_sentence(layer, poisoned)]
-    else:
-        row.verdict = score.verdict(warn)
-        row.w, row.w_low, row.w_high = score.w, score.low, score.high
-        sentences = [explain.verdict_sentence(score, row.verdict, row.images, warn, fail)]
-    row.note = " ".join([*sentences, *explain.facts(layer, moments, score)])
-    return row
+def _measured(seen: list[Collected], watch: _Watch) -> tuple[Measured, list[str]]:
+    """What of it can be used, and notes on what cannot."""
+    serving, *others = seen
+    if not others:
+        return Measured(serving, level=watch.level), []
+    renormalised, training = (None if state.failure or not state.batches else state for state in others)
+    measured = Measured(serving, renormalised, training, watch.level)
+    not_measured = "Why layers drift was not measured: "
+    for state, where in zip(others, ("with batch statistics", "in training mode"), strict=True):
+        if state.failure:
+            return measured, [f"{not_measured}{where} the model fails with {state.failure}"]
+    skipped = max(state.skipped for state in others)
+    alone = "a BatchNorm gets one value per channel, which cannot be normalised by itself"
+    if renormalised is None or training is None:
+        return measured, [f"{not_measured}in every batch {alone}; pass larger batches."]
+    notes = []
+    if skipped:
+        notes.append(f"Why layers drift was measured without {skipped} images, in whose batches {alone}.")
+    batch, trained = serving.images / serving.batches, watch.judge.training_batch_size
+    if batch < SMALL_BATCH or (trained is not None and batch * MUCH_SMALLER <= trained):
+        wanted = "at least 16" if trained is None else f"{trained}, as in training"
+        notes.append(
+            f"Batches of {batch:.0f} images are small, and noise in their statistics passes for propagated and "
+            f"stochastic parts; pass batches of {wanted}, to see why layers drift."
+        )
+    return measured, notes
+
+
+def _draw_more(feed: Feed, layers: list[Layer], moving: list[Layer], measured: Measured) -> None:
+    """Repeats the training state with other noise where few batches ran in it, and adds what it collects.
+
+    Jumpout draws one rate per batch, so that few batches say little about the noise, however many images they hold.
+    """
+    training, without = measured.training, measured.renormalised
+    if training is None or without is None:
+        return
+    both = training.moments.keys() & without.moments.keys()
+    noisy = {name for name in both if not torch.equal(training.moments[name].sums, without.moments[name].sums)}
+    for draw in range(1, math.ceil(DRAWS / training.batches) if noisy else 1):
+        (again,) = collect_states(
+            feed, layers, [TRAINING], "checking BatchNorm, other noise", renormalised=moving, required=0, draw=draw
+        )
+        if again.failure:
+            return
+        for name in again.moments.keys() & noisy:
+            training.moments[name].merge(again.moments[name])
+
+
+def _advice(feed: Feed, layers: list[Layer]) -> dict[str, AlphaAdvice]:
+    """What the law of the scaled mask says, by the batches of the first process: it needs few."""
+    advice: dict[str, AlphaAdvice] = {}
+    with feed.ranks.together():
+        if feed.ranks.rank == 0:
+            advice = advise(feed.alone(), layers)
+    return feed.ranks.gather(advice)[0]
 
 
 def _overall(rows: list[BatchNormLayer]) -> BatchNormVerdict:
@@ -155,12 +233,19 @@ def _overall(rows: list[BatchNormLayer]) -> BatchNormVerdict:
     return "ok" if verdicts == {"ok"} else "inconclusive"
 
 
-def _notes(report: BatchNormReport, asked: int) -> list[str]:
+def _notes(report: BatchNormReport, asked: int, *, sorted_by_class: bool) -> list[str]:
     notes = []
     if report.not_observed:
         names = ", ".join(map(label, report.not_observed))
         notes.append(f"The forward pass did not reach {names}; what they store was not compared with anything.")
-    if report.images < asked:
+    if sorted_by_class:
+        notes.append(
+            f"The labels of the {report.images} images come in runs or are all the same: a loader sorted by class "
+            "shows images that are not like the others, in batches that are not like those of training; shuffle it."
+        )
+    if report.stopped_early:
+        notes.append(f"Stopped after {report.images} of {asked} images: every layer was decided.")
+    elif report.images < asked:
         notes.append(f"Only {report.images} of {asked} images were there; pass more for narrower error bars.")
     if report.origin is not None:
         drifting = [row for row in report.layers if row.verdict == "drift"]
@@ -190,7 +275,3 @@ def _outputs(feed: Feed, layers: list[Layer], seen: Collected) -> tuple[OutputEf
         f"W = {solution.remaining:.3f} from exact."
     )
     return effect, [note]
-
-
-def _unusable(layer: Layer) -> bool:
-    return layer.tracked and bool(layer.unusable_channels().any())

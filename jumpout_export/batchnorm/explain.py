@@ -1,58 +1,96 @@
-"""The sentences of the BatchNorm report: what, how much, and what to do."""
+"""The sentences of the BatchNorm report: what, how much, why, and what to do."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch import Tensor
 
-from jumpout_export.batchnorm.collect import Moments
-from jumpout_export.batchnorm.layers import Layer
+from jumpout_export.batchnorm.attribute import CAUSES, Parts
+from jumpout_export.batchnorm.layers import Layer, label
+from jumpout_export.batchnorm.moments import Moments
 from jumpout_export.batchnorm.score import MIN_IMAGES, Score
-from jumpout_export.report import BatchNormVerdict
+from jumpout_export.report import BatchNormVerdict, Cause
 
 FIX = "recalibrate it with recalibrate_batchnorm(model, batches)"
+_FIX = FIX[0].upper() + FIX[1:]
+# A second cause with less of the drift than this is not worth a sentence.
+SECOND_CAUSE = 0.25
 
 
-def verdict_sentence(score: Score, verdict: BatchNormVerdict, images: int, warn: float, fail: float) -> str:
-    """Says what a layer's verdict is and what to do about it."""
+def verdict_sentence(
+    score: Score, verdict: BatchNormVerdict, images: int, warn: float, fail: float, *, guessed: bool = True
+) -> str:
+    """Says what a layer's verdict is and how much it is off."""
     if verdict == "ok":
         return f"Agrees: W is at most {score.high:.3f}."
     if verdict == "inconclusive":
-        return undecided_sentence(score, images, warn)
+        return undecided_sentence(score, images, warn, guessed=guessed)
     degree = "Severe drift" if score.low > fail else "Drift"
-    ratio = float(score.log_ratio.median().exp())
-    offset = float(score.delta.abs().quantile(0.95))
+    # A dead channel of a layer with eps = 0 has a ratio of exactly 0.
+    ratio = float(score.log_ratio.exp().nanquantile(0.5))
+    offset = float(score.delta.abs().nanquantile(0.95))
     return (
         f"{degree}: the variance it is served is {ratio:.2f} times the stored one (median channel) and the mean is "
-        f"off by up to {offset:.2f} stored standard deviations (95% of channels); {FIX}."
+        f"off by up to {offset:.2f} stored standard deviations (95% of channels)."
     )
 
 
-def undecided_sentence(score: Score, images: int, warn: float) -> str:
+def undecided_sentence(score: Score, images: int, warn: float, *, guessed: bool = True) -> str:
     """Says why a layer is undecided, and how many images would decide."""
     between = f"Undecided: W lies between {score.low:.3f} and {score.high:.3f}, the margin is {warn:g}"
     if images < MIN_IMAGES:
         return f"Undecided: {images} images are too few for an error bar; pass at least {MIN_IMAGES}."
     needed = score.images_needed(warn, images)
-    if needed is not None:
+    decided_but_for_noise = score.low > warn or score.high < warn
+    if needed is not None and not decided_but_for_noise:
         return f"{between}; about {_round(needed - images)} more images would decide."
-    if score.low > warn:
-        return f"{between}, and noise alone makes {score.floor:.3f}; train longer with a smaller momentum, or {FIX}."
+    if decided_but_for_noise or score.stored_images < images:
+        unless = ", say training_batch_size= if training used larger batches" if guessed else ""
+        return (
+            f"{between}, and the noise in the stored average alone makes {score.stored_floor:.3f}; {FIX}{unless}, or "
+            "train longer with a smaller momentum."
+        )
     return f"{between}; W is so close to the margin that more images would hardly decide."
 
 
-def facts(layer: Layer, moments: Moments | None, score: Score | None) -> list[str]:
+def cause_sentences(parts: Parts, name: str, origin: str | None, *, guessed: bool = True) -> list[str]:
+    """Says why a layer drifts, from its measured parts, and what to do about it.
+
+    Args:
+        parts: the parts of its drift.
+        name: the layer.
+        origin: the layer where the drift starts.
+        guessed: whether the batch size of training is a guess.
+    """
+    shares = dict(zip(CAUSES, parts.shares, strict=True))
+    first, second, _ = sorted(shares, key=lambda cause: shares[cause], reverse=True)
+    also = f", {shares[second]:.0%} {second}" if shares[second] >= SECOND_CAUSE else ""
+    return [
+        f"{_share(shares[first])} is {first}{also}: {_effect(parts, first)}.",
+        _advice(first, name, origin, guessed=guessed),
+    ]
+
+
+def without_cause(name: str, origin: str | None) -> list[str]:
+    """What to do about a drifting layer whose parts are not known."""
+    if origin in (None, name):
+        return [f"{_FIX}."]
+    return [f"{label(origin)} before it drifts too and may be the reason; {FIX}."]
+
+
+def facts(layer: Layer, moments: Moments | None, score: Score | None, warn: float = math.inf) -> list[str]:
     """Returns sentences on what is special about a layer, most of them none."""
-    module = layer.module
     found = []
     if layer.frozen:
         found.append("Frozen: training leaves its statistics alone; it is recalibrated only if named in `layers`.")
-    if module.num_batches_tracked is not None and int(module.num_batches_tracked) == 0:
+    found += _kind(layer)
+    if layer.batches_tracked == 0:
         found.append("Never trained: num_batches_tracked is 0 (or its checkpoint does not store the counter).")
-    if module.momentum == 0:
+    if layer.momentum == 0 and not layer.fixed:
         found.append("Momentum is 0, so training never updates its statistics.")
-    if module.momentum == 1:
+    if layer.momentum == 1:
         found.append("Momentum is 1, so it stores the statistics of the last batch only.")
     if moments is not None and moments.calls > 1:
         found.append(f"Called {moments.calls} times per forward; the calls are pooled.")
@@ -64,8 +102,34 @@ def facts(layer: Layer, moments: Moments | None, score: Score | None) -> list[st
         if silent:
             found.append(
                 f"running_var is 0 in {silent} channels whose input varies; they are amplified by 1 / sqrt(eps) = "
-                f"{1 / math.sqrt(module.eps) if module.eps > 0 else math.inf:.0f}."
+                f"{1 / math.sqrt(layer.eps) if layer.eps > 0 else math.inf:.0f}."
             )
+        if score.high < warn <= score.stored_floor:
+            found.append(
+                f"The noise left in the stored average makes W = {score.stored_floor:.3f} by itself, as in any "
+                "training with such batches; recalibrating removes it."
+            )
+    return found
+
+
+def _kind(layer: Layer) -> list[str]:
+    """Sentences on layers that are not simply one BatchNorm, most of them none."""
+    found = []
+    if layer.aliases:
+        also = ", ".join(map(label, layer.aliases))
+        found.append(f"Also {also}: one module under several names, which is one layer.")
+    if layer.per_instance:
+        found.append(
+            "InstanceNorm: compared with the averages over images of each image's own mean and variance, which is what "
+            "it stores. In training it normalises each image by itself and serves with the averages: that difference "
+            "remains, and without running statistics (track_running_stats=False) there would be none."
+        )
+    if layer.fused:
+        found.append(
+            f"Part of the quantisation-aware {layer.fused}, which rounds weights to ranges that were observed with the "
+            "stored variance: it is recalibrated only if named in `layers`, and the ranges must be observed anew then; "
+            "better recalibrate the float model before it is prepared."
+        )
     return found
 
 
@@ -96,6 +160,48 @@ def not_finite_sentence(layer: Layer, poisoned: Layer | None) -> str:
             f"The input of {layer.label} holds NaN or infinity because of {poisoned.label} before it; fix that first."
         )
     return f"The input of {layer.label} holds NaN or infinity; look at the data and at the layers before it."
+
+
+def _share(share: float) -> str:
+    if share >= 0.995:
+        return "All of it" if share < 1.05 else f"All of it ({share:.0%}, less what works against it)"
+    return f"{share:.0%} of it"
+
+
+def _effect(parts: Parts, cause: Cause) -> str:
+    """What a cause does to the variance or, if that is most of it, to the mean."""
+    index = CAUSES.index(cause)
+    who = {
+        "stale": "what training sees now has",
+        "stochastic": "without dropout or jumpout the input has",
+        "propagated": "the stored statistics of BatchNorms before it give it",
+    }[cause]
+    if parts.of_variance[index] >= parts.of_mean[index]:
+        spread = _rms(parts.log_ratio[index])
+        if abs(parts.median[index]) < spread / 2:
+            return f"{who} larger variances in some channels and smaller ones in others, by {spread:.0%} (RMS)"
+        change = math.expm1(parts.median[index])
+        compared = {"stale": "than is stored", "stochastic": "than with it", "propagated": "than batch statistics do"}
+        more = "larger" if change > 0 else "smaller"
+        return f"{who} a variance {abs(change):.0%} {more} {compared[cause]} (median channel)"
+    return f"{who} another mean, by {_rms(parts.delta[index]):.2f} stored standard deviations (RMS over channels)"
+
+
+def _rms(part: Tensor) -> float:
+    return float(part[torch.isfinite(part)].square().mean().sqrt())
+
+
+def _advice(cause: Cause, name: str, origin: str | None, *, guessed: bool) -> str:
+    if cause == "propagated":
+        first = label(origin) if origin not in (None, name) else "the BatchNorms before it"
+        return f"Fix {first} first; recalibrate_batchnorm(model, batches) corrects them in that order."
+    if cause == "stochastic":
+        return f"{_FIX}; to train without it, use another alpha, less noise, or noise only behind the last BatchNorm."
+    return (
+        f"{_FIX}; if it comes back, end training at a small learning rate so that the average catches up, look for "
+        "augmentation that serving lacks"
+        + (", and say training_batch_size= if training used smaller batches." if guessed else ".")
+    )
 
 
 def _round(number: int) -> int:

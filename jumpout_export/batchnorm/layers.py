@@ -1,35 +1,84 @@
-"""Finds a model's BatchNorm layers and says what can be known about them without running the model."""
+"""Finds the layers with running statistics and says what can be known about them without running the model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
+
+from jumpout_export.batchnorm.kinds import is_fixed, is_instance_norm, is_torch_norm, serves_with_statistics
+from jumpout_export.batchnorm.unseen import nothing_found
+from jumpout_export.nn.wrappers import plain_names
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One BatchNorm layer.
+    """One BatchNorm layer, or another layer that serves with running statistics.
 
     Attributes:
-        name: module path; a module used under several paths has the first of them. Empty if it is the model itself.
-        module: the layer.
+        name: module path without the parts that wrappers add; a module used under several paths has the first of them.
+            Empty if it is the model itself.
+        module: the layer: a BatchNorm, an InstanceNorm with running statistics, or a module of fixed statistics such
+            as torchvision's FrozenBatchNorm2d (use `eps`, `channels` and so on, which know all of them).
         frozen: training would not touch its statistics: it is in eval mode while the model trains, or in eval mode
-            with affine parameters that need no gradient.
+            with affine parameters that need no gradient, or it holds constants.
+        paths: every path under which the model holds the module, as `named_modules` has them.
+        aliases: the names of the others than the first.
+        fused: class name of the fused module it is part of, such as ConvBn2d of quantisation-aware training, or empty.
     """
 
     name: str
-    module: _BatchNorm
+    module: _NormBase
     frozen: bool
+    paths: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    fused: str = ""
 
     @property
     def label(self) -> str:
         """The name as messages print it."""
         return label(self.name)
+
+    @property
+    def kind(self) -> str:
+        """Class name."""
+        return type(self.module).__name__
+
+    @property
+    def channels(self) -> int:
+        """Number of channels C."""
+        return self.module.num_features if is_torch_norm(self.module) else len(self.statistics()[0])
+
+    @property
+    def eps(self) -> float:
+        """What is added to the variance."""
+        return float(getattr(self.module, "eps", 1e-5))
+
+    @property
+    def momentum(self) -> float | None:
+        """Weight of a new batch in the moving average; None averages all batches alike."""
+        return self.module.momentum if is_torch_norm(self.module) else 0.0
+
+    @property
+    def batches_tracked(self) -> int | None:
+        """Batches in the moving average; None where they are not counted."""
+        counted = getattr(self.module, "num_batches_tracked", None)
+        return None if counted is None else int(counted)
+
+    @property
+    def per_instance(self) -> bool:
+        """Whether the layer is an InstanceNorm, whose statistics are averages over images of each image's own."""
+        return is_instance_norm(self.module)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the layer knows no training mode: its statistics are constants that can only be overwritten."""
+        return is_fixed(self.module)
 
     @property
     def tracked(self) -> bool:
@@ -52,7 +101,7 @@ class Layer:
     def unusable_channels(self) -> Tensor:
         """Returns (C,) bool: channels whose stored statistics are not finite or give no positive variance."""
         mean, var = self.statistics()
-        var = var.double() + self.module.eps
+        var = var.double() + self.eps
         return ~torch.isfinite(mean) | ~torch.isfinite(var) | (var <= 0)
 
 
@@ -62,45 +111,60 @@ def label(name: str) -> str:
 
 
 def batchnorm_layers(model: nn.Module) -> list[Layer]:
-    """Returns the BatchNorm layers (1d, 2d, 3d, Sync, and subclasses) of `model` in registration order.
+    """Returns the layers of `model` that serve with running statistics, in registration order.
+
+    They are BatchNorm1d, 2d, 3d, SyncBatchNorm and subclasses, those without running statistics too; InstanceNorm1d,
+    2d, 3d with `track_running_stats=True`; and fixed ones such as torchvision's FrozenBatchNorm2d.
 
     Raises:
-        ValueError: if there is none, or one is lazy and was not initialised yet.
+        TypeError: if `model` is no nn.Module.
+        ValueError: if there is none, or a part of the model is lazy and was not initialised yet.
     """
-    layers = [
-        Layer(name, module, _is_frozen(module, model))
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm)
-    ]
+    if not isinstance(model, nn.Module):
+        what = "; pass the model that was exported" if type(model).__name__ == "ExportedProgram" else ""
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{what}")
+    names = plain_names(model)
+    paths: dict[nn.Module, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if serves_with_statistics(module) and path not in paths.setdefault(module, []):
+            paths[module].append(path)
+    layers = [_layer(module, places, names, model) for module, places in paths.items()]
     if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no BatchNorm layer, so there is nothing to check or recalibrate; "
-            "pass a model with BatchNorm1d, BatchNorm2d, BatchNorm3d or SyncBatchNorm"
-        )
+        raise ValueError(nothing_found(model))
     for layer in layers:
         if layer.tracked and is_lazy(layer.statistics()[0]):
             raise ValueError(f"BatchNorm {layer.label} is not initialised yet; run one forward pass of the model first")
+    for path, module in model.named_modules():
+        if any(map(is_lazy, module.parameters(recurse=False))):
+            raise ValueError(
+                f"{type(module).__name__} {label(names[path])} is not initialised yet; run one forward pass of the "
+                "model first"
+            )
     return layers
 
 
 def select_layers(layers: Sequence[Layer], names: Iterable[str] | None) -> list[Layer]:
     """Returns the layers that may be recalibrated: those named, or by default all that are not frozen.
 
+    BatchNorms of quantisation-aware training count as frozen: their modules round weights to ranges that were observed
+    with the stored variance.
+
     Raises:
         ValueError: if a name is unknown, a named layer stores no statistics, or nothing is left.
     """
     if names is None:
-        chosen = [layer for layer in layers if layer.tracked and not layer.frozen]
+        chosen = [layer for layer in layers if layer.tracked and not layer.frozen and not layer.fused]
         if not chosen:
             raise ValueError(
-                "no BatchNorm layer is left to recalibrate: all are frozen or store no running statistics; "
-                f"name the frozen ones in `layers`, allowed are {_listed(layers)}"
+                "no BatchNorm layer is left to recalibrate: all are frozen or store no running statistics (those of "
+                f"quantisation-aware modules count as frozen); name some in `layers`, allowed are {_listed(layers)}"
             )
         return chosen
     if isinstance(names, str):
         raise ValueError(f"layers must be a list of layer names, got the string {names!r}; pass layers=[{names!r}]")
     wanted = list(names)
-    known = {layer.name: layer for layer in layers}
+    known = {name: layer for layer in layers for name in (*layer.paths, *layer.aliases)}
+    known |= {layer.name: layer for layer in layers}
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise ValueError(
@@ -111,10 +175,20 @@ def select_layers(layers: Sequence[Layer], names: Iterable[str] | None) -> list[
         raise ValueError(f"layers must name at least one BatchNorm layer, got none; allowed are {_listed(layers)}")
     for name in wanted:
         known[name].statistics()
-    return [layer for layer in layers if layer.name in set(wanted)]
+    chosen_names = {known[name].name for name in wanted}
+    return [layer for layer in layers if layer.name in chosen_names]
 
 
-def _is_frozen(module: _BatchNorm, model: nn.Module) -> bool:
+def _layer(module: Any, paths: list[str], names: dict[str, str], model: nn.Module) -> Layer:
+    own = list(dict.fromkeys(names[path] for path in paths))
+    parent = model.get_submodule(paths[0].rpartition(".")[0])
+    # Fused modules of quantisation-aware training, torch.ao's and torchao's: the convolution and its BatchNorm in one.
+    fused = type(parent).__name__ if parent is not module and ".qat" in type(parent).__module__ else ""
+    frozen = is_fixed(module) or _is_frozen(module, model)
+    return Layer(own[0], module, frozen, tuple(paths), tuple(own[1:]), fused)
+
+
+def _is_frozen(module: _NormBase, model: nn.Module) -> bool:
     if module.training:
         return False
     affine = [parameter for parameter in (module.weight, module.bias) if parameter is not None]

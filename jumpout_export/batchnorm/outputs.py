@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,20 +10,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jumpout_export.batchnorm.feed import Feed, Step
+from jumpout_export.batchnorm.levels import on_first_step
+from jumpout_export.batchnorm.merge import merge_fields
+from jumpout_export.batchnorm.paired import Z95, PairedChange, accuracy_change_interval, mcnemar_p
 from jumpout_export.batchnorm.solve import Solution, current
 from jumpout_export.batchnorm.states import SERVING, in_state
 from jumpout_export.nn.batches import first_tensor
 from jumpout_export.report import OutputEffect
 
 ECE_BINS = 15
+# One-sided 5% level of the refusal.
+Z95_ONE_SIDED = 1.644854
+SIGNIFICANT = 0.05
 
 
 def output_effect(feed: Feed, solution: Solution) -> OutputEffect:
     """Returns the effect on the first output tensor, batch by batch, so that memory does not grow with the images.
 
     KL, flip rate and, with labels, accuracy, NLL and calibration are measured where the output is (N, K >= 2): rows
-    that are non-negative and sum to one are taken as probabilities, others as logits. Labels outside [0, K) are left
-    out. The model is left exactly as it was found.
+    that are non-negative and sum to one are taken as probabilities, others as logits. An output (N, K, *) is taken so
+    where there are labels (N, *), as in segmentation; its values count one by one and its error bars have images as
+    the unit, so that there is no McNemar test. Labels outside [0, K) are left out, labels of another shape or of
+    floating point ignored. The model is left exactly as it was found.
 
     Raises:
         TypeError: if the output holds no tensor.
@@ -44,28 +53,88 @@ def output_effect(feed: Feed, solution: Solution) -> OutputEffect:
                 f"{tuple(deployed.shape)} to {tuple(recalibrated.shape)}, so they cannot be compared"
             )
         shift.add(deployed, recalibrated)
-        if deployed.ndim == 2 and deployed.shape[1] >= 2:
-            classes.add(_log_probabilities(deployed), _log_probabilities(recalibrated), step.labels)
+        labels = step.labels if _are_labels(step.labels, deployed) else None
+        if _is_classifier(deployed) and (deployed.ndim == 2 or labels is not None):
+            classes.add(_log_probabilities(deployed), _log_probabilities(recalibrated), labels)
         return deployed.shape[0] if deployed.ndim else 1
 
     with torch.no_grad(), in_state(feed.model, [], SERVING):
         seen = feed.replay("comparing outputs", visit)
+    merge_fields(feed.ranks, shift)
+    merge_fields(feed.ranks, classes)
     return OutputEffect(images=seen.images, logit_shift=shift.result(), **classes.result())
 
 
+def require_labels(feed: Feed) -> None:
+    """Looks at the first batch, so that missing labels are found before the work.
+
+    Raises:
+        ValueError: if it holds no labels that fit the model's output.
+    """
+    found: list[str] = []
+
+    def visit(step: Step) -> None:
+        output = first_tensor(step.run())
+        if not (_is_classifier(output) and _are_labels(step.labels, output)):
+            found.append(f"an output {tuple(output.shape)} and {_described(step.labels)}")
+
+    with torch.no_grad(), in_state(feed.model, [], SERVING):
+        on_first_step(feed, visit)
+    if found:
+        raise ValueError(
+            f"refuse_if_worse needs labels to judge by, got {found[0]}; pass batches of (inputs, labels) or dicts with "
+            "`labels`, integer classes (N,) for an output (N, K)"
+        )
+
+
+def worsening(effect: OutputEffect) -> str:
+    """Returns what recalibrating makes significantly worse, with the numbers; empty if nothing.
+
+    The NLL is worse if its mean rises by more than the paired error bar allows (one-sided, 5% level), the accuracy if
+    it falls and McNemar's p is below 0.05 (for an output per pixel: if its whole interval is below 0).
+
+    Raises:
+        ValueError: if fewer than two images have a label.
+    """
+    numbers = (effect.nll_before, effect.nll_after, effect.nll_change_low, effect.nll_change_high)
+    nll_before, nll_after, nll_low, nll_high = (math.nan if value is None else value for value in numbers)
+    if effect.labelled < 2 or effect.nll_change_low is None:
+        raise ValueError(
+            f"refuse_if_worse needs at least two images with a valid label, got {effect.labelled}; "
+            "labels must be classes from 0 to K - 1 for an output (N, K)"
+        )
+    found = []
+    change, error = nll_after - nll_before, (nll_high - nll_low) / 2 / Z95
+    broken = math.isfinite(nll_before) and not math.isfinite(nll_after)
+    if broken or change > Z95_ONE_SIDED * error:
+        found.append(
+            f"the negative log likelihood rises from {nll_before:.4f} to {nll_after:.4f} "
+            f"(change {change:+.4f}, 95% interval {nll_low:+.4f} to {nll_high:+.4f})"
+        )
+    top1_before, top1_after = effect.top1_before or 0.0, effect.top1_after or 0.0
+    low, high = effect.top1_change_low or 0.0, effect.top1_change_high or 0.0
+    significant = high < 0 if effect.mcnemar_p is None else effect.mcnemar_p < SIGNIFICANT
+    if top1_after < top1_before and significant:
+        test = "" if effect.mcnemar_p is None else f", McNemar p = {effect.mcnemar_p:.2g}"
+        found.append(
+            f"the top-1 accuracy falls from {top1_before:.2%} to {top1_after:.2%} "
+            f"(95% interval of the change {low:+.2%} to {high:+.2%}{test})"
+        )
+    return " and ".join(found)
+
+
 class _Shift:
-    """RMS change of the outputs over their standard deviation."""
+    """RMS change of the outputs over their standard deviation, from additive sums."""
 
     def __init__(self) -> None:
+        # Values, y, y^2, change^2. Float64 holds the square of any float32 without a shift by the mean.
         self._sums = torch.zeros(4, dtype=torch.float64)
-        self._origin: Tensor | None = None
 
     def add(self, before: Tensor, after: Tensor) -> None:
-        if self._origin is None:
-            self._origin = before.mean()  # a shift near the mean, so that the variance below does not cancel
-        y = before - self._origin
         change = (after - before).square().sum()
-        self._sums += torch.stack([y.new_tensor(float(y.numel())), y.sum(), y.square().sum(), change]).cpu()
+        self._sums += torch.stack(
+            [change.new_tensor(before.numel()), before.sum(), before.square().sum(), change]
+        ).cpu()
 
     def result(self) -> float:
         n, y, yy, change = self._sums
@@ -78,45 +147,96 @@ class _Classes:
     """Sums over images of what only classifiers have; (2, ...) holds before and after."""
 
     def __init__(self) -> None:
-        self._images = self._labelled = 0
+        self._values = self._valid = self._labelled = self._gained = self._lost = 0
+        self._per_image = True  # one class per image, not one per pixel
         self._kl = self._flips = 0.0
         self._right = torch.zeros(2, dtype=torch.float64)
         self._nll = torch.zeros(2, dtype=torch.float64)
-        # Per bin of confidence: images right less confidence summed. Its absolute sum over bins is the ECE.
+        self._nll_change, self._right_change = PairedChange(), PairedChange()
+        # Per bin of confidence: values right less confidence summed. Its absolute sum over bins is the ECE.
         self._gap = torch.zeros(2, ECE_BINS, dtype=torch.float64)
 
     def add(self, before: Tensor, after: Tensor, labels: Tensor | None) -> None:
-        """Takes (N, K) log probabilities and (N,) labels."""
-        self._images += len(before)
+        """Takes (N, K, *) log probabilities and (N, *) labels."""
+        images, classes = before.shape[:2]
+        self._per_image &= before.ndim == 2
+        before, after = (log_p.movedim(1, -1).reshape(-1, classes) for log_p in (before, after))
+        self._values += len(before)
         # A class of probability 0 adds nothing: 0 ln 0 = 0.
         self._kl += float(torch.where(before.isneginf(), 0.0, before.exp() * (before - after)).sum())
         self._flips += float((before.argmax(1) != after.argmax(1)).sum())
-        if labels is None or labels.ndim != 1 or len(labels) != len(before) or labels.is_floating_point():
+        if labels is None:
             return
-        valid = (labels >= 0) & (labels < before.shape[1])
-        labels = labels[valid].to(before.device, torch.int64)
-        self._labelled += len(labels)
-        for side, log_p in enumerate((before[valid.to(before.device)], after[valid.to(before.device)])):
-            confidence, best = log_p.exp().max(dim=1)
-            right = (best == labels).double()
-            self._right[side] += right.sum().cpu()
-            self._nll[side] += F.nll_loss(log_p, labels, reduction="sum").cpu()
-            bins = (confidence.nan_to_num() * ECE_BINS).long().clamp(0, ECE_BINS - 1)
-            self._gap[side].index_add_(0, bins.cpu(), (right - confidence).cpu())
+        labels = labels.reshape(-1).to(before.device, torch.int64)
+        valid = (labels >= 0) & (labels < classes)
+        image = torch.arange(images, device=labels.device).repeat_interleave(len(labels) // max(images, 1))[valid]
+        sides = [self._add_side(side, log_p[valid], labels[valid]) for side, log_p in enumerate((before, after))]
+        (right_before, nll_before), (right_after, nll_after) = sides
+        zeros = nll_before.new_zeros(images)
+        counts = zeros.index_add(0, image, torch.ones_like(nll_before))
+        self._labelled += int((counts > 0).sum())
+        self._valid += len(image)
+        self._gained += int((right_after > right_before).sum())
+        self._lost += int((right_after < right_before).sum())
+        self._nll_change.add(zeros.index_add(0, image, nll_after - nll_before), counts)
+        self._right_change.add(zeros.index_add(0, image, right_after - right_before), counts)
+
+    def _add_side(self, side: int, log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the values of one side and returns whether each is right (0 or 1), and its NLL."""
+        confidence, best = log_p.exp().max(dim=1)
+        right = (best == labels).double()
+        nll = F.nll_loss(log_p, labels, reduction="none")
+        bins = (confidence.nan_to_num() * ECE_BINS).long().clamp(0, ECE_BINS - 1)
+        self._right[side] += right.sum().cpu()
+        self._nll[side] += nll.sum().cpu()
+        self._gap[side].index_add_(0, bins.cpu(), (right - confidence).cpu())
+        return right, nll
 
     def result(self) -> dict[str, Any]:
-        if self._images == 0:
+        if self._values == 0:
             return {}
-        found: dict[str, Any] = {"kl": self._kl / self._images, "flip_rate": self._flips / self._images}
-        if self._labelled:
-            ece = self._gap.abs().sum(dim=1)
-            for name, sums in (("top1", self._right), ("nll", self._nll), ("ece", ece)):
-                found[f"{name}_before"], found[f"{name}_after"] = (sums / self._labelled).tolist()
+        found: dict[str, Any] = {"kl": self._kl / self._values, "flip_rate": self._flips / self._values}
+        if self._labelled == 0:
+            return found
+        ece = self._gap.abs().sum(dim=1)
+        for name, sums in (("top1", self._right), ("nll", self._nll), ("ece", ece)):
+            found[f"{name}_before"], found[f"{name}_after"] = (sums / self._valid).tolist()
+        found["labelled"] = self._labelled
+        nll = self._nll_change.interval()
+        if self._per_image:
+            found["mcnemar_p"] = mcnemar_p(self._gained, self._lost)
+            top1: tuple[float, float] | None = accuracy_change_interval(self._gained, self._lost, self._labelled)
+        else:
+            top1 = self._right_change.interval()
+        for name, ends in (("top1", top1), ("nll", nll)):
+            if ends is not None:
+                found[f"{name}_change_low"], found[f"{name}_change_high"] = ends
         return found
 
 
+def _is_classifier(output: Tensor) -> bool:
+    return output.ndim >= 2 and output.shape[1] >= 2
+
+
+def _are_labels(labels: Any, output: Tensor) -> bool:
+    """Whether these are class indices (N, *) for an output (N, K, *); one-hot or soft labels are not."""
+    return (
+        isinstance(labels, Tensor)
+        and not labels.is_floating_point()
+        and not labels.is_complex()
+        and output.ndim >= 2
+        and labels.shape == output.shape[:1] + output.shape[2:]
+    )
+
+
+def _described(labels: Any) -> str:
+    if not isinstance(labels, Tensor):
+        return "no labels" if labels is None else f"labels of type {type(labels).__name__}"
+    return f"labels {tuple(labels.shape)} of {labels.dtype}"
+
+
 def _log_probabilities(y: Tensor) -> Tensor:
-    """(N, K) log probabilities of an output that is either probabilities already or logits."""
+    """(N, K, *) log probabilities of an output that is either probabilities already or logits."""
     if bool((y >= 0).all()) and bool(((y.sum(dim=1) - 1).abs() < 1e-3).all()):
         return y.log()
     return y.log_softmax(dim=1)

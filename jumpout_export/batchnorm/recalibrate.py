@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from jumpout_export.batchnorm.distributed import Ranks
 from jumpout_export.batchnorm.feed import Feed, ForwardFn
 from jumpout_export.batchnorm.layers import batchnorm_layers, select_layers
+from jumpout_export.batchnorm.outputs import output_effect, require_labels, worsening
 from jumpout_export.batchnorm.solve import Corrected, Solution, current, solve_batch, solve_exact
+from jumpout_export.errors import RecalibrationRefusedError
 from jumpout_export.nn.batches import Progress
+from jumpout_export.report import OutputEffect
 
 Method = Literal["exact", "batch", "variance"]
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """What was done, and the way back: calling it restores the statistics from before, bitwise.
+
+    Attributes:
+        layers: names of the layers whose statistics were replaced, in call order.
+        passes: passes over the data that it took.
+        outputs: what it changed at the outputs, or None where that was not asked for or could not be measured.
+        note: one sentence that says why it could not be measured, or nothing.
+    """
+
+    layers: list[str]
+    passes: int
+    outputs: OutputEffect | None
+    note: str
+    _before: list[Corrected]
+
+    def undo(self) -> None:
+        """Puts back the statistics from before."""
+        for old in self._before:
+            old.put()
+
+    __call__ = undo
 
 
 def recalibrate_batchnorm(
@@ -25,9 +56,12 @@ def recalibrate_batchnorm(
     layers: Iterable[str] | None = None,
     forward_fn: ForwardFn | None = None,
     device: torch.device | str | None = None,
+    outputs: bool = False,
+    refuse_if_worse: bool = False,
+    process_group: dist.ProcessGroup | Literal["world"] | None = None,
     progress: Progress | None = None,
-) -> Callable[[], None]:
-    """Replaces the running statistics of `model` in place and returns a function that restores them bitwise.
+) -> Recalibration:
+    """Replaces the running statistics of `model` in place; calling what it returns restores them bitwise.
 
     Only `running_mean` and `running_var` change, and only once everything is known: after any exception, Ctrl-C
     included, the model is bitwise what it was. Dropout and jumpout are off throughout. The variance is the unbiased
@@ -35,24 +69,35 @@ def recalibrate_batchnorm(
 
     Args:
         model: a model with BatchNorm layers, in any mode; flags are left as they are.
-        batches: a list or DataLoader of batches (tensor, tuple, list or dict), at most one pass per layer is made.
+        batches: a list or DataLoader of batches (tensor, tuple, list or dict), gone through about once per depth of
+            BatchNorm in the network.
         method: `exact`: the statistics every layer sees when all are in use, independent of order and batch size (to
             rounding). `batch`: one pass in which the layers normalise by batch statistics, the usual recipe.
             `variance`: the same pass, but only `running_var` is replaced (Hendrycks & Gimpel 2016).
-        images: a pass ends with the batch that reaches this many images; None for all.
+        images: a pass ends with the batch that reaches this many images; None for all, which an endless loader never
+            gives.
         layers: names of the layers to change; None for all that are not frozen. Layers that the forward does not
             reach are left alone.
         forward_fn: `forward_fn(model, batch)` replaces the call; it gets the batch as the loader yields it.
         device: where batches go; None: where the model's first parameter is.
+        outputs: also measure what this changes at the outputs, in one more pass with two forwards.
+        refuse_if_worse: measure it, and write nothing if it makes the outputs significantly worse on these batches:
+            if the negative log likelihood rises by more than its paired error bar (one-sided, 5% level) or accuracy
+            falls with McNemar's p below 0.05. The batches need labels.
+        process_group: processes of torch.distributed that share the images (`"world"`: all): every one of them calls
+            this with the same model and its own part of the batches, and ends with the same statistics.
         progress: called as `progress(what, images done, images in all or None)`.
 
     Returns:
-        `undo()`, which puts back the statistics from before.
+        A `Recalibration`, say `undo`: `undo()` puts back the statistics from before; `undo.passes`, `undo.layers` and
+        `undo.outputs` say what was done.
 
     Raises:
         ValueError: if there is nothing to change, the method or a layer's name is unknown, a named layer is not
-            reached or stores no statistics, `batches` is empty or a one-shot iterator, or the data make a layer's
-            statistics NaN or infinite.
+            reached or stores no statistics, `batches` is empty or a one-shot iterator, the data make a layer's
+            statistics NaN or infinite, or `refuse_if_worse` finds no labels.
+        NotVerifiableError: if another process of `process_group` failed or ended; nothing is written.
+        RecalibrationRefusedError: if `refuse_if_worse` is set and the outputs would get worse; nothing is written.
         TypeError: if `batches` or a batch is of the wrong type.
 
     Example:
@@ -61,28 +106,53 @@ def recalibrate_batchnorm(
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(map(repr, get_args(Method)))}, got {method!r}")
-    names = list(layers) if layers is not None and not isinstance(layers, str) else layers
-    chosen = select_layers(batchnorm_layers(model), names)
-    feed = Feed(model, batches, images=images, forward_fn=forward_fn, device=device, progress=progress)
+    wanted = list(layers) if layers is not None and not isinstance(layers, str) else layers
+    ranks = Ranks(process_group)
+    with ranks.together():
+        found = batchnorm_layers(model)
+        chosen = select_layers(found, wanted)
+        feed = Feed(model, batches, images=images, forward_fn=forward_fn, device=device, progress=progress, ranks=ranks)
+    ranks.require_same_statistics(found)
+    if refuse_if_worse:
+        require_labels(feed)
     solution = solve_exact(feed, chosen) if method == "exact" else solve_batch(feed, chosen)
     reached = {new.layer.name for new in solution.corrected}
     missed = [layer.label for layer in chosen if layer.name not in reached]
-    if names is not None and missed:
+    if wanted is not None and missed:
         raise ValueError(f"the forward pass did not reach {', '.join(missed)}; nothing was written")
-    return _write(solution, keep_mean=method == "variance")
-
-
-def _write(solution: Solution, *, keep_mean: bool) -> Callable[[], None]:
+    if method == "variance":
+        kept = [Corrected(new.layer, current(new.layer).mean, new.var) for new in solution.corrected]
+        solution = Solution(kept, solution.passes)
+    effect, note = None, ""
+    if outputs or refuse_if_worse:
+        try:
+            effect = output_effect(feed, solution)
+        except (ValueError, TypeError) as error:
+            if refuse_if_worse:
+                raise
+            note = f"The effect on the outputs was not measured: {error}."
+    if refuse_if_worse and effect is not None and (worse := worsening(effect)):
+        raise RecalibrationRefusedError(
+            f"recalibrating makes the outputs worse on {effect.labelled} images: {worse}; nothing was written; "
+            "the stored statistics happened to suit the outputs, so train with less noise before BatchNorm, or "
+            "recalibrate without refuse_if_worse"
+        )
     before = [current(new.layer) for new in solution.corrected]
-
-    def undo() -> None:
-        for old in before:
-            old.put()
-
+    names = [old.layer.name for old in before]
+    done = _write(solution, Recalibration(names, solution.passes, effect, note, before))
     try:
-        for old, new in zip(before, solution.corrected, strict=True):
-            Corrected(new.layer, old.mean if keep_mean else new.mean, new.var).put()
+        ranks.require_same_statistics(chosen)
     except BaseException:
-        undo()
+        done.undo()
         raise
-    return undo
+    return done
+
+
+def _write(solution: Solution, done: Recalibration) -> Recalibration:
+    try:
+        for new in solution.corrected:
+            new.put()
+        return done
+    except BaseException:
+        done.undo()
+        raise

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
-from jumpout_export.batchnorm.collect import AA, AB, BB, A, B, Moments, N
+from jumpout_export.batchnorm.estimate import Estimate, estimate, scaled_eps, student_quantile
+from jumpout_export.batchnorm.moments import Moments, N
 from jumpout_export.report import BatchNormVerdict
 
 # Below this a jackknife interval means little; the layer is then undecided.
 MIN_IMAGES = 8
 # Nobody trains BatchNorm on much smaller batches; checking on small ones must not excuse drift as training noise.
 MIN_TRAINING_BATCH = 32
+# Where the batch size of training is a guess, drift has to stand out this many times from the noise of the stored
+# average: batches nine times smaller than guessed make three times that noise.
+GUESSED_NOISE = 3.0
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,13 @@ class Score:
         log_ratio: (C,) ln r, with r = (v + eps) / (s2 + eps).
         delta_se: (C,) standard error of delta from the sampling of images.
         log_ratio_se: (C,) the same of log_ratio.
+        p_values: (C,) of the hypothesis that both are noise, that of the stored average included.
         w: debiased RMS over channels of sqrt(delta^2 + (sqrt(r) - 1)^2).
-        low: lower end of its 95% interval, which covers the sampling of images.
+        low: lower end of its interval, which covers the sampling of images and the noise in the stored average.
         high: upper end.
         floor: what noise alone makes of w: that of the images and that left in the stored moving average.
+        stored_floor: what the noise in the stored moving average alone makes of w.
+        stored_images: how many images the stored moving average holds.
         constant: (C,) bool, channels whose input never varied.
     """
 
@@ -38,133 +45,123 @@ class Score:
     log_ratio: Tensor
     delta_se: Tensor
     log_ratio_se: Tensor
+    p_values: Tensor
     w: float
     low: float
     high: float
     floor: float
+    stored_floor: float
+    stored_images: float
     constant: Tensor
 
     @property
     def channel_w(self) -> Tensor:
         """(C,) W of each channel, not debiased."""
-        return _w2(self.delta, self.log_ratio).sqrt()
+        return (self.delta.square() + ((self.log_ratio / 2).exp() - 1).square()).sqrt()
 
-    def verdict(self, margin: float) -> BatchNormVerdict:
+    def verdict(self, warn: float, fail: float = math.inf, *, guessed: bool = True) -> BatchNormVerdict:
         """Equivalence with three values: what is not shown to be within the margin or beyond it is undecided.
 
-        Drift must also stand out three times from the noise, because a short moving average is off by that much in
-        healthy networks too.
+        W is the systematic part: what the noise of a short moving average adds is taken off, because it is there in
+        healthy networks too. A layer whose average carries as much noise as severe drift is never ok, though.
+
+        Args:
+            warn: the margin.
+            fail: the margin of severe drift.
+            guessed: the batch size of training, on which that noise depends, is a guess. Drift must then stand out
+                three times from it.
         """
-        if self.high < margin:
+        if self.high < warn and self.stored_floor < fail:
             return "ok"
-        return "drift" if self.low > max(margin, 3 * self.floor) else "inconclusive"
+        beyond = max(warn, GUESSED_NOISE * self.stored_floor) if guessed else warn
+        return "drift" if self.low > beyond else "inconclusive"
 
     def images_needed(self, margin: float, images: int) -> int | None:
         """Returns about how many images would decide; None where more images would not, or not a reasonable number."""
         half = self.high - self.w if self.w < margin else self.w - self.low
         distance = abs(self.w - margin)
-        if not math.isfinite(half) or distance == 0:
+        if not math.isfinite(half) or distance == 0 or half == 0:
             return None
-        needed = math.ceil(images * (half / distance) ** 2)  # the interval shrinks with the root of the images
+        # The interval shrinks as the root of 1 / images + 1 / stored_images, whose second part stays.
+        per_image = (1 / images + 1 / self.stored_images) * (distance / half) ** 2 - 1 / self.stored_images
+        if per_image <= 0:
+            return None
+        needed = math.ceil(1 / per_image)
         return needed if images < needed <= 1000 * images else None
 
 
-def score_layer(moments: Moments, eps: float, stored_images: float) -> Score:
+def score_layer(moments: Moments, eps: float, stored_images: float, level: float = 0.05) -> Score:
     """Returns the score of one layer.
 
     Args:
         moments: of the layer's input, shifted and scaled by its stored statistics.
         eps: the layer's eps.
         stored_images: how many images the stored moving average holds; infinity for noiseless buffers.
+        level: the interval misses the truth with this probability.
     """
-    unbias = moments.count / max(moments.count - 1, 1)
-    scaled_eps = eps / moments.scale.square()
-    total = _Estimate(moments.total, scaled_eps, unbias)
-    folds = moments.sums[moments.sums[:, N].amax(dim=1) > 0]
-    w2 = float(total.debiased_w2(stored_images))
-    if moments.images < MIN_IMAGES:
-        half = math.inf
-    else:
-        without = _Estimate(moments.total - folds, scaled_eps, unbias).debiased_w2(stored_images)
-        half = _student(len(folds) - 1) * math.sqrt((len(folds) - 1) * float(without.var(correction=0)))
+    total = estimate(moments, eps)
+    # The stored average is a sample like ours, of another size: it errs the same way, only more or less.
+    stored = moments.images / stored_images
+    noise = float(total.noise.mean())
+    w2 = float(total.w2.mean()) - noise * (1 + stored)
+    half = _half_width(moments, eps, level) * math.sqrt(1 + stored)
     unknown = torch.full_like(total.delta, math.inf)
     return Score(
         delta=total.delta,
         log_ratio=total.log_ratio,
         delta_se=total.delta_se2.sqrt() if moments.images > 1 else unknown,
         log_ratio_se=total.log_ratio_se2.sqrt() if moments.images > 1 else unknown,
+        p_values=total.p_values(stored_images) if moments.images > 1 else torch.full_like(unknown, math.nan),
         w=_root(w2),
         low=_root(w2 - half),
         high=_root(w2 + half),
-        floor=_root(float(total.noise(stored_images).mean())),
+        floor=_root(noise * (1 + stored)),
+        stored_floor=_root(noise * stored),
+        stored_images=stored_images,
         constant=total.v <= 1e-12 * (1 + total.delta.square()),
     )
 
 
-def stored_images(module: _BatchNorm, batch_size: float) -> float:
+def stored_images(module: _NormBase, batch_size: float, *, guessed: bool = True, calls: int = 1) -> float:
     """Returns how many images' worth of noise the stored statistics carry: B (2 - m) / m for an average of momentum m.
 
-    `momentum=None` averages all B * num_batches_tracked images. The training batch size is not stored; it is taken to
-    be that of the check, and at least 32. Infinity (no noise) where training never updated the buffers.
+    `momentum=None` averages all B * num_batches_tracked images. Infinity (no noise) where training never updated the
+    buffers.
+
+    Args:
+        module: the layer.
+        batch_size: B, images in a batch of training.
+        guessed: the batch size is that of the check, because a model does not store that of its training. It is then
+            taken to be at least 32.
+        calls: calls of the layer per forward, each of which updates the average.
     """
-    batch_size = max(batch_size, MIN_TRAINING_BATCH)
-    tracked = 0 if module.num_batches_tracked is None else int(module.num_batches_tracked)
-    if tracked == 0 or module.momentum == 0:
+    if guessed:
+        batch_size = max(batch_size, MIN_TRAINING_BATCH)
+    # A fixed layer such as torchvision's FrozenBatchNorm2d has neither.
+    counted, momentum = getattr(module, "num_batches_tracked", None), getattr(module, "momentum", 0.0)
+    tracked = 0 if counted is None else int(counted)
+    if tracked == 0 or momentum == 0:
         return math.inf
-    if module.momentum is None:
-        return batch_size * tracked
-    return batch_size * (2 - module.momentum) / module.momentum
+    updates = tracked if momentum is None else (2 - momentum) / momentum
+    return max(batch_size, batch_size * updates / max(calls, 1))
 
 
-class _Estimate:
-    """delta, r and their sampling variances from sums (..., 6, C), in units of tau.
+def _half_width(moments: Moments, eps: float, level: float) -> float:
+    """Half the width of the interval of W^2 from the sampling of images, by a jackknife over folds of images.
 
-    m = mean a and v = mean b - m^2; v's influence function is psi = (b - mean b) - 2 m (a - mean a), so its sampling
-    variance is Var(psi) / N, and the delta method gives Var(ln r) = Var(psi) / N / r^2.
+    Near W = 0 it is too wide by up to sqrt(2), because a jackknife counts squared errors twice. That is left so: taking
+    it off makes the upper end fail twice as often as it may where W is as large as the noise.
     """
-
-    def __init__(self, sums: Tensor, scaled_eps: Tensor, unbias: float) -> None:
-        n = sums[..., N, :]
-        a, b = sums[..., A, :] / n, sums[..., B, :] / n
-        sample = n / (n - 1).clamp_min(1)
-        var_a = (sums[..., AA, :] / n - a.square()) * sample
-        var_b = (sums[..., BB, :] / n - b.square()) * sample
-        cov = (sums[..., AB, :] / n - a * b) * sample
-        var_psi = var_b - 4 * a * cov + 4 * a.square() * var_a
-        self.n = n
-        self.delta = a
-        self.v = (b - a.square()).clamp_min(0) * unbias
-        self.r = self.v + scaled_eps
-        self.log_ratio = self.r.log()
-        self.delta_se2 = var_a.clamp_min(0) / n
-        # r is 0 only for a constant channel with eps = 0; nothing was sampled there.
-        self.log_ratio_se2 = torch.where(self.r > 0, var_psi.clamp_min(0) / n / self.r.square(), 0.0)
-
-    def noise(self, stored_images: float) -> Tensor:
-        """(..., C) what noise of images and of the stored average adds to W^2; Var(sqrt r) = r Var(ln r) / 4."""
-        both = 1 + self.n / stored_images
-        return both * (self.delta_se2 + self.r * self.log_ratio_se2 / 4)
-
-    def debiased_w2(self, stored_images: float) -> Tensor:
-        """(...) mean over channels of W^2 less what noise adds to it."""
-        return (_w2(self.delta, self.log_ratio) - self.noise(stored_images)).mean(dim=-1)
-
-
-def _w2(delta: Tensor, log_ratio: Tensor) -> Tensor:
-    return delta.square() + ((log_ratio / 2).exp() - 1).square()
+    if moments.images < MIN_IMAGES:
+        return math.inf
+    folds = moments.sums[moments.sums[:, N].amax(dim=1) > 0]
+    without = Estimate(
+        moments.total - folds, scaled_eps(moments, eps), moments.unbias, per_instance=moments.per_instance
+    )
+    w2 = (without.w2 - without.noise).mean(dim=-1)
+    freedom = len(folds) - 1
+    return student_quantile(freedom, level) * math.sqrt(freedom * float(w2.var(correction=0)))
 
 
 def _root(square: float) -> float:
     return math.sqrt(max(square, 0.0)) if not math.isnan(square) else math.nan
-
-
-def _student(freedom: int) -> float:
-    """The 97.5% quantile of Student's t, by the Cornish-Fisher series in 1 / freedom (Abramowitz & Stegun 26.7.5)."""
-    z = 1.959964
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return sum(term / freedom**power for power, term in enumerate(terms))

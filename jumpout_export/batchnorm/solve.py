@@ -12,13 +12,15 @@ from torch import Tensor
 from jumpout_export.batchnorm.collect import Collected, collect
 from jumpout_export.batchnorm.feed import Feed
 from jumpout_export.batchnorm.layers import Layer
+from jumpout_export.batchnorm.levels import depth_levels
 from jumpout_export.batchnorm.states import RENORMALISED, SERVING, preserved
 
 # A layer whose W (in units of tau) would change by no more than this is left as settled; float32 buffers resolve 6e-8.
 TOLERANCE = 1e-7
-# A layer that feeds on its own output is iterated; this is how often, and what it may still move by in the end.
-LOOP_SWEEPS = 20
-LOOP_TOLERANCE = 1e-6
+# What a corrected layer may seem to be off by when it is measured again, or at the end of iterating one that feeds on
+# its own output, and how often the layers are gone through for that.
+HELD_TOLERANCE = 1e-6
+SWEEPS = 20
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ def current(layer: Layer) -> Corrected:
 def solve_exact(feed: Feed, layers: Sequence[Layer], tolerance: float = TOLERANCE, most: int | None = None) -> Solution:
     """Returns the statistics that equal what every layer sees when all of them are in use.
 
-    What a layer sees depends only on the BatchNorms upstream of it, so every pass measures all layers in the serving
-    state and corrects the first in call order that is not settled: at most as many passes as layers. Correcting all
-    of them on every pass would also end there, but by way of W = 1e17 in a network of 20 layers.
+    What a layer sees depends only on the BatchNorms upstream of it. So every pass measures all layers in the serving
+    state and corrects the first that are off, those of one depth together: as many passes as there are depths, one
+    more where the last depth holds several layers, fewer where layers are settled already. Correcting all layers on
+    every pass would also end there, but by way of W = 1e17 in a network of 20 layers.
 
     Args:
         feed: the model and its batches.
@@ -73,41 +76,38 @@ def solve_exact(feed: Feed, layers: Sequence[Layer], tolerance: float = TOLERANC
 
     Raises:
         ValueError: if a layer's input holds NaN or infinity, its statistics do not fit its dtype, no layer was
-            reached, or a layer that feeds on itself does not settle.
+            reached, or the layers do not settle: one feeds on itself, or the passes are not alike.
     """
     with preserved(feed.model):
         seen = collect(feed, layers, SERVING, "recalibrating BatchNorm, pass 1")
         order = _reached(seen, layers)
         looped = [layer for layer in order if seen.moments[layer.name].calls > 1]
-        passes, sweeps, settled = 1, 1, 0
-        moved_most = 0.0
+        groups: list[list[Layer]] = []
+        corrected: set[str] = set()
+        passes = sweeps = 1
+        start = 0
         while True:
-            for layer in order[settled:]:
-                new = _corrected(seen, layer)
-                moved = _distance(current(layer), new)
-                moved_most = max(moved_most, moved)
-                new.put()
-                settled += 1
-                if moved > tolerance:
-                    break
-            if settled == len(order):
-                # Only a layer called several times can depend on layers after it, or on itself.
-                if not looped or moved_most <= max(tolerance, LOOP_TOLERANCE):
-                    break
-                if sweeps == LOOP_SWEEPS:
-                    raise ValueError(
-                        f"BatchNorm {looped[0].label} is called several times in one forward and feeds on its own "
-                        f"output; its statistics still move by W = {moved_most:.1e} after {passes} passes; "
-                        "use method='batch'"
-                    )
-                sweeps, settled, moved_most = sweeps + 1, 0, 0.0
-            if passes == most:
-                remaining = max(_distance(current(layer), _corrected(seen, layer)) for layer in order[settled:])
+            moved = {layer.name: _off_by(seen, layer) for layer in order}
+            off = [layer for layer in order if moved[layer.name] > _limit(layer, tolerance, corrected)]
+            if not off:
+                return Solution([current(layer) for layer in order], passes)
+            # Nothing comes after the last call: once its layer alone is off, no further pass has to show the result.
+            last = off == order[-1:] and not looped
+            if passes == most and not last:
+                remaining = max(moved[layer.name] for layer in off)
                 return Solution([current(layer) for layer in order], passes, remaining)
-            passes += 1
-            what = f"recalibrating BatchNorm, pass {passes}" + ("" if looped else f" of at most {len(order)}")
-            seen = collect(feed, order[settled:], SERVING, what)
-        return Solution([current(layer) for layer in order], passes)
+            groups = groups or depth_levels(feed, order)
+            at, wrapped = _next_group(groups, off, start)
+            sweeps += wrapped
+            if sweeps > SWEEPS:
+                raise ValueError(_unsettled(looped, off, max(moved.values()), passes))
+            for layer in groups[at]:
+                _corrected(seen, layer).put()
+                corrected.add(layer.name)
+            if last:
+                return Solution([current(layer) for layer in order], passes)
+            start, passes = at + 1, passes + 1
+            seen = collect(feed, order, SERVING, f"recalibrating BatchNorm, pass {passes} of about {len(groups)}")
 
 
 def solve_near(feed: Feed, layers: Sequence[Layer], tolerance: float, most: int) -> Solution:
@@ -181,9 +181,44 @@ def _corrected(seen: Collected, layer: Layer) -> Corrected:
     return new
 
 
+def _limit(layer: Layer, tolerance: float, corrected: set[str]) -> float:
+    """What a layer may be off by; one that was corrected is only measured again, so two roundings are let pass."""
+    if layer.name not in corrected:
+        return tolerance
+    return max(tolerance, HELD_TOLERANCE, 2 * torch.finfo(layer.statistics()[1].dtype).eps)
+
+
+def _next_group(groups: list[list[Layer]], off: list[Layer], start: int) -> tuple[int, bool]:
+    """The first group from `start` on with a layer that is off, and whether the search began again at the front."""
+    names = {layer.name for layer in off}
+    found = [index for index, group in enumerate(groups) if any(layer.name in names for layer in group)]
+    later = [index for index in found if index >= start]
+    return (later or found)[0], not later
+
+
+def _unsettled(looped: list[Layer], off: list[Layer], moved: float, passes: int) -> str:
+    moves = f"still move by W = {moved:.1e} after {passes} passes"
+    if looped:
+        return (
+            f"BatchNorm {looped[0].label} is called several times in one forward and feeds on its own output; its "
+            f"statistics {moves}; use method='batch'"
+        )
+    return (
+        f"what BatchNorm {off[0].label} sees differs from pass to pass, so its statistics {moves}; make model and "
+        "batches repeat themselves, or use method='batch'"
+    )
+
+
+def _off_by(seen: Collected, layer: Layer) -> float:
+    try:
+        return _distance(current(layer), _corrected(seen, layer))
+    except ValueError:
+        return math.inf  # a layer before it may be the reason; if not, it is raised when it is this layer's turn
+
+
 def _distance(old: Corrected, new: Corrected) -> float:
     """The RMS over channels of W between two sets of stored statistics, in units of the old tau."""
-    eps = old.layer.module.eps
+    eps = old.layer.eps
     unusable = old.layer.unusable_channels()
     old_var, new_var = old.var.double() + eps, new.var.double() + eps
     delta = (new.mean.double() - old.mean.double()).square() / old_var

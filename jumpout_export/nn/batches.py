@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from jumpout_export.nn.inputs import LABEL_KEYS, MAYBE_LABEL_KEYS, by_name, by_position, fields_of, tensors_in
+from jumpout_export.nn.wrappers import unwrap
 
 # Called as progress(what, done, total) during long work; total is None where it is not known.
 Progress = Callable[[str, int, int | None], None]
-
-LABEL_KEYS = ("labels", "label")
-# Labels too, unless the model has an input of that name.
-MAYBE_LABEL_KEYS = ("targets", "target", "y")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Batch:
     Attributes:
         args: positional inputs.
         kwargs: keyword inputs.
-        labels: (N,) int64 class labels, or None.
+        labels: (N,) integer class labels, or None.
     """
 
     args: tuple[Any, ...]
@@ -36,11 +36,15 @@ class Batch:
         """Runs `model` on the inputs."""
         return model(*self.args, **self.kwargs)
 
+    def to(self, device: torch.device | str) -> Batch:
+        """Returns the batch on `device`; whatever else can be moved, nested or not, is moved along."""
+        return Batch(_move(self.args, device), _move(self.kwargs, device), _move(self.labels, device))
+
     @property
     def size(self) -> int:
         """Number of images: the first dimension of the first tensor."""
-        for value in (*self.args, *self.kwargs.values()):
-            if isinstance(value, Tensor) and value.ndim:
+        for value in tensors_in((self.args, self.kwargs)):
+            if value.ndim:
                 return value.shape[0]
         raise ValueError("a batch must hold at least one tensor with a batch dimension, got none")
 
@@ -48,90 +52,58 @@ class Batch:
 def split_batch(batch: Any, model: nn.Module, device: torch.device | str | None = None) -> Batch:
     """Returns the batch as inputs and labels, moved to `device`.
 
-    A tensor is the input. Of a tuple or list, a last (N,) integer tensor is the labels and the rest are positional
-    inputs, as many as `model.forward` accepts. Of a dict, `labels` or `label` is the labels, or else `targets`,
-    `target` or `y` unless `forward` has a parameter of that name; the rest are keyword inputs. A single entry that
-    `forward` has no parameter for, such as `inputs` or `image`, is passed by position.
+    * A tensor is the input.
+    * Of a tuple or list, the entries are positional inputs, as many as `model.forward` accepts. A last entry that
+      `forward` does not require and that looks like labels, or goes to a parameter named like labels, is no input:
+      an integer (N,) tensor is the labels, one-hot rows are turned into labels, and other targets are left out. A
+      first entry that is itself a tuple or list, as in ((a, b), labels), is unpacked if `forward` requires as many.
+    * Of a dict (any mapping), `labels` or `label` is the labels, or else `targets`, `target` or `y` unless `forward`
+      has a parameter of that name. Entries named like parameters of `forward` are keyword inputs, others are left
+      out; if none is, a single entry, or one with a usual name such as `image`, is passed by position.
+    * A named tuple or data class is taken by name if its names say something, else as a tuple.
+
+    Wrappers such as DistributedDataParallel or torch.compile are looked through.
 
     Raises:
-        TypeError: if the batch is none of these or holds no tensor.
+        TypeError: if the batch is none of these, holds no tensor, or does not say which entries are inputs.
     """
+    forward = inspect.signature(unwrap(model).forward).parameters
     args: tuple[Any, ...]
-    kwargs: dict[str, Any] = {}
-    labels: Tensor | None = None
+    kwargs: dict[str, Any]
+    labels: Tensor | None
     if isinstance(batch, Tensor):
-        args = (batch,)
+        args, kwargs, labels = (batch,), {}, None
     elif isinstance(batch, Mapping):
-        kwargs = dict(batch)
-        inputs = _parameters(model)
-        keys = (*LABEL_KEYS, *(key for key in MAYBE_LABEL_KEYS if key not in inputs))
-        label_key = next((key for key in keys if key in kwargs), None)
-        labels = kwargs.pop(label_key) if label_key else None
-        args = ()
-        if len(kwargs) == 1 and next(iter(kwargs)) not in inputs:
-            args, kwargs = tuple(kwargs.values()), {}
+        args, kwargs, labels = by_name(dict(batch), forward)
+    elif (fields := fields_of(batch)) is not None:
+        named = fields.keys() & {*forward, *LABEL_KEYS, *MAYBE_LABEL_KEYS}
+        args, kwargs, labels = by_name(fields, forward) if named else by_position(tuple(fields.values()), forward)
     elif isinstance(batch, tuple | list):
-        args = tuple(batch)
-        # A forward that needs every entry, such as (x, index), gets every entry.
-        if len(args) > max(1, _required_positional(model)) and _is_labels(args[-1], args[0]):
-            args, labels = args[:-1], args[-1]
-        args = args[: _max_positional(model)]
+        args, kwargs, labels = by_position(tuple(batch), forward)
     else:
         raise TypeError(
-            f"a batch must be a tensor, a tuple or list (inputs, labels) or a dict, got {type(batch).__name__}"
+            "a batch must be a tensor, a tuple or list (inputs, labels), a dict, a named tuple or a data class, got "
+            f"{type(batch).__name__}"
         )
-    if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+    if next(tensors_in((args, kwargs)), None) is None:
         raise TypeError(f"a batch must hold at least one tensor as input, got {type(batch).__name__} without one")
-    if device is not None:
-        args = tuple(_move(value, device) for value in args)
-        kwargs = {key: _move(value, device) for key, value in kwargs.items()}
-        labels = _move(labels, device)
-    return Batch(args, kwargs, labels)
+    split = Batch(args, kwargs, labels)
+    return split if device is None else split.to(device)
 
 
 def first_tensor(output: Any) -> Tensor:
-    """Returns the first tensor in a model's output (tensor, tuple, list, dict or dataclass-like mapping).
+    """Returns the first tensor in a model's output (tensor, tuple, list, dict or data class, nested or not).
 
     Raises:
         TypeError: if there is none.
     """
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    for value in values:
-        if isinstance(value, Tensor | tuple | list | Mapping):
-            return first_tensor(value)
+    for tensor in tensors_in(output):
+        return tensor
     raise TypeError(f"the model's output must hold a tensor, got {type(output).__name__}")
 
 
-def _is_labels(value: Any, first: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.ndim == 1
-        and not value.is_floating_point()
-        and value.dtype != torch.bool
-        and isinstance(first, Tensor)
-        and first.shape[:1] == value.shape
-    )
-
-
-def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(model.forward).parameters
-
-
-def _max_positional(model: nn.Module) -> int | None:
-    kinds = [parameter.kind for parameter in _parameters(model).values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return None
-    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
-
-
-def _required_positional(model: nn.Module) -> int:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(
-        parameter.kind in kinds and parameter.default is parameter.empty for parameter in _parameters(model).values()
-    )
-
-
 def _move(value: Any, device: torch.device | str) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
+    def can_move(leaf: Any) -> bool:
+        return callable(getattr(leaf, "to", None))  # packed sequences and batches of other libraries, too
+
+    return tree_map(lambda leaf: leaf.to(device) if can_move(leaf) else leaf, value, is_leaf=can_move)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,32 +13,13 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_TORCH = str(Path(torch.__file__).parent)
-_PACKAGE = Path(__file__).parents[1]
+from jumpout_export.nn.tracing import Call, module_stack, user_frame
+
 _TORCH_GENERATOR = "torch generator"
-_INNER = (_TORCH, *(str(_PACKAGE / layer) for layer in ("nn", "batchnorm", "export", "ops.py")), "<")
 
 
-@dataclass(frozen=True)
-class RandomCall:
-    """A call that drew random numbers.
-
-    Attributes:
-        operator: for example `aten.bernoulli_.float`, or `numpy.random` for a generator torch does not own.
-        module: path of the innermost module that was running; empty for the root or where it is unknown.
-        file: the user's source file, empty where it is unknown.
-        line: line in that file, 0 where it is unknown.
-    """
-
-    operator: str
-    module: str = ""
-    file: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        where = f" in module `{self.module}`" if self.module else " in the model's own forward"
-        source = f" at {self.file}:{self.line}" if self.file else ""
-        return f"{self.operator}{where}{source}"
+class RandomCall(Call):
+    """A call that drew random numbers; `numpy.random` and the like stand for generators torch does not own."""
 
 
 def random_calls(model: nn.Module, run: Callable[[], Any]) -> list[RandomCall]:
@@ -56,7 +34,7 @@ def random_calls(model: nn.Module, run: Callable[[], Any]) -> list[RandomCall]:
     with rng_restored():
         before = generator_states()
         stack: list[str] = []
-        with _module_stack(model, stack), _RandomOperators(stack) as seen, torch.no_grad():
+        with module_stack(model, stack), _RandomOperators(stack) as seen, torch.no_grad():
             try:
                 run()
             finally:
@@ -126,6 +104,28 @@ def rng_restored() -> Iterator[None]:
         random.setstate(python)
 
 
+def is_generator(value: Any) -> bool:
+    """Whether `value` is a random generator of torch, NumPy or Python."""
+    return isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random)
+
+
+def get_generator_state(generator: Any) -> Any:
+    """Returns the state of what `is_generator` says is one, for `set_generator_state`."""
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def set_generator_state(generator: Any, state: Any) -> None:
+    """Puts a generator into a state that `get_generator_state` returned."""
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
 class _RandomOperators(TorchDispatchMode):
     # torch.cond and its like run as one operator.
     supports_higher_order_operators = True
@@ -148,23 +148,9 @@ class _RandomOperators(TorchDispatchMode):
         if _has_generator(args, kwargs) or any(
             not torch.equal(a, b) for a, b in zip(before, _torch_states(), strict=True)
         ):
-            file, line = _user_frame()
+            file, line = user_frame()
             self.calls.append(RandomCall(str(func), self._stack[-1] if self._stack else "", file, line))
         return result
-
-
-@contextlib.contextmanager
-def _module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keeps the path of the running module on top of `stack`, by hooks that are removed on the way out."""
-    handles = []
-    try:
-        for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda *_, path=path: stack.append(path)))
-            handles.append(module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _reseed() -> None:
@@ -190,14 +176,6 @@ def _numpy_state() -> tuple[Any, ...]:
 
 def _has_generator(args: Any, kwargs: Any) -> bool:
     return any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
-
-
-def _user_frame() -> tuple[str, int]:
-    """File and line of the innermost frame that belongs neither to torch nor to this package's inner layers."""
-    for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith(_INNER):
-            return frame.filename, frame.lineno or 0
-    return "", 0
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The vocabulary of a rendered report: cells, tables, plots, sections; and how numbers are written.
+"""The vocabulary of a rendered report: cells, tables, plots, sections.
 
 A document is built once (`document.py`) and then printed by three renderers, so each fact has one wording. Sentences
 are plain text in which `code` stands between backticks.
@@ -6,10 +6,11 @@ are plain text in which `code` stands between backticks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+from jumpout_export.render.bars import SignedBar
 
 Tone = Literal["good", "warn", "bad", "none", "plain"]
 
@@ -30,32 +31,39 @@ _STATES: dict[str, tuple[str, Tone]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One table cell; `fill` in [0, 1] draws a small bar behind the text where the form allows it."""
+    """One table cell; `fill` in [0, 1] draws a small bar behind the text, `bar` one that points left or right."""
 
     text: str
     tone: Tone = "plain"
     fill: float | None = None
+    bar: SignedBar | None = None
 
 
 @dataclass(frozen=True)
 class Column:
-    """A table column: `path` holds names, which are never cut; `note` holds sentences; `number` is right-aligned.
+    """A table column.
 
-    Columns stand in order of importance: where there is no room, the last `optional` ones are left out.
+    Attributes:
+        title: its heading.
+        kind: `path` holds names that are never cut, `name` names of layers that lose their middle where there is no
+            room, `note` sentences; `number` is right-aligned, `bar` holds signed bars, or their numbers in words.
+        rank: where there is no room, the column with the highest rank is left out first; 0 never.
     """
 
     title: str
-    kind: Literal["text", "path", "number", "note"] = "text"
-    optional: bool = False
+    kind: Literal["text", "path", "name", "number", "note", "bar"] = "text"
+    rank: int = 0
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under named columns."""
+    """Rows of cells under named columns; `note` says how to read it, `legend` how to read the bars in it."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     title: str = ""
+    note: str = ""
+    legend: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,19 +76,22 @@ class Items:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot that only the page shows; `draw` returns it as standalone SVG."""
+    """A plot that only the page shows; `draw` returns it as standalone SVG. A `wide` one takes the whole row."""
 
     name: str
     title: str
     caption: str
     draw: Callable[[], str]
+    wide: bool = False
 
 
 @dataclass(frozen=True)
 class Plots:
-    """Plots side by side."""
+    """Plots side by side, more beside each other where they are `small`; `note` says above how to read all of them."""
 
     plots: tuple[Plot, ...]
+    small: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,38 +148,3 @@ def state(word: str) -> Cell:
     word = word.replace("_", " ")
     symbol, tone = _STATES[word.lower()]
     return Cell(f"{symbol} {word}", tone)
-
-
-def number(value: float | None) -> str:
-    """Returns `value` with at most three significant digits, whole below a million; "–" for None."""
-    if value is None:
-        return "–"
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
-    if value == round(value) and abs(value) < 1e6:
-        return f"{value:.0f}" if value else "0"
-    if 1e-3 <= abs(value) < 999.5:
-        return f"{value:.3g}"
-    if 999.5 <= abs(value) < 1e6:
-        return f"{value:.0f}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def percent(value: float | None) -> str:
-    """Returns a fraction in [0, 1] as a percentage with two decimals; "–" for None."""
-    if value is None or not math.isfinite(value):
-        return number(value)
-    if 0 < value < 5e-5:
-        return "<0.01%"
-    return f"{100 * value:.2f}%"
-
-
-def count(n: int, noun: str) -> str:
-    """Returns `1 layer`, `5 layers`, `4,096 images`."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-def interval(low: float, high: float) -> str:
-    """Returns an interval as `0.19 to 0.23`."""
-    return f"{number(low)} to {number(high)}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jumpout_export.render.blocks import Cell, Document, Fact, Section, count, number, percent, state
+from jumpout_export.render.blocks import Cell, Document, Fact, Section, state
 from jumpout_export.render.headline import headline, worst_layer
+from jumpout_export.render.layer_table import kinds
+from jumpout_export.render.numbers import count, percent, score
 from jumpout_export.render.sections_batchnorm import batchnorm_sections
 from jumpout_export.render.sections_export import folded_section, parity_section
 from jumpout_export.render.sections_run import names_section, notes_section, training_section
@@ -17,6 +19,7 @@ _TITLES = {
     "verify": "ONNX verification",
     "inspect": "ONNX inspection",
     "export": "ONNX export",
+    "fold": "ONNX fold",
 }
 
 
@@ -118,14 +121,16 @@ def _passed(checks: Sequence[Check]) -> str:
 def _batchnorm_facts(report: BatchNormReport) -> list[Fact]:
     worst = worst_layer(report)
     ok = sum(layer.verdict == "ok" for layer in report.layers)
-    facts = [Fact("Layers that agree", Cell(f"{ok} of {len(report.layers)}"))]
-    facts += [Fact("Largest W", Cell(number(worst.w)), worst.name)] if worst is not None else []
-    return [*facts, Fact("Images", Cell(f"{report.images:,}"))]
+    facts = [Fact("Layers that agree", Cell(f"{ok} of {len(report.layers)}"), kinds(report.layers))]
+    facts += [Fact("Largest W", Cell(score(worst.w)), worst.name)] if worst is not None else []
+    spread = [f"on {report.ranks} processes"] if report.ranks > 1 else []
+    spread += ["stopped early"] if report.stopped_early else []
+    return [*facts, Fact("Images", Cell(f"{report.images:,}"), ", ".join(spread))]
 
 
 def _largest(report: BatchNormReport) -> str:
     worst = worst_layer(report)
-    return f"largest W {number(worst.w)}" if worst else "no layers"
+    return f"largest W {score(worst.w)}" if worst else "no layers"
 
 
 def _visible(value: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jumpout_export.render.document import build_document
 from jumpout_export.render.html import draw_plots, page
+from jumpout_export.render.sections_channels import MAX_PANELS
 from jumpout_export.report import Report
 
 
@@ -43,7 +44,10 @@ def write_report(report: Report, directory: str | os.PathLike[str]) -> dict[str,
 
 
 # Every plot there is: what an older report may have left.
-_PLOTS = ("accuracy", "loss", "active", "rate", "drift", "channels", "parity")
+_PLOTS = (
+    *("accuracy", "loss", "active", "rate", "drift", "attribution", "parity"),
+    *(f"channels-{i}" for i in range(1, MAX_PANELS + 1)),
+)
 
 
 def _write(path: Path, text: str) -> Path:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 import re
 
-from jumpout_export.render.blocks import Cell, count, interval, number, percent, state
+from jumpout_export.render.blocks import Cell, state
+from jumpout_export.render.numbers import count, number, percent, score, score_interval
 from jumpout_export.report import BatchNormLayer, BatchNormReport, Check, PipelineReport, Report, VerifyReport
+
+_CLAIMS = {
+    "inspect": "holds no trace of training-time noise",
+    "fold": "is the same network without training-time noise",
+}
 
 
 def headline(report: Report) -> tuple[Cell, str]:
@@ -22,8 +28,13 @@ def headline(report: Report) -> tuple[Cell, str]:
 
 
 def worst_layer(report: BatchNormReport) -> BatchNormLayer | None:
-    """Returns the layer with the largest W, a NaN before any number; None where there is no layer."""
-    return max(report.layers, key=lambda layer: (math.isnan(layer.w), layer.w), default=None)
+    """Returns the layer with the largest W, one whose W is NaN only if there is no other; None without layers."""
+    return max(report.layers, key=badness, default=None)
+
+
+def badness(layer: BatchNormLayer) -> float:
+    """Returns what layers are sorted by: W, and below any number where it could not be measured."""
+    return -math.inf if math.isnan(layer.w) else layer.w
 
 
 def _batchnorm(report: BatchNormReport) -> tuple[Cell, str]:
@@ -35,9 +46,8 @@ def _batchnorm(report: BatchNormReport) -> tuple[Cell, str]:
             return state("FAIL"), "The stored BatchNorm statistics are not those that serving sees."
         origin = next((layer for layer in drifting if layer.name == report.origin), drifting[0])
         return state("FAIL"), (
-            f"{len(drifting)} of {total} will see other statistics in serving than the model has stored, first "
-            f"`{origin.name}`: W {number(origin.w)}, 95% interval {interval(origin.w_low, origin.w_high)}, "
-            f"margin {number(report.warn)}."
+            f"{len(drifting)} of {total} drift{'s' if len(drifting) == 1 else ''}, starting at `{origin.name}`: "
+            f"W {score(origin.w)} (95% {score_interval(origin.w_low, origin.w_high)}), margin {number(report.warn)}."
         )
     if worst is None:
         return state("NOT RUN"), "No BatchNorm layer was checked."
@@ -48,7 +58,7 @@ def _batchnorm(report: BatchNormReport) -> tuple[Cell, str]:
             f"`{undecided[0].name}`: {_ended(undecided[0].note or _open_interval(undecided[0], report.warn))}"
         )
     return state("PASS"), (
-        f"The statistics stored in {total} agree with what serving sees: the largest W is {number(worst.w)} at "
+        f"The statistics stored in {total} agree with what serving sees: the largest W is {score(worst.w)} at "
         f"`{worst.name}`, the margin {number(report.warn)}."
     )
 
@@ -61,7 +71,7 @@ def _recalibrated(before: BatchNormReport, after: BatchNormReport) -> tuple[Cell
     drifting = sum(layer.verdict == "drift" for layer in before.layers)
     return verdict, (
         f"{drifting} of {count(len(before.layers), 'BatchNorm layer')} drifted; recalibrating brought the largest W "
-        f"from {number(was.w)} to {number(now.w)}, margin {number(after.warn)}."
+        f"from {score(was.w)} to {score(now.w)}, margin {number(after.warn)}."
     )
 
 
@@ -74,7 +84,7 @@ def _verify(report: VerifyReport) -> tuple[Cell, str]:
         if "pass" not in verdicts:
             return state("NOT RUN"), f"{file}: nothing was compared.{aside}"
         where = " and ".join(name for name, _ in _reasons(report, "pass"))
-        claim = "holds no trace of training-time noise" if report.kind == "inspect" else "equals the PyTorch model"
+        claim = _CLAIMS.get(report.kind, "equals the PyTorch model")
         scope = total if set(verdicts) == {"pass"} else f"{verdicts.count('pass')} of {total}"
         return state("PASS"), f"{file} {claim}: {scope} passed{f' on {where}' if where else ''}.{aside}"
     failed = [check for check in report.checks if check.verdict == "fail"]
@@ -121,7 +131,7 @@ def basename(path: str) -> str:
 
 
 def _open_interval(layer: BatchNormLayer, margin: float) -> str:
-    return f"W lies between {number(layer.w_low)} and {number(layer.w_high)}, the margin is {number(margin)}"
+    return f"W lies between {score(layer.w_low)} and {score(layer.w_high)}, the margin is {number(margin)}"
 
 
 def _failure(check: Check) -> str:

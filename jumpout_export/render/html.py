@@ -6,9 +6,10 @@ import re
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from jumpout_export.render.bars import places
 from jumpout_export.render.blocks import Document, Plots
 from jumpout_export.render.document import build_document
-from jumpout_export.render.plots import COLOURS, themed
+from jumpout_export.render.plot_style import COLOURS, themed
 from jumpout_export.report import Report
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def page(document: Document, plots: dict[str, str]) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["prose"] = _prose
+    environment.filters |= {"prose": _prose, "places": places}
     template = files("jumpout_export.render").joinpath("report.html.j2").read_text(encoding="utf-8")
     drawn = {
         plot.name: Markup(themed(plots[plot.name], plot.name, f"{plot.title}. {plot.caption}"))

@@ -38,7 +38,7 @@ def _block(block: Block) -> str:
         return "\n".join([*title, *(f"- {_prose(sentence)}" for sentence in block.sentences)])
     if isinstance(block, Group):
         # Inside <summary> Markdown is not read, so the text is escaped as HTML.
-        summary = _html(f"{block.state.text} {block.title}: {block.summary}")
+        summary = _html(f"{block.state.text} {block.title}: {block.summary}".strip())
         start = "<details open>" if block.is_open else "<details>"
         return f"{start}<summary>{summary}</summary>\n\n{_table(block.table)}\n\n</details>"
     return ""
@@ -46,14 +46,15 @@ def _block(block: Block) -> str:
 
 def _table(table: Table) -> str:
     rows = [[_prose(column.title) for column in table.columns]]
-    rows.append(["---:" if column.kind == "number" else "---" for column in table.columns])
+    rows.append(["---:" if column.kind in {"number", "bar"} else "---" for column in table.columns])
     rows += [[_cell(cell.text, column) for cell, column in zip(row, table.columns, strict=True)] for row in table.rows]
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"**{_prose(table.title)}**\n\n{text}" if table.title else text
+    note = f"\n\n{_prose(table.note)}" if table.note else ""
+    return (f"**{_prose(table.title)}**\n\n{text}" if table.title else text) + note
 
 
 def _cell(text: str, column: Column) -> str:
-    cell = _code(text) if column.kind == "path" else _prose(text)
+    cell = _code(text) if column.kind in {"path", "name"} else _prose(text)
     # A pipe ends a table cell even inside a code span, where nothing else is escaped.
     return re.sub(r"(?<!\\)\|", r"\\|", cell)
 

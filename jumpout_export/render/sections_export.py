@@ -17,9 +17,9 @@ from jumpout_export.render.blocks import (
     Plots,
     Section,
     Table,
-    number,
     state,
 )
+from jumpout_export.render.numbers import number
 from jumpout_export.report import Check, ExportReport, VerifyReport
 
 # With more checks the groups start folded away, below a table of those that did not pass.
@@ -63,7 +63,7 @@ def parity_section(report: VerifyReport) -> list[Section]:
     if file_rows:
         blocks.append(Table((Column("file"), Column("value", "path")), file_rows))
     blocks += _checks(report.checks)
-    inspected = report.kind == "inspect"
+    inspected = report.kind in {"inspect", "fold"}
     return [
         Section(
             "parity",

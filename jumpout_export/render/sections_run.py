@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from jumpout_export.render import plots
-from jumpout_export.render.blocks import Block, Cell, Column, Items, Plot, Plots, Section, Table, number, percent
+from jumpout_export.render.blocks import Block, Cell, Column, Items, Plot, Plots, Section, Table
+from jumpout_export.render.numbers import number, percent
 from jumpout_export.report import BatchNormReport, Report, TrainingHistory
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jumpout_export.render.blocks import Block, Cell, Document, Group, Items, Plots, Table
 from jumpout_export.render.document import build_document
+from jumpout_export.render.terminal_table import FittedColumn, fit
 from jumpout_export.report import Report
 
 if TYPE_CHECKING:
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 
 _STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "none": "dim", "plain": ""}
 _PIPE_WIDTH = 120
-# Names and sentences fold rather than lose characters, down to this width; numbers and verdicts stay on one line.
-_WRAPPED, _NARROWEST = ("path", "note"), 24
-_GAP = 3  # between the columns
 # For an output that cannot show them; the words beside the symbols say the same.
-_ASCII = str.maketrans({"✓": "+", "✗": "x", "–": "-", "…": "...", "∞": "inf"})
+_ASCII = str.maketrans(
+    {"✓": "+", "✗": "x", "–": "-", "…": "...", "∞": "inf"}
+    | {"█": "#", "▌": "=", "▐": "=", "│": "|", "┊": ":", "◀": "<", "▶": ">"}
+)
 
 
 def render_terminal(report: Report, console: Console | None = None) -> None:
@@ -83,49 +84,45 @@ class _Printer:
                 self._print_table(block.table)
 
     def _print_table(self, table: Table) -> None:
-        from rich import box
-        from rich import table as rich_table
-
         if table.title:
             self._print(f"{table.title}:")
-        shown = self._columns_that_fit(table)
-        if shown is None:
+        fitted = fit(table, self._console.width, ellipsis=self._text("…").cell_len)
+        if fitted is None:
             for row in table.rows:
                 pairs = zip(table.columns, row, strict=True)
                 self._print_item(", ".join(f"{column.title} {cell.text}" for column, cell in pairs))
-            return
-        grid = rich_table.Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-        for i in shown:
-            column = table.columns[i]
-            wraps = column.kind in _WRAPPED
+        else:
+            self._print_grid(table, fitted)
+        for text in (table.note, table.legend if fitted is not None else ""):
+            if text:
+                self._print(text, "dim")
+
+    def _print_grid(self, table: Table, fitted: list[FittedColumn]) -> None:
+        from rich import box
+        from rich import table as rich_table
+
+        # rich's own replacement has bars between the columns, which would look like the middle of a signed bar.
+        plain = box.Box(str(box.SIMPLE_HEAD).replace("─", "-"), ascii=True)
+        grid = rich_table.Table(
+            box=plain if self._ascii else box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+            show_edge=False,
+            header_style="bold",
+        )
+        for column in fitted:
+            kind = table.columns[column.index].kind
             grid.add_column(
                 self._text(column.title),
-                justify="right" if column.kind == "number" else "left",
-                no_wrap=not wraps,
-                min_width=self._needed(table, i) if wraps else None,
+                justify="right" if kind == "number" else "left",
+                min_width=column.width,
+                # The room that is left is for sentences; a name folds at its width.
+                max_width=column.width if kind == "name" or not column.folds else None,
                 overflow="fold",
             )
-        for row in table.rows:
-            grid.add_row(*(self._text(row[i].text, _STYLES[row[i].tone]) for i in shown))
+        for i, row in enumerate(table.rows):
+            grid.add_row(*(self._text(column.texts[i], _STYLES[row[column.index].tone]) for column in fitted))
         self._console.print(grid)
-
-    def _columns_that_fit(self, table: Table) -> list[int] | None:
-        """Returns the columns that fit, the last optional ones left out; None if the others do not fit either."""
-        shown = list(range(len(table.columns)))
-        needed = [self._needed(table, i) for i in shown]
-        for i in reversed(range(len(table.columns))):
-            if sum(needed[j] for j in shown) + _GAP * (len(shown) - 1) <= self._console.width:
-                return shown
-            if table.columns[i].optional:
-                shown.remove(i)
-        fits = sum(needed[j] for j in shown) + _GAP * (len(shown) - 1) <= self._console.width
-        return shown if fits else None
-
-    def _needed(self, table: Table, i: int) -> int:
-        width = max(
-            self._text(text).cell_len for text in [table.columns[i].title, *(row[i].text for row in table.rows)]
-        )
-        return min(width, _NARROWEST) if table.columns[i].kind in _WRAPPED else width
 
     def _print_line(self, before: str, state: Cell, after: str) -> None:
         line = (

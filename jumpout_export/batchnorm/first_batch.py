@@ -1,0 +1,70 @@
+"""A closer look at the served model on one batch: does it draw random numbers, does its output depend on the batch?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from jumpout_export.batchnorm.feed import Feed
+from jumpout_export.batchnorm.layers import Layer
+from jumpout_export.batchnorm.states import SERVING, in_state
+from jumpout_export.nn.batch_statistics import batch_statistics_calls
+from jumpout_export.nn.randomness import random_calls, repeated, rng_restored, same_bits
+from jumpout_export.nn.tracing import Call
+from jumpout_export.nn.wrappers import plain_calls, plain_names
+
+# Calls named in one sentence; a network with noise in every block would fill the page.
+MOST_CALLS = 5
+
+
+def first_batch_notes(feed: Feed, layers: Sequence[Layer]) -> list[str]:
+    """Returns sentences on what the served model does that its stored statistics cannot stand for, mostly none.
+
+    * Random numbers drawn in eval mode, by operator, module and source line; or two forwards that differ although
+      nothing was seen to draw. What was measured then is the noisy network.
+    * `batch_norm` with `training=True` outside of `layers`: the output depends on the batch.
+
+    The first batch of the last pass runs twice, and twice more if the outputs differ for no reason that was seen.
+    """
+    if feed.first is None:
+        return []
+    run = feed.first.run
+    names = plain_names(feed.model)
+    known = {path for layer in layers for path in layer.paths}
+    normalising: list[Call] = []
+    outputs: list[Any] = []
+
+    def forward() -> None:
+        normalising.extend(batch_statistics_calls(feed.model, lambda: outputs.append(run()), known))
+
+    with torch.no_grad(), in_state(feed.model, layers, SERVING), plain_calls(feed.model), rng_restored():
+        random = random_calls(feed.model, forward)
+        # Calls are watched by other code paths of torch than usual: only two usual runs tell whether runs differ.
+        hidden = not random and not same_bits(outputs[0], run()) and not repeated(run, other_seed=True)[1]
+    notes = []
+    if random:
+        notes.append(
+            f"The model draws random numbers in eval mode: {_listed(random, names)}. What was measured is the network "
+            "with this noise; no two answers of it agree."
+        )
+    if hidden:
+        notes.append(
+            "Two forwards of the same batch in eval mode differ, although no generator of torch, NumPy or Python was "
+            "used: the model draws from a generator of its own, keeps state between calls, or uses a kernel that is "
+            "not deterministic."
+        )
+    if normalising:
+        notes.append(
+            "The model normalises by the statistics of the batch in eval mode, so its output depends on the batch it "
+            f"is served in: {_listed(normalising, names)}. Pass training=False and running statistics there."
+        )
+    return notes
+
+
+def _listed(calls: Sequence[Call], names: dict[str, str]) -> str:
+    shown = [str(replace(call, module=names.get(call.module, call.module))) for call in calls[:MOST_CALLS]]
+    more = [f"{len(calls) - MOST_CALLS} more"] if len(calls) > MOST_CALLS else []
+    return "; ".join(shown + more)

@@ -1,0 +1,63 @@
+"""What torchrun adds to a command: a process group, a share of the data for each process, and one that speaks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal, NoReturn
+
+from jumpout_export import loading
+from jumpout_export.errors import LoadError
+
+
+def world_size() -> int:
+    """Returns how many processes torchrun started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Returns this process's number among them."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[Literal["world"] | None]:
+    """Joins the processes of torchrun for the block; yields what `process_group=` of the library takes.
+
+    gloo, because what is exchanged is small and lies on the CPU anyway.
+    """
+    if world_size() == 1:
+        yield None
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    try:
+        yield "world"
+    finally:
+        dist.destroy_process_group()
+
+
+def own_share(batches: Any) -> Any:
+    """Returns this process's part of what `load_data` returned."""
+    return loading.share_of(batches, rank(), world_size())
+
+
+def require_one_process(command: str) -> None:
+    """Raises a LoadError if a command that is not made for it runs under torchrun."""
+    if world_size() > 1:
+        raise LoadError(
+            f"{command} runs in one process, got {world_size()} from torchrun; only check-bn and recalibrate-bn share "
+            "the images between processes"
+        )
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process; under torchrun at once, because gloo's threads sometimes abort in the destructors at exit."""
+    if world_size() == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
