@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ class NoisePath:
         return torch.as_tensor(self.total / self.count).square() / self.variance
 
 
-def mask_power(linear: nn.Module, x: Tensor, channels: int | None) -> Tensor | None:
+def mask_power(linear: Any, x: Tensor, channels: int | None) -> Tensor | None:
     """Returns the sum over images and output pixels of sum_i w_i^2 x_i^2, (C,) float64, or None where no law is known.
 
     i runs over the taps and input channels that one output pixel reads; what is padded with zeros has no noise. It is
@@ -112,7 +113,7 @@ def mask_power(linear: nn.Module, x: Tensor, channels: int | None) -> Tensor | N
         return None  # other paddings read one element, and its mask, several times
     if type(linear.weight) not in (Tensor, nn.Parameter):
         return None  # sharded or quantised
-    weight = linear.weight.detach().double()
+    weight: Tensor = linear.weight.detach().double()
     if channels is None:
         squares = torch.zeros(x.shape[1:], dtype=torch.float64, device=x.device)
         for chunk in _chunks(x):
@@ -153,7 +154,7 @@ def _channel_power_of_convolution(convolution: nn.Module, x: Tensor, weight: Ten
     return (products * filters).sum(dim=(2, 3)).flatten()
 
 
-def _taps(convolution: nn.Module, x: Tensor) -> Iterator[Tensor]:
+def _taps(convolution: Any, x: Tensor) -> Iterator[Tensor]:
     """For each tap of the kernel what it reads at every output pixel, (N, C, *)."""
     kernel, strides, dilation = convolution.kernel_size, convolution.stride, convolution.dilation
     reach = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]

@@ -181,7 +181,7 @@ class _Trace:
         if before is not None and before.linear is None:
             self._mark(output, before)
 
-    def _after_linear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def _after_linear(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         before = self._running.pop()
         if before is not None and before.linear is None:
             power = mask_power(module, _input(args, kwargs), before.channels)
@@ -245,7 +245,7 @@ def _is_stock(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
 
 def _is_off(module: nn.Module, model: nn.Module) -> bool:
     """Whether a layer drops nothing while the model trains: its rate is zero, or it is in eval mode (frozen)."""
-    return (isinstance(module, _SOURCES) and module.p == 0) or (model.training and not module.training)
+    return (isinstance(module, _SOURCES) and bool(module.p == 0)) or (model.training and not module.training)
 
 
 def _active_fraction(module: nn.Module, x: Tensor) -> Tensor:
