@@ -7,6 +7,10 @@
 #include "cpu_kernels.h"
 
 namespace jumpout {
+#ifdef JUMPOUT_NEON
+extern const CpuKernels kNeonKernels;
+#endif
+
 namespace {
 
 bool supported(const CpuKernels& kernels) {
@@ -19,6 +23,9 @@ bool supported(const CpuKernels& kernels) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2");
   }
 #endif
+#ifdef JUMPOUT_NEON
+  if (&kernels == &kNeonKernels) return true;  // part of every 64-bit ARM processor
+#endif
   return &kernels == &kScalarKernels;
 }
 
@@ -29,6 +36,9 @@ const CpuKernels& select_cpu_kernels() {
 #ifdef JUMPOUT_X86
       &kAvx512Kernels,
       &kAvx2Kernels,
+#endif
+#ifdef JUMPOUT_NEON
+      &kNeonKernels,
 #endif
       &kScalarKernels,
   };
