@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt pyproject.toml $(wildcard cpp/op/*)
+MODEL ?= runs/demo/model.onnx
 PACKAGE_DIRS := jumpout_export tests examples benchmarks
 
-.PHONY: help setup demo test bench cuda-check gpu lint typecheck package format schema clean
+.PHONY: help setup demo replay test bench cuda-check gpu lint typecheck package format schema clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,12 +25,21 @@ $(VENV)/built: $(VENV)/installed $(SOURCES)
 demo: setup  ## train on real images, check, recalibrate, export, verify; writes runs/demo
 	$(BIN)/jumpout-export demo $(if $(DATA),--data $(DATA))
 
+replay: setup $(MODEL)  ## build the C++ programs and replay MODEL= (default the demo's, made if there is none)
+	PYTHON=$(BIN)/python tools/build_replay.sh
+	build/replay/jumpout-replay $(MODEL)
+
+runs/demo/model.onnx: | setup
+	$(BIN)/jumpout-export demo
+
 test: setup  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
 
 bench: setup  ## check, time, write benchmarks/results/*.json, the README's tables and the plot (10 minutes)
 	$(BIN)/python benchmarks/op.py
 	$(BIN)/python benchmarks/training.py
+	PYTHON=$(BIN)/python tools/build_replay.sh
+	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/readme.py
 
 cuda-check: setup  ## compile the CUDA kernels for sm_80, sm_90, sm_100 and PTX; needs nvcc, no GPU

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from jumpout_export.export.reference import Reference
 from jumpout_export.export.samples import rows
+from jumpout_export.export.scale import representable
 from jumpout_export.export.signature import tensors
+from jumpout_export.export.tolerance import tolerance_line
 from jumpout_export.nn.batches import Batch
 
 FOLDER = "test_data_set_0"
@@ -17,32 +20,59 @@ FOLDER = "test_data_set_0"
 _MOST_IMAGES = 8
 
 
-def stage_golden(original: nn.Module, folded: nn.Module, batch: Batch, folder: Path, *, dynamic_batch: bool) -> Path:
-    """Writes `folder/test_data_set_0/input_0.pb, ..., output_0.pb, ...` and returns that inner folder.
+@dataclass(frozen=True)
+class Golden:
+    """What a replay needs.
 
-    The outputs are the float64 reference, rounded to the outputs' dtypes. Of a longer batch the first 8 images are
-    taken, unless the file's batch size is fixed.
+    Attributes:
+        inputs: by name, in the order of the graph.
+        outputs: the float64 reference, rounded to the outputs' dtypes, by name.
+        tolerance: how far a replay may be off, one line per output, by name.
+    """
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    tolerance: dict[str, str]
+
+
+def compute_golden(original: nn.Module, folded: nn.Module, batch: Batch, *, dynamic_batch: bool) -> Golden:
+    """Runs the model on the first 8 images of a batch, or on all of them if the file's batch size is fixed.
 
     Args:
-        original: in eval mode, on the CPU; its outputs are written.
-        folded: the model that was converted; it gives the inputs their names.
+        original: in eval mode, on the CPU; its outputs are the golden ones.
+        folded: the model that is converted; it gives the inputs their names.
         batch: inputs on the CPU.
-        folder: must exist.
         dynamic_batch: whether the file's batch size is open.
+
+    Raises:
+        Exception: whatever the model raises.
+    """
+    count = min(batch.size, _MOST_IMAGES) if dynamic_batch else batch.size
+    batch = rows(batch, range(count))
+    reference = Reference(original, batch, folded=folded)
+    expected = reference(batch)
+    return Golden(
+        inputs=dict(zip(reference.inputs, tensors(batch), strict=True)),
+        outputs={one.name: representable(one.exact, one.own.dtype).to(one.own.dtype) for one in expected},
+        tolerance={one.name: tolerance_line(one, not reference.problem) for one in expected},
+    )
+
+
+def stage_golden(golden: Golden, folder: Path) -> Path:
+    """Writes `folder/test_data_set_0/input_0.pb, ..., output_0.pb, ...` and returns that inner folder.
+
+    Args:
+        golden: inputs and outputs.
+        folder: must exist.
     """
     from onnx import numpy_helper
 
-    count = min(batch.size, _MOST_IMAGES) if dynamic_batch else batch.size
-    batch = rows(batch, range(count))
     target = folder / FOLDER
     target.mkdir()
-    reference = Reference(original, batch, folded=folded)
-    for index, (name, value) in enumerate(zip(reference.inputs, tensors(batch), strict=True)):
-        proto = numpy_helper.from_array(value.numpy(force=True), name)
-        (target / f"input_{index}.pb").write_bytes(proto.SerializeToString(deterministic=True))
-    for index, output in enumerate(reference(batch)):
-        proto = numpy_helper.from_array(output.exact.to(output.own.dtype).numpy(force=True), output.name)
-        (target / f"output_{index}.pb").write_bytes(proto.SerializeToString(deterministic=True))
+    for kind, values in (("input", golden.inputs), ("output", golden.outputs)):
+        for index, (name, value) in enumerate(values.items()):
+            proto = numpy_helper.from_array(value.numpy(force=True), name)
+            (target / f"{kind}_{index}.pb").write_bytes(proto.SerializeToString(deterministic=True))
     return target
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from jumpout_export.export.budget import describe_budget
+from jumpout_export.export.tolerance import PREFIX as TOLERANCE
 from jumpout_export.report import BatchNormReport, FoldedLayer
 
 _PREFIX = "jumpout_export."
@@ -35,6 +36,12 @@ def provenance(model: nn.Module, layers: Iterable[FoldedLayer], batchnorm: Batch
         "tolerance": describe_budget(),
     }
     return {f"{_PREFIX}{name}": facts[name] for name in sorted(facts)}
+
+
+def with_tolerance(facts: Mapping[str, str], tolerance: Mapping[str, str]) -> dict[str, str]:
+    """Returns the metadata with the tolerance of each output added, keys sorted."""
+    lines = {f"{_PREFIX}{TOLERANCE}{name}": line for name, line in tolerance.items()}
+    return dict(sorted({**facts, **lines}.items()))
 
 
 def weights_sha256(model: nn.Module) -> str:

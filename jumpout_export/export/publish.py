@@ -13,17 +13,18 @@ from torch import nn
 
 from jumpout_export.errors import ConversionError, NotFoldableError
 from jumpout_export.export.audit import audit_model
+from jumpout_export.export.checks import first_line
 from jumpout_export.export.convert import convert
 from jumpout_export.export.extras import require_onnx
 from jumpout_export.export.fold import fold, unwrap
-from jumpout_export.export.golden import FOLDER, publish_golden, stage_golden
+from jumpout_export.export.golden import FOLDER, Golden, compute_golden, publish_golden, stage_golden
 from jumpout_export.export.graph import file_sha256, inspect_file, load_onnx
-from jumpout_export.export.provenance import provenance
+from jumpout_export.export.provenance import provenance, with_tolerance
 from jumpout_export.export.runner import run_providers
 from jumpout_export.export.session import check_providers
 from jumpout_export.export.signature import onnx_batch
 from jumpout_export.export.verify import STATE_PASSED, first_and_all, not_run
-from jumpout_export.nn.batches import Progress
+from jumpout_export.nn.batches import Batch, Progress
 from jumpout_export.report import BatchNormReport, Check, ExportReport, FoldedLayer, VerifyReport
 
 # ONNX Runtime reads nothing older.
@@ -68,7 +69,8 @@ def export_onnx(
             audit, not the proof: a file with a random node in it is never published.
         keep_debug_info: keep the converter's source lines in the file, with paths cut to file names.
         batchnorm: the check of the exported weights, for the report and the file's metadata.
-        golden: folder, or a name for one; after a pass `test_data_set_0/input_0.pb, output_0.pb` appears in it.
+        golden: folder, or a name for one; after a pass `test_data_set_0/input_0.pb, output_0.pb` appears in it. The
+            file's metadata then says how far a replay may be off (`export/tolerance.py`).
         seed: of the random inputs.
         progress: called as progress(what, done, total).
 
@@ -110,6 +112,7 @@ def export_onnx(
     draft.folded = folded.layers
     draft.metadata = provenance(model, folded.layers, batchnorm)
     network, original = folded.model.cpu(), folded.original.cpu()
+    golden_data = draft.golden(original, network, batch, dynamic_batch) if golden_folder else None
 
     # Everything in this folder disappears on the way out, however that happens; in the target's own folder, so that
     # the last step is a rename.
@@ -124,7 +127,7 @@ def export_onnx(
                 opset=opset,
                 dynamic_batch=dynamic_batch,
                 keep_debug_info=keep_debug_info,
-                metadata=draft.metadata,
+                metadata=with_tolerance(draft.metadata, golden_data.tolerance if golden_data else {}),
             )
         except ConversionError as error:
             draft.add([Check(name="convert", verdict="fail", note=str(error))])
@@ -140,11 +143,7 @@ def export_onnx(
         result = run_providers(file, original, network, batches, providers, allow=allow, seed=seed, progress=progress)
         report = draft.report(result, file)
         if report:
-            staged = (
-                stage_golden(original, network, batch, Path(name), dynamic_batch=dynamic_batch)
-                if golden_folder
-                else None
-            )
+            staged = stage_golden(golden_data, Path(name)) if golden_data else None
             _rename(file, target)
             if golden_folder and staged:
                 publish_golden(staged, golden_folder)
@@ -189,6 +188,15 @@ class _Draft:
     def add(self, checks: Iterable[Check], notes: Iterable[str] = ()) -> None:
         self.checks += checks
         self.notes += notes
+
+    def golden(self, original: nn.Module, network: nn.Module, batch: Batch, dynamic_batch: bool) -> Golden | None:
+        """The golden data; without any, a failed check says why."""
+        try:
+            return compute_golden(original, network, batch, dynamic_batch=dynamic_batch)
+        except Exception as error:  # the user's forward may raise anything
+            note = f"PyTorch itself cannot run the first images of the example: {first_line(error)}"
+            self.add([Check(name="golden", verdict="fail", note=note)])
+            return None
 
     def report(self, result: VerifyReport, file: Path | None = None) -> ExportReport:
         """The report; passed only if the comparison in `result` and every check did."""

@@ -26,6 +26,8 @@ class Scale:
         coarse: like `size`, but not below the size of the median channel: the ceiling's unit. A channel of nothing
             but rounding errors, such as a dead one after BatchNorm, is 100% wrong and harmless.
         own_errors: largest error of torch per channel, in units of `size`.
+        channels: size of every channel in the median image.
+        median: size of the median channel.
     """
 
     def __init__(self) -> None:
@@ -33,6 +35,7 @@ class Scale:
         self.size = self.coarse = torch.empty(0)
         self.own_errors = torch.empty(0)
         self.own_coarse = 0.0
+        self.channels, self.median = torch.empty(0), 0.0
         self._typical: list[Tensor] = []
 
     def prime(self, expected: Expected) -> None:
@@ -67,6 +70,7 @@ class Scale:
         channels = _nanmedian(torch.cat(self._typical), 0)
         median = _nanmedian(channels.where(channels > 0, torch.nan), 0)
         channels = channels.clamp(min=float(_SMALLEST * median))
+        self.channels, self.median = channels, float(median)
         # The upper median of the channels says how much larger this image is; nan where it is all zero.
         larger = -_nanmedian(-(typical / channels).where(channels > 0, torch.nan), 1, missing=-1.0)
         larger = larger.clamp(min=1.0)[:, None, None]

@@ -1,0 +1,86 @@
+#include "golden.h"
+
+#include <algorithm>
+#include <fstream>
+#include <sstream>
+
+#include "errors.h"
+#include "tensor_proto.h"
+#include "wire.h"
+
+namespace replay {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kPrefix[] = "test_data_set_";
+
+bool starts_with(const std::string& text, const std::string& start) { return text.rfind(start, 0) == 0; }
+
+std::vector<fs::path> find_sets(const fs::path& folder) {
+  if (!fs::is_directory(folder)) throw UsageError(folder.string() + ": there is no such folder");
+  if (starts_with(fs::canonical(folder).filename().string(), kPrefix)) return {folder};
+  std::vector<fs::path> found;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (starts_with(entry.path().filename().string(), kPrefix) && entry.is_directory()) found.push_back(entry.path());
+  }
+  if (found.empty()) {
+    throw UsageError(folder.string() + ": there is no golden data, no folder " + kPrefix +
+                     "0; export the model with --golden, or name the folder with --data");
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+Tensor read_tensor(const fs::path& file) {
+  if (!fs::exists(file)) throw UsageError(file.string() + ": there is no such file");
+  std::ifstream stream(file, std::ios::binary);
+  std::ostringstream content;
+  if (!fs::is_regular_file(file) || !(content << stream.rdbuf())) {
+    throw UsageError(file.string() + ": it is empty or cannot be read");
+  }
+  try {
+    return parse_tensor(content.str());
+  } catch (const FormatError& error) {
+    throw UsageError(file.string() + ": " + one_line(error.what()));
+  }
+}
+
+void check_signature(const fs::path& file, const Tensor& tensor, const Signature& wanted) {
+  bool fits = tensor.dtype == wanted.dtype && tensor.shape.size() == wanted.shape.size();
+  for (size_t axis = 0; fits && axis < wanted.shape.size(); ++axis) {
+    fits = wanted.shape[axis] < 0 || wanted.shape[axis] == tensor.shape[axis];
+  }
+  if (tensor.name != wanted.name || !fits) {
+    throw UsageError(file.string() + ": it holds `" + one_line(tensor.name) + "`, " +
+                     one_line(describe(tensor.dtype, tensor.shape)) + "; the model has `" + one_line(wanted.name) +
+                     "`, " + one_line(describe(wanted.dtype, wanted.shape)));
+  }
+}
+
+std::vector<Tensor> read_all(const fs::path& folder, const std::string& kind, const std::vector<Signature>& wanted) {
+  std::vector<Tensor> tensors;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const fs::path file = folder / (kind + "_" + std::to_string(i) + ".pb");
+    tensors.push_back(read_tensor(file));
+    check_signature(file, tensors.back(), wanted[i]);
+  }
+  const fs::path beyond = folder / (kind + "_" + std::to_string(wanted.size()) + ".pb");
+  if (fs::exists(beyond)) {
+    throw UsageError(beyond.string() + ": the model has only " + std::to_string(wanted.size()) + " " + kind + "s");
+  }
+  return tensors;
+}
+
+}  // namespace
+
+std::vector<GoldenSet> read_golden(const fs::path& folder, const std::vector<Signature>& inputs,
+                                   const std::vector<Signature>& outputs) {
+  std::vector<GoldenSet> sets;
+  for (const fs::path& set : find_sets(folder)) {
+    sets.push_back({set, read_all(set, "input", inputs), read_all(set, "output", outputs)});
+  }
+  return sets;
+}
+
+}  // namespace replay

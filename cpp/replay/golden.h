@@ -1,0 +1,28 @@
+// Finds and reads golden data in ONNX's own layout: test_data_set_*/input_*.pb and output_*.pb.
+#pragma once
+
+#include <filesystem>
+#include <vector>
+
+#include "tensor.h"
+
+namespace replay {
+
+// Name, dtype and shape of an input or output of the model; -1 is an open length.
+struct Signature {
+  std::string name;
+  DType dtype;
+  std::vector<int64_t> shape;
+};
+
+struct GoldenSet {
+  std::filesystem::path folder;
+  std::vector<Tensor> inputs, outputs;
+};
+
+// `folder` holds the sets, or is one. All are read; each must have exactly the model's inputs and outputs, in its
+// order, with its names, dtypes and fixed lengths. Throws UsageError naming the file.
+std::vector<GoldenSet> read_golden(const std::filesystem::path& folder, const std::vector<Signature>& inputs,
+                                   const std::vector<Signature>& outputs);
+
+}  // namespace replay

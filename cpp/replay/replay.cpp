@@ -1,0 +1,112 @@
+#include "replay.h"
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+
+#include "errors.h"
+#include "golden.h"
+#include "providers.h"
+#include "session.h"
+#include "tolerance.h"
+#include "wire.h"
+
+namespace replay {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<Tolerance> read_tolerances(const std::string& model, const Session& session) {
+  std::vector<Tolerance> tolerances;
+  for (const Signature& output : session.outputs()) {
+    const std::optional<std::string> line = session.metadata(kToleranceKey + output.name);
+    if (!line) {
+      throw UsageError(model + ": its metadata has no tolerance for output `" + one_line(output.name) +
+                       "`; export it anew with jumpout-export and --golden");
+    }
+    try {
+      tolerances.push_back(parse_tolerance(*line));
+    } catch (const FormatError& error) {
+      throw UsageError(model + ": the tolerance of output `" + one_line(output.name) +
+                       "` cannot be read: " + one_line(error.what()));
+    }
+  }
+  return tolerances;
+}
+
+double milliseconds(const std::chrono::steady_clock::duration& time) {
+  return std::chrono::duration<double, std::milli>(time).count();
+}
+
+bool same_bits(const std::vector<Tensor>& one, const std::vector<Tensor>& two) {
+  return std::equal(one.begin(), one.end(), two.begin(), two.end(),
+                    [](const Tensor& a, const Tensor& b) { return a.shape == b.shape && a.bytes == b.bytes; });
+}
+
+void dump(const fs::path& folder, const fs::path& set, const std::vector<Tensor>& outputs) {
+  fs::create_directories(folder / set.filename());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const fs::path file = folder / set.filename() / ("output_" + std::to_string(i) + ".raw");
+    std::ofstream stream(file, std::ios::binary);
+    const auto& bytes = outputs[i].bytes;
+    if (!stream.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()))) {
+      throw UsageError(file.string() + ": cannot be written");
+    }
+  }
+}
+
+}  // namespace
+
+bool Report::passed() const {
+  return problems.empty() && !outputs.empty() &&
+         std::all_of(outputs.begin(), outputs.end(), [](const OutputReport& o) { return o.comparison.passed; });
+}
+
+Report replay(const Options& options) {
+  Report report;
+  report.model = options.model;
+  report.library = library_version();
+  report.provider = options.provider == Provider::kCpu ? "cpu" : "cuda";
+  report.threads = options.threads;
+  report.repeats = options.repeat;
+
+  const ProfileFolder profile;
+  Session session(options.model, {options.provider, options.threads, profile.prefix()});
+  const std::vector<Tolerance> tolerances = read_tolerances(options.model, session);
+  const fs::path model_folder = fs::path(options.model).parent_path();
+  const fs::path default_folder = model_folder.empty() ? fs::path(".") : model_folder;
+  const fs::path folder = options.data.empty() ? default_folder : fs::path(options.data);
+  const std::vector<GoldenSet> sets = read_golden(folder, session.inputs(), session.outputs());
+
+  std::vector<double> times;
+  for (const GoldenSet& set : sets) {
+    const std::vector<Tensor> outputs = session.run(set.inputs);
+    if (report.outputs.empty()) {
+      report.nodes = nodes_by_provider(session.end_profile());
+      report.problems = misplaced(report.nodes, options.provider);
+    }
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const std::string file = (set.folder / ("output_" + std::to_string(i) + ".pb")).string();
+      try {
+        report.outputs.push_back({file, outputs[i].name, describe(outputs[i].dtype, outputs[i].shape),
+                                  compare(set.outputs[i], outputs[i], tolerances[i])});
+      } catch (const FormatError& error) {
+        throw UsageError(file + ": " + one_line(error.what()));
+      }
+    }
+    if (!options.dump.empty()) dump(options.dump, set.folder, outputs);
+    for (int run = 0; run < options.repeat; ++run) {
+      const auto start = std::chrono::steady_clock::now();
+      const std::vector<Tensor> again = session.run(set.inputs);
+      times.push_back(milliseconds(std::chrono::steady_clock::now() - start));
+      if (options.provider == Provider::kCpu && !same_bits(outputs, again) && report.problems.empty()) {
+        report.problems.push_back("two runs on " + set.folder.string() + " differ");
+      }
+    }
+  }
+  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
+  report.latency_ms = times[times.size() / 2];
+  return report;
+}
+
+}  // namespace replay

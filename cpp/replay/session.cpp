@@ -1,0 +1,153 @@
+#include "session.h"
+
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+
+#include "errors.h"
+
+namespace replay {
+namespace {
+
+static_assert(static_cast<int>(DType::kFloat32) == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+static_assert(static_cast<int>(DType::kBfloat16) == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16);
+
+// Fetches the interface the headers describe; a newer library still has it, an older one does not.
+const OrtApi& api() {
+  static const OrtApi& found = []() -> const OrtApi& {
+    const OrtApi* const api = OrtGetApiBase()->GetApi(ORT_API_VERSION);
+    if (!api) {
+      throw NotVerifiable("the ONNX Runtime library " + library_version() + " is older than the headers, 1." +
+                          std::to_string(ORT_API_VERSION) + "; build against its own");
+    }
+    Ort::InitApi(api);
+    return *api;
+  }();
+  return found;
+}
+
+// Silent: every problem comes back as an exception too.
+Ort::Env& environment() {
+  api();
+  static Ort::Env env(ORT_LOGGING_LEVEL_FATAL, "jumpout-replay");
+  return env;
+}
+
+void append_cuda(Ort::SessionOptions& options) {
+  const std::vector<std::string> available = Ort::GetAvailableProviders();
+  const std::string name = provider_name(Provider::kCuda);
+  if (std::find(available.begin(), available.end(), name) == available.end()) {
+    throw NotVerifiable("the ONNX Runtime library " + library_version() + " has no " + name +
+                        "; build against one that has, such as the one in the wheel onnxruntime-gpu");
+  }
+  // Without this a node that the provider lacks silently runs on the CPU.
+  options.AddConfigEntry("session.disable_cpu_ep_fallback", "1");
+  OrtCUDAProviderOptionsV2* cuda = nullptr;
+  Ort::ThrowOnError(api().CreateCUDAProviderOptions(&cuda));
+  const std::unique_ptr<OrtCUDAProviderOptionsV2, decltype(api().ReleaseCUDAProviderOptions)> owner(
+      cuda, api().ReleaseCUDAProviderOptions);
+  // TensorFloat-32 rounds inputs to 10 bits and is on by default; an exhaustive search is not repeatable.
+  const char* const keys[] = {"use_tf32", "cudnn_conv_algo_search"};
+  const char* const values[] = {"0", "HEURISTIC"};
+  Ort::ThrowOnError(api().UpdateCUDAProviderOptions(cuda, keys, values, std::size(keys)));
+  options.AppendExecutionProvider_CUDA_V2(*cuda);
+}
+
+Signature signature(const std::string& model, const std::string& name, const Ort::TypeInfo& info) {
+  if (info.GetONNXType() != ONNX_TYPE_TENSOR) throw UsageError(model + ": `" + one_line(name) + "` is not a tensor");
+  const auto tensor = info.GetTensorTypeAndShapeInfo();
+  if (!is_known(tensor.GetElementType())) {
+    throw UsageError(model + ": `" + one_line(name) + "` does not hold numbers");
+  }
+  return {name, static_cast<DType>(tensor.GetElementType()), tensor.GetShape()};
+}
+
+}  // namespace
+
+struct Session::Runtime {
+  const OrtApi& interface = api();  // before anything of ONNX Runtime, even an empty session, lives
+  Ort::Session session{nullptr};
+  std::vector<const char*> input_names, output_names;
+};
+
+Session::Session(const std::filesystem::path& model, const SessionSettings& settings)
+    : file_(model.string()), runtime_(std::make_unique<Runtime>()) {
+  if (!std::filesystem::exists(model)) throw UsageError(file_ + ": there is no such file");
+  if (!std::filesystem::is_regular_file(model)) throw UsageError(file_ + ": it is not a file");
+  try {
+    Ort::Env& env = environment();
+    Ort::SessionOptions options;
+    options.SetIntraOpNumThreads(settings.threads);
+    options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
+    // Idle threads would otherwise spin and take the cores from everybody else.
+    options.AddConfigEntry("session.intra_op.allow_spinning", "0");
+    if (!settings.profile.empty()) options.EnableProfiling(settings.profile.c_str());
+    if (settings.provider == Provider::kCuda) append_cuda(options);
+    runtime_->session = Ort::Session(env, model.c_str(), options);
+    const Ort::Session& session = runtime_->session;
+    Ort::AllocatorWithDefaultOptions allocator;
+    for (size_t i = 0; i < session.GetInputCount(); ++i) {
+      const std::string name = session.GetInputNameAllocated(i, allocator).get();
+      inputs_.push_back(signature(file_, name, session.GetInputTypeInfo(i)));
+    }
+    for (size_t i = 0; i < session.GetOutputCount(); ++i) {
+      const std::string name = session.GetOutputNameAllocated(i, allocator).get();
+      outputs_.push_back(signature(file_, name, session.GetOutputTypeInfo(i)));
+    }
+  } catch (const Ort::Exception& error) {
+    const std::string reason = one_line(error.what());
+    if (settings.provider == Provider::kCpu) throw UsageError(file_ + ": ONNX Runtime cannot load it: " + reason);
+    throw NotVerifiable(file_ + ": ONNX Runtime opens no CUDA session: " + reason);
+  }
+  for (const Signature& input : inputs_) runtime_->input_names.push_back(input.name.c_str());
+  for (const Signature& output : outputs_) runtime_->output_names.push_back(output.name.c_str());
+}
+
+Session::~Session() = default;
+
+std::optional<std::string> Session::metadata(const std::string& key) const {
+  Ort::AllocatorWithDefaultOptions allocator;
+  const Ort::ModelMetadata all = runtime_->session.GetModelMetadata();
+  const Ort::AllocatedStringPtr value = all.LookupCustomMetadataMapAllocated(key.c_str(), allocator);
+  return value ? std::optional<std::string>(value.get()) : std::nullopt;
+}
+
+std::vector<Tensor> Session::run(const std::vector<Tensor>& inputs) const {
+  try {
+    const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    std::vector<Ort::Value> values;
+    for (const Tensor& input : inputs) {
+      // ONNX Runtime takes the buffer as it is and only reads it.
+      values.push_back(Ort::Value::CreateTensor(memory, const_cast<uint8_t*>(input.bytes.data()), input.bytes.size(),
+                                                input.shape.data(), input.shape.size(),
+                                                static_cast<ONNXTensorElementDataType>(input.dtype)));
+    }
+    const std::vector<Ort::Value> results =
+        runtime_->session.Run(Ort::RunOptions{nullptr}, runtime_->input_names.data(), values.data(), values.size(),
+                              runtime_->output_names.data(), runtime_->output_names.size());
+    std::vector<Tensor> outputs;
+    for (size_t i = 0; i < results.size(); ++i) {
+      const auto info = results[i].GetTensorTypeAndShapeInfo();
+      Tensor output{outputs_[i].name, static_cast<DType>(info.GetElementType()), info.GetShape(), {}};
+      const auto* data = static_cast<const uint8_t*>(results[i].GetTensorRawData());
+      output.bytes.assign(data, data + info.GetElementCount() * element_size(output.dtype));
+      outputs.push_back(std::move(output));
+    }
+    return outputs;
+  } catch (const Ort::Exception& error) {
+    throw CheckFailed(file_ + ": ONNX Runtime cannot run it: " + one_line(error.what()));
+  }
+}
+
+std::string Session::end_profile() {
+  Ort::AllocatorWithDefaultOptions allocator;
+  return runtime_->session.EndProfilingAllocated(allocator).get();
+}
+
+std::string library_version() { return OrtGetApiBase()->GetVersionString(); }
+
+const char* provider_name(Provider provider) {
+  return provider == Provider::kCpu ? "CPUExecutionProvider" : "CUDAExecutionProvider";
+}
+
+}  // namespace replay

@@ -1,0 +1,55 @@
+// An ONNX Runtime session that runs where it was asked to run. The only header of ours around ONNX Runtime's.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "golden.h"
+#include "tensor.h"
+
+namespace replay {
+
+enum class Provider { kCpu, kCuda };
+
+struct SessionSettings {
+  Provider provider = Provider::kCpu;
+  int threads = 1;           // that one request is spread over
+  std::string profile = "";  // start of the name of a profile to write until end_profile(); none if empty
+};
+
+class Session {
+ public:
+  // Throws UsageError if the file is no model with tensors, NotVerifiable if the provider cannot be used here.
+  Session(const std::filesystem::path& model, const SessionSettings& settings);
+  ~Session();
+
+  const std::vector<Signature>& inputs() const { return inputs_; }
+  const std::vector<Signature>& outputs() const { return outputs_; }
+
+  // An entry of the model's metadata.
+  std::optional<std::string> metadata(const std::string& key) const;
+
+  // Returns all outputs, for inputs in the model's order. Any number of threads may call it at the same time. Throws
+  // CheckFailed.
+  std::vector<Tensor> run(const std::vector<Tensor>& inputs) const;
+
+  // Ends the profile and returns the name of its file.
+  std::string end_profile();
+
+ private:
+  struct Runtime;
+  std::string file_;
+  std::unique_ptr<Runtime> runtime_;
+  std::vector<Signature> inputs_, outputs_;
+};
+
+// Version of the ONNX Runtime library, such as 1.23.2.
+std::string library_version();
+
+// What the provider is called in ONNX Runtime.
+const char* provider_name(Provider provider);
+
+}  // namespace replay

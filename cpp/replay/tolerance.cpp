@@ -1,0 +1,109 @@
+#include "tolerance.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "wire.h"
+
+namespace replay {
+namespace {
+
+constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
+
+std::vector<double> parse_numbers(std::string_view text) {
+  std::vector<double> numbers;
+  while (true) {
+    const size_t end = std::min(text.find(','), text.size());
+    double number = 0;
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + end, number);
+    if (error != std::errc() || stop != text.data() + end || !std::isfinite(number) || number < 0) {
+      throw FormatError("not a number: " + std::string(text.substr(0, end)));
+    }
+    numbers.push_back(number);
+    if (end == text.size()) return numbers;
+    text.remove_prefix(end + 1);
+  }
+}
+
+// Takes `name=1,2,3` from the front of the line.
+std::vector<double> take(std::string_view& line, std::string_view name) {
+  if (line.substr(0, name.size()) != name) throw FormatError("`" + std::string(name) + "` is missing");
+  const size_t end = std::min(line.find(' '), line.size());
+  const std::vector<double> numbers = parse_numbers(line.substr(name.size(), end - name.size()));
+  line.remove_prefix(std::min(end + 1, line.size()));
+  return numbers;
+}
+
+// The lower of the two middle values, or the upper; missing values do not count. Reorders.
+double median(std::vector<double>& values, bool upper) {
+  values.erase(std::remove_if(values.begin(), values.end(), [](double value) { return std::isnan(value); }),
+               values.end());
+  if (values.empty()) return kMissing;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>((values.size() - !upper) / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+// A mask such as -1e9, or a clipped value: the largest magnitude, if it occurs twice and there are others.
+double masked_value(const std::vector<double>& magnitudes) {
+  const double largest = *std::max_element(magnitudes.begin(), magnitudes.end());
+  const bool twice = std::count(magnitudes.begin(), magnitudes.end(), largest) > 1;
+  const bool others = std::any_of(magnitudes.begin(), magnitudes.end(),
+                                  [largest](double value) { return value > 0 && value != largest; });
+  return twice && others ? largest : kMissing;
+}
+
+}  // namespace
+
+Tolerance parse_tolerance(std::string_view line) {
+  Tolerance tolerance;
+  tolerance.cap = take(line, "cap=").front();
+  tolerance.median = take(line, "median=").front();
+  tolerance.sizes = take(line, "sizes=");
+  tolerance.limits = take(line, "limits=");
+  if (!line.empty()) throw FormatError("there is more than expected");
+  if (tolerance.sizes.size() != tolerance.limits.size()) throw FormatError("`sizes` and `limits` differ in length");
+  return tolerance;
+}
+
+Allowance allowance(const Tolerance& tolerance, const Tensor& golden) {
+  const size_t count = golden.count();
+  if (!is_floating_point(golden.dtype)) return {std::vector<double>(count, 1.0), std::vector<double>(count, 0.0)};
+  if (count == 0) return {};
+  const size_t images = golden.shape.size() < 2 ? count : static_cast<size_t>(golden.shape[0]);
+  const size_t channels = golden.shape.size() < 2 ? 1 : static_cast<size_t>(golden.shape[1]);
+  const size_t rest = count / (images * channels);
+  if (channels != tolerance.sizes.size()) {
+    throw FormatError("the tolerance in the model is for " + std::to_string(tolerance.sizes.size()) +
+                      " channels, the golden output has " + std::to_string(channels));
+  }
+  std::vector<double> magnitudes(count);
+  for (size_t i = 0; i < count; ++i) magnitudes[i] = std::abs(value_at(golden, i));
+  const double masked = masked_value(magnitudes);
+
+  Allowance result{std::vector<double>(count), std::vector<double>(count)};
+  for (size_t image = 0; image < images; ++image) {
+    std::vector<double> ratios(channels, kMissing);
+    for (size_t channel = 0; channel < channels; ++channel) {
+      const auto first = magnitudes.begin() + static_cast<std::ptrdiff_t>((image * channels + channel) * rest);
+      std::vector<double> kept;
+      std::copy_if(first, first + static_cast<std::ptrdiff_t>(rest), std::back_inserter(kept),
+                   [masked](double value) { return value > 0 && value != masked; });
+      if (tolerance.sizes[channel] > 0) ratios[channel] = median(kept, false) / tolerance.sizes[channel];
+    }
+    const double factor = std::fmax(1.0, median(ratios, true));  // fmax: 1 where all are missing
+    for (size_t i = image * channels * rest; i < (image + 1) * channels * rest; ++i) {
+      const size_t channel = i / rest % channels;
+      const double size = std::max(tolerance.sizes[channel] * factor, magnitudes[i]);
+      result.size[i] = size;
+      result.limit[i] =
+          std::min(tolerance.limits[channel] * size, tolerance.cap * std::max(size, tolerance.median * factor));
+    }
+  }
+  return result;
+}
+
+}  // namespace replay

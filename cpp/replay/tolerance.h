@@ -1,0 +1,34 @@
+// How far an output may be off from its golden values: the line in the model's metadata, and the limit of each value.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "tensor.h"
+
+namespace replay {
+
+// Key of an output's line in the model's metadata: this and the output's name.
+constexpr char kToleranceKey[] = "jumpout_export.tolerance.";
+
+// See jumpout_export/export/tolerance.py, which writes it. `sizes` and `limits` have an entry per channel (index of
+// dimension 1; one in all without it); limits are in units of the size.
+struct Tolerance {
+  double cap = 0, median = 0;
+  std::vector<double> sizes, limits;
+};
+
+// Per value of the golden output, in the output's unit.
+struct Allowance {
+  std::vector<double> size, limit;
+};
+
+// Throws FormatError.
+Tolerance parse_tolerance(std::string_view line);
+
+// A value y of channel c may be off by min(limits[c] * max(sizes[c] * f, |y|), cap * max(sizes[c] * f, |y|, median *
+// f)) where f >= 1 says how much larger than usual the values of this image are. Throws FormatError if the golden
+// output has another number of channels than the tolerance.
+Allowance allowance(const Tolerance& tolerance, const Tensor& golden);
+
+}  // namespace replay

@@ -1,0 +1,14 @@
+// Prints what the provider proof makes of a profile: replay-proof PROFILE.json cpu|cuda
+#include <iostream>
+
+#include "options.h"
+#include "providers.h"
+
+int main(int argc, char** argv) {
+  if (argc != 3) return 2;
+  const auto nodes = replay::nodes_by_provider(argv[1]);
+  for (const auto& [name, count] : nodes) std::cout << count << " on " << name << "\n";
+  for (const std::string& problem : replay::misplaced(nodes, replay::parse_provider(argv[2]))) {
+    std::cout << "problem: " << problem << "\n";
+  }
+}

@@ -1,0 +1,157 @@
+"""The C++ programs, exports to replay, and models and golden data made by hand."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from jumpout_export import demo
+from jumpout_export.export.publish import export_onnx
+
+PROJECT = Path(__file__).parents[2]
+EXACT = "cap=0 median=0 sizes=0 limits=0"
+
+
+class Replay:
+    """The programs, and what the tests do with them."""
+
+    program = PROJECT / "build" / "replay" / "jumpout-replay"
+    load = PROJECT / "build" / "replay" / "jumpout-load"
+    classify = PROJECT / "build" / "classify" / "classify"
+    sanitized = PROJECT / "build" / "replay-sanitize"
+
+    @staticmethod
+    def run(*command, **settings):
+        return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **settings)
+
+    def __call__(self, *arguments, **settings):
+        return self.run(self.program, *arguments, **settings)
+
+    def report_of(self, model, *arguments):
+        done = self(model, "--json", *arguments)
+        assert done.stderr == ""
+        report = json.loads(done.stdout)
+        assert report["passed"] is (done.returncode == 0)
+        return report
+
+    def refused(self, code, match, *arguments, program=program, **settings):
+        """No verdict: one line on stderr, nothing on stdout."""
+        done = self.run(program, *arguments, **settings)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1), done
+        assert re.search(match, done.stderr), done.stderr
+
+    @staticmethod
+    def from_array(array):
+        return numpy_helper.from_array(np.asarray(array))
+
+    @staticmethod
+    def write_tensor(file, tensor):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(tensor.SerializeToString())
+
+    def crafted(self, folder, got, golden, tolerance=EXACT):
+        """A model whose output `y` is the tensor `got`, with the golden output and the tolerance as they are given."""
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+        y = helper.make_tensor_value_info("y", got.data_type, None)
+        got.name = "value"
+        graph = helper.make_graph([helper.make_node("Identity", ["value"], ["y"])], "g", [x], [y], [got])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        model.metadata_props.add(key="jumpout_export.tolerance.y", value=tolerance)
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        golden.name = "y"
+        self.write_tensor(folder / "test_data_set_0" / "output_0.pb", golden)
+        data = numpy_helper.from_array(np.zeros(1, np.float32), "x")
+        self.write_tensor(folder / "test_data_set_0" / "input_0.pb", data)
+        return folder / "model.onnx"
+
+    def crafted_random(self, folder):
+        """A model that answers differently each time."""
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
+        graph = helper.make_graph([helper.make_node("RandomNormal", [], ["y"], shape=[4])], "g", [x], [y])
+        model = self.crafted(folder, self.from_array(np.zeros(4, "f4")), self.from_array(np.zeros(4, "f4")))
+        proto = onnx.load(model)
+        proto.graph.CopyFrom(graph)
+        proto.metadata_props[0].value = "cap=100 median=1 sizes=1 limits=100"
+        model.write_bytes(proto.SerializeToString())
+        return model
+
+
+def build(*arguments):
+    """Builds, or skips the test where that cannot be done."""
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = Replay.run(PROJECT / "tools" / "build_replay.sh", *arguments, env=environment)
+    if done.returncode == 3:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def replay():
+    build()
+    return Replay()
+
+
+@pytest.fixture(scope="session")
+def sanitized():
+    build("sanitize")
+
+
+class Mixed(nn.Module):
+    """Several inputs, and outputs of every dtype that a network may have."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.drop, self.linear = nn.Embedding(7, 3), nn.Dropout(0.5), nn.Linear(3, 5)
+
+    def forward(self, image, index, mask):
+        features = self.drop(image) + self.embed(index) * mask
+        logits = self.linear(features)
+        return {
+            "logits": logits,
+            "class": logits.argmax(1),
+            "positive": logits.sum(1) > 0,
+            "half": features.half(),
+            "count": mask.sum(1).to(torch.int32),
+            "any": mask.any(1).to(torch.uint8),
+        }
+
+
+def digits_network():
+    torch.manual_seed(0)
+    model = demo.network()
+    for _ in range(3):
+        model(torch.rand(64, 1, 8, 8))
+    return model
+
+
+@pytest.fixture(scope="session")
+def digits(replay, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    assert export_onnx(digits_network(), folder / "model.onnx", torch.rand(12, 1, 8, 8), golden=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mixed(replay, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed")
+    torch.manual_seed(0)
+    example = (torch.randn(6, 3), torch.arange(6), torch.rand(6, 3) > 0.5)
+    assert export_onnx(Mixed(), folder / "model.onnx", example, golden=folder)
+    return folder
+
+
+@pytest.fixture
+def broken(mixed, tmp_path):
+    """A copy to break."""
+    return Path(shutil.copytree(mixed, tmp_path / "copy"))
