@@ -39,6 +39,7 @@ from jumpout_export.cli_options import (
     RefuseIfWorse,
     ReportDir,
     Seed,
+    TrainingBatchSize,
     Warn,
     Weights,
 )
@@ -198,6 +199,7 @@ def check_bn(
     images: NumImages = 4096,
     warn: Warn = 0.05,
     fail: Fail = 0.15,
+    training_batch_size: TrainingBatchSize = None,
     batch_size: BatchSize = 128,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -212,7 +214,14 @@ def check_bn(
         try_first_batch(network, batches)
         with cli_ranks.process_group() as group:
             result = check_batchnorm(
-                network, batches, images=images, warn=warn, fail=fail, process_group=group, progress=progress
+                network,
+                batches,
+                images=images,
+                warn=warn,
+                fail=fail,
+                training_batch_size=training_batch_size,
+                process_group=group,
+                progress=progress,
             )
     show(result, json, report)
     raise typer.Exit(exit_code(result))
@@ -233,6 +242,7 @@ def recalibrate_bn(
     images: NumImages = 4096,
     warn: Warn = 0.05,
     fail: Fail = 0.15,
+    training_batch_size: TrainingBatchSize = None,
     batch_size: BatchSize = 128,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -259,6 +269,7 @@ def recalibrate_bn(
                 images=images,
                 warn=warn,
                 fail=fail,
+                training_batch_size=training_batch_size,
                 outputs=False,
                 process_group=group,
                 progress=progress,

@@ -35,6 +35,10 @@ BatchSize = Annotated[int, typer.Option(min=1, help="images per batch")]
 NumImages = Annotated[int, typer.Option("--images", min=1, help="how many images to look at")]
 Warn = Annotated[float, typer.Option(min=0.0, help="margin that decides the verdict, in units of W")]
 Fail = Annotated[float, typer.Option(min=0.0, help="margin from which drift is called severe")]
+TrainingBatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="images that a BatchNorm batch held in training; says how noisy the stored averages are"),
+]
 Layers = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="BatchNorm layer to recalibrate; repeatable; all that are not frozen by default"),

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -284,7 +285,14 @@ def _call(spec: str, what: str) -> Any:
     try:
         return function()
     except (Exception, SystemExit) as error:
+        _raise_signals(error)
         raise LoadError(f"{what} {spec} raised {type(error).__name__}: {error}") from error
+
+
+def _raise_signals(error: BaseException) -> None:
+    """A subclass of SystemExit is how a signal handler ends the process; only the user's own exit is an error here."""
+    if isinstance(error, SystemExit) and type(error) is not SystemExit:
+        raise error
 
 
 def _import(spec: str, what: str) -> Callable[[], Any]:
@@ -296,6 +304,7 @@ def _import(spec: str, what: str) -> Callable[[], Any]:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
+        _raise_signals(error)
         raise LoadError(f"{what} {spec}: importing {module_name} raised {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -346,7 +355,16 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             raise LoadError(f"--data {path} unpacks to {size >> 30} GiB; at most {_MAX_ARRAY_BYTES >> 30} are read")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        KeyError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise LoadError(f"--data {path} cannot be read as plain arrays: {error}") from error
 
 

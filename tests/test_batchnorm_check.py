@@ -375,7 +375,7 @@ def test_downstream_drift_names_the_layer_before_it():
     assert "Fix `1` first; recalibrate_batchnorm(model, batches) corrects them in that order." in row(report, "4").note
     plain = check(model, attribution=False)
     assert "`1` before it drifts too and may be the reason; recalibrate it with" in row(plain, "4").note
-    assert any(note.startswith("3 of 3 BatchNorm layers drift; `1` is the first.") for note in report.notes)
+    assert any(note.startswith("3 of 3 BatchNorm layers drift; the origin is `1`.") for note in report.notes)
 
 
 def test_fewer_images_than_asked_are_said():
@@ -565,7 +565,7 @@ def test_a_layer_on_the_margin_is_undecided_and_said():
     model[0].running_mean += 0.1
     exact = check_batchnorm(model, [x], outputs=False).layers[0].w
     note = check_batchnorm(model, [x], warn=exact * (1 + 1e-9), outputs=False).layers[0].note
-    assert "W is so close to the margin that more images would hardly decide." in note
+    assert "too close to the margin to say how many more would decide; try four times as many." in note
 
 
 def test_very_few_images_are_undecided_and_said():
@@ -627,7 +627,7 @@ def test_synchronised_batchnorm_is_checked_on_cpu():
 def test_a_model_that_is_a_batchnorm_is_named_so():
     report = check(nn.BatchNorm2d(3), images() + 1)
     assert report.origin == ""
-    assert "1 of 1 BatchNorm layers drift; the model itself is the first." in report.notes[-1]
+    assert "1 of 1 BatchNorm layers drift; the origin is the model itself." in report.notes[-1]
 
 
 def test_progress_names_every_step():

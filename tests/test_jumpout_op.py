@@ -200,7 +200,7 @@ def test_every_instruction_set_gives_the_same_bits(monkeypatch, dtype, relu):
     x = bits.view(dtype) if dtype.itemsize == 2 else torch.randn(20007, dtype=dtype)  # every kind of half, NaN too
     x, dy = x[3:].view(12, 1667), torch.randn(12, 1667).to(dtype)
     results = {}
-    for isa in ("scalar", "avx2", "avx512"):
+    for isa in ("scalar", "avx2", "avx512", "neon"):
         monkeypatch.setenv("JUMPOUT_CPU_ISA", isa)
         try:
             y, keep, sampled = torch.ops.jumpout.forward(

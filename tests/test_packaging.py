@@ -27,7 +27,7 @@ def test_a_checkout_without_the_extension_names_the_command_that_builds_it(tmp_p
 def test_the_build_says_what_it_is():
     info = ops.build_info()
     assert info["philox_rounds"] == 7
-    assert info["cpu_kernels"] in ("avx512", "avx2", "scalar")
+    assert info["cpu_kernels"] in ("avx512", "avx2", "neon", "scalar")
     assert isinstance(info["cuda"], str)
 
 

@@ -250,7 +250,7 @@ def _notes(report: BatchNormReport, asked: int, *, sorted_by_class: bool) -> lis
     if report.origin is not None:
         drifting = [row for row in report.layers if row.verdict == "drift"]
         notes.append(
-            f"{len(drifting)} of {len(report.layers)} BatchNorm layers drift; {label(report.origin)} is the first."
+            f"{len(drifting)} of {len(report.layers)} BatchNorm layers drift; the origin is {label(report.origin)}."
         )
     if report.verdict == "inconclusive":
         undecided = [row for row in report.layers if row.verdict == "inconclusive"]

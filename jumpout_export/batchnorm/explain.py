@@ -13,7 +13,8 @@ from jumpout_export.batchnorm.moments import Moments
 from jumpout_export.batchnorm.score import MIN_IMAGES, Score
 from jumpout_export.report import BatchNormVerdict, Cause
 
-FIX = "recalibrate it with recalibrate_batchnorm(model, batches)"
+CALL = "recalibrate_batchnorm(model, batches)"
+FIX = f"recalibrate it with {CALL}"
 _FIX = FIX[0].upper() + FIX[1:]
 # A second cause with less of the drift than this is not worth a sentence.
 SECOND_CAUSE = 0.25
@@ -52,16 +53,21 @@ def undecided_sentence(score: Score, images: int, warn: float, *, guessed: bool 
             f"{between}, and the noise in the stored average alone makes {score.stored_floor:.3f}; {FIX}{unless}, or "
             "train longer with a smaller momentum."
         )
-    return f"{between}; W is so close to the margin that more images would hardly decide."
+    return (
+        f"{between}; the estimate is too close to the margin to say how many more would decide; try four times as many."
+    )
 
 
-def cause_sentences(parts: Parts, name: str, origin: str | None, *, guessed: bool = True) -> list[str]:
+def cause_sentences(
+    parts: Parts, name: str, origin: str | None, *, guessed: bool = True, frozen: bool = False
+) -> list[str]:
     """Says why a layer drifts, from its measured parts, and what to do about it.
 
     Args:
         parts: the parts of its drift.
         name: the layer.
-        origin: the layer where the drift starts.
+        origin: the layer where the drift starts, if it is called before this one.
+        frozen: whether training leaves its statistics alone.
         guessed: whether the batch size of training is a guess.
     """
     shares = dict(zip(CAUSES, parts.shares, strict=True))
@@ -69,7 +75,7 @@ def cause_sentences(parts: Parts, name: str, origin: str | None, *, guessed: boo
     also = f", {shares[second]:.0%} {second}" if shares[second] >= SECOND_CAUSE else ""
     return [
         f"{_share(shares[first])} is {first}{also}: {_effect(parts, first)}.",
-        _advice(first, name, origin, guessed=guessed),
+        _advice(first, name, origin, guessed=guessed, frozen=frozen),
     ]
 
 
@@ -191,10 +197,13 @@ def _rms(part: Tensor) -> float:
     return float(part[torch.isfinite(part)].square().mean().sqrt())
 
 
-def _advice(cause: Cause, name: str, origin: str | None, *, guessed: bool) -> str:
+def _advice(cause: Cause, name: str, origin: str | None, *, guessed: bool, frozen: bool) -> str:
+    if cause == "propagated" and origin in (None, name):
+        return f"{_FIX}, and all layers with it: it adds up from layers that are within the margin by themselves."
     if cause == "propagated":
-        first = label(origin) if origin not in (None, name) else "the BatchNorms before it"
-        return f"Fix {first} first; recalibrate_batchnorm(model, batches) corrects them in that order."
+        return f"Fix {label(origin or name)} first; {CALL} corrects them in that order."
+    if frozen:
+        return f"{_FIX}."
     if cause == "stochastic":
         return f"{_FIX}; to train without it, use another alpha, less noise, or noise only behind the last BatchNorm."
     return (

@@ -191,8 +191,12 @@ def _layer(module: Any, paths: list[str], names: dict[str, str], model: nn.Modul
 def _is_frozen(module: _NormBase, model: nn.Module) -> bool:
     if module.training:
         return False
+    if model.training:
+        return True
     affine = [parameter for parameter in (module.weight, module.bias) if parameter is not None]
-    return model.training or (bool(affine) and not any(parameter.requires_grad for parameter in affine))
+    without_gradient = bool(affine) and not any(parameter.requires_grad for parameter in affine)
+    # Where no parameter at all needs a gradient, the model was put so to be served, and it says nothing about training.
+    return without_gradient and any(parameter.requires_grad for parameter in model.parameters())
 
 
 def _listed(layers: Sequence[Layer]) -> str:

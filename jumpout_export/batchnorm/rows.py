@@ -87,8 +87,10 @@ def layer_rows(layers: Sequence[Layer], measured: Measured, judge: Judge) -> tup
             poisoned = layer
     rows = [one.row for one in made]
     first = origin(rows, {one.row.name: one.drifts_by_itself() for one in made if one.row.verdict == "drift"})
+    before = first is not None
     for one in made:
-        one.explain(first)
+        before = before and one.row.name != first
+        one.explain(first, after_it=first is not None and not before)
     return rows, first
 
 
@@ -135,9 +137,10 @@ class _Row:
         score = self._judge.score(self._layer, moments, seen, self._measured.level)
         return score.verdict(self._judge.warn, self._judge.fail, guessed=self._judge.guessed) == "drift"
 
-    def explain(self, first: str | None) -> None:
-        """Writes the note, now that it is known where the drift starts."""
+    def explain(self, first: str | None, *, after_it: bool) -> None:
+        """Writes the note, now that it is known which layer is the origin and whether this one is called after it."""
         layer, row, judge = self._layer, self.row, self._judge
+        first = first if after_it else None
         if not layer.tracked:
             sentences = [explain.untracked_sentence(layer)]
         elif unusable(layer):
@@ -151,7 +154,9 @@ class _Row:
                 )
             ]
             if row.verdict == "drift" and self._parts is not None:
-                sentences += explain.cause_sentences(self._parts, row.name, first, guessed=judge.guessed)
+                sentences += explain.cause_sentences(
+                    self._parts, row.name, first, guessed=judge.guessed, frozen=layer.frozen
+                )
             elif row.verdict == "drift":
                 sentences += explain.without_cause(row.name, first)
             if row.verdict == "drift" and row.advice is not None:
@@ -159,6 +164,8 @@ class _Row:
         if layer.tracked:
             sentences += explain.facts(layer, self._moments, self._score, judge.warn)
         row.note = " ".join(sentences)
+        if layer.frozen:  # a call that names no layers would leave it alone
+            row.note = row.note.replace(explain.CALL, explain.CALL[:-1] + f", layers=[{row.name!r}])")
 
     def _measure(self, moments: Moments) -> None:
         row, judge, eps = self.row, self._judge, self._layer.eps

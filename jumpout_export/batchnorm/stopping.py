@@ -10,6 +10,7 @@ from torch import Tensor
 # The first look; further ones at twice, four times ... as many images.
 FIRST_LOOK = 512
 LEVEL = 0.05
+_LEAST_LEVEL = 1e-9
 # So few labels, or changes expected of them, say nothing about the order.
 _FEW_LABELS, _FEW_CHANGES = 64, 16
 
@@ -45,6 +46,8 @@ class Looks:
         if reached == 0 or seen >= self._images:
             return None
         spent = 2 * (1 - NormalDist().cdf(NormalDist().inv_cdf(1 - LEVEL / 2) / (reached / self._images) ** 0.5))
+        if spent - self._spent < _LEAST_LEVEL:
+            return None  # so strict that nothing can be decided, by quantiles that float64 hardly holds
         level, self._spent = spent - self._spent, spent
         return level
 

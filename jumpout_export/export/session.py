@@ -76,11 +76,14 @@ def open_session(path: Path, provider: str, level: Level) -> Session:
     options.intra_op_num_threads = torch.get_num_threads()
     # Idle threads of one session would otherwise spin and take the cores from the next one and from torch.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it would log is in the exception
     if provider == "cuda":
         session = _open_cuda(path, options)
     else:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Its fallback prints to stdout, and would only try the same again.
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     inputs, outputs = session.get_inputs(), session.get_outputs()
     first = next((value.shape[0] for value in inputs if value.shape), None)
     return Session(

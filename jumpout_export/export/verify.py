@@ -14,7 +14,7 @@ from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.audit import audit_model
 from jumpout_export.export.extras import require_onnx
 from jumpout_export.export.fold import fold, unwrap
-from jumpout_export.export.graph import file_sha256, inspect_file, load_onnx
+from jumpout_export.export.graph import can_be_run, file_sha256, inspect_file, load_onnx
 from jumpout_export.export.runner import run_providers
 from jumpout_export.export.session import check_providers
 from jumpout_export.export.signature import onnx_batch
@@ -74,10 +74,12 @@ def verify_onnx(
         result = not_run(providers, "the PyTorch model has no deterministic eval network")
     else:
         notes += folded.notes
+        result = not_run(providers, "the file is not run")
+        if can_be_run(checks):
+            result = run_providers(
+                path, folded.original.cpu(), folded.model.cpu(), batches, providers, seed=seed, progress=progress
+            )
         checks.append(STATE_PASSED)
-        result = run_providers(
-            path, folded.original.cpu(), folded.model.cpu(), batches, providers, seed=seed, progress=progress
-        )
     checks += result.checks
     return VerifyReport(
         passed=bool(result) and all(check.verdict == "pass" for check in checks),
