@@ -438,6 +438,16 @@ def test_dropout_that_is_off_stays_and_is_listed(tmp_path):
     assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "in.onnx").read_bytes()
 
 
+def test_the_domain_of_onnx_has_two_names(tmp_path):
+    norm = node("BatchNormalization", "r ones ones ones ones", "n")
+    nodes = [norm, dropout("false", x="n", y="a"), dropout(x="a")]
+    model = graph_model(nodes, constants=[tensor(np.ones(4), "ones")])
+    model.opset_import[0].domain = "ai.onnx"
+    report = folded(model, tmp_path)
+    assert report
+    assert [layer.path for layer in report.folded] == ["Dropout_z (Dropout)"]
+
+
 # Subgraphs and functions.
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from jumpout_export.export.protos import DEFAULT_DOMAINS
 from jumpout_export.export.refold_masks import (
     Factor,
     Form,
@@ -92,7 +93,7 @@ def find_noise(model: ir.Model) -> Noise:
     for node in nodes:
         noise.values.add(node)
         forms.add(node)
-    opset = model.graph.opset_imports.get("", 0)
+    opset = max(model.graph.opset_imports.get(domain, 0) for domain in DEFAULT_DOMAINS)
     training = [node for node in nodes if _dropout_trains(node, opset, noise) is True]
     noise.sites = [*_dropouts(training, noise), *_masks(nodes, forms, noise)]
     noise.alive, reached = _alive(model.graph, noise)
