@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from jumpout_export.batchnorm.estimate import discoveries
+from jumpout_export.batchnorm.forward_moments import ForwardMoments
 from jumpout_export.batchnorm.layers import Layer
-from jumpout_export.batchnorm.moments import ForwardMoments, Moments
+from jumpout_export.batchnorm.moments import Moments
 from jumpout_export.batchnorm.score import score_layer
 from jumpout_export.batchnorm.stopping import LEVEL, Looks
 

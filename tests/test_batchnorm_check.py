@@ -280,7 +280,7 @@ def special(**changes: object) -> nn.Sequential:
         ({"momentum": 0.0}, "Momentum is 0, so training never updates its statistics."),
         ({"momentum": 1.0}, "Momentum is 1, so it stores the statistics of the last batch only."),
         ({"training": False}, "Frozen: training leaves its statistics alone"),
-        ({"momentum": None}, ""),
+        ({"momentum": None}, "Momentum is None: it stores the plain average of all training batches"),
     ],
     ids=["never trained", "momentum 0", "momentum 1", "frozen", "momentum none"],
 )

@@ -12,8 +12,9 @@ from torch.nn.parameter import is_lazy
 
 from jumpout_export.batchnorm.collect import collect, collect_states
 from jumpout_export.batchnorm.feed import Feed
+from jumpout_export.batchnorm.forward_moments import ForwardMoments
 from jumpout_export.batchnorm.layers import Layer, batchnorm_layers
-from jumpout_export.batchnorm.moments import FOLDS, MOST_CALLS, WIDE_CHANNELS, WIDE_FOLDS, ForwardMoments, Moments
+from jumpout_export.batchnorm.moments import FOLDS, MOST_CALLS, WIDE_CHANNELS, WIDE_FOLDS, Moments
 from jumpout_export.batchnorm.states import RENORMALISED, SERVING, TRAINING
 from jumpout_export.nn.randomness import generator_states, moved_generators, same_bits
 

@@ -15,9 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from jumpout_export.batchnorm.distributed import Ranks
 from jumpout_export.batchnorm.feed import Feed, Step
+from jumpout_export.batchnorm.forward_moments import ForwardMoments, of_batch
 from jumpout_export.batchnorm.layers import Layer
 from jumpout_export.batchnorm.merge import merge_moments
-from jumpout_export.batchnorm.moments import ForwardMoments, Moments, of_batch
+from jumpout_export.batchnorm.moments import Moments
 from jumpout_export.batchnorm.states import State, preserved, put_into
 from jumpout_export.nn.randomness import rng_restored
 

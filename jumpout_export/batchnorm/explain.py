@@ -96,6 +96,8 @@ def facts(layer: Layer, moments: Moments | None, score: Score | None, warn: floa
         found.append("Never trained: num_batches_tracked is 0 (or its checkpoint does not store the counter).")
     if layer.momentum == 0 and not layer.fixed:
         found.append("Momentum is 0, so training never updates its statistics.")
+    if layer.momentum is None:
+        found.append("Momentum is None: it stores the plain average of all training batches, the earliest included.")
     if layer.momentum == 1:
         found.append("Momentum is 1, so it stores the statistics of the last batch only.")
     if moments is not None and moments.calls > 1:

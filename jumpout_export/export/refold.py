@@ -152,9 +152,9 @@ def _rewrite(model: ModelProto, reading: Reading) -> list[str]:
         take_out(written, reading.graph.graph, noise)
         gone = before - count_nodes(written)
         notes = [f"function `{name}` is written out where it is called" for name in reading.inlined]
-        notes.append(f"{gone} nodes are gone, {len(noise.removed)} of them random or in training mode")
+        notes.append(f"nodes removed: {gone}, of them random or in training mode: {len(noise.removed)}")
     if paths := cut_paths(written):
-        notes.append(f"absolute paths are cut to file names in {paths} texts")
+        notes.append(f"texts whose absolute paths are cut to file names: {paths}")
     return notes
 
 
@@ -189,7 +189,7 @@ def _layer(site: Site) -> FoldedLayer:
 
 def _found(noise: Noise) -> str:
     if noise.sites or noise.removed:
-        return f"{len(noise.sites)} places where noise is multiplied in, each the identity at rate 0"
+        return f"places where noise is multiplied in, each the identity at rate 0: {len(noise.sites)}"
     return "there is nothing to fold"
 
 
