@@ -412,7 +412,8 @@ def test_an_input_that_is_written_to_afterwards_was_measured_before():
 def test_memory_does_not_grow_with_images_or_batches():
     model = convolutional()
     held = []
-    others = {id(value) for value in gc.get_objects() if issubclass(type(value), torch.Tensor)}  # of earlier tests
+    # Tensors of earlier tests, held so that no new one gets the id of one of them.
+    others = {id(value): value for value in gc.get_objects() if issubclass(type(value), torch.Tensor)}
 
     def enough(step, seen) -> bool:
         tensors = [value for value in gc.get_objects() if type(value) is torch.Tensor and id(value) not in others]
