@@ -79,3 +79,34 @@ def test_looks_too_early_to_decide_anything_are_left_out(images):
     assert min(levels) >= 1e-9
     assert sum(levels) + looks.last == pytest.approx(0.05)
     assert looks.last > 0.04
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_as_many_images_as_a_layer_is_said_to_need_do_decide(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.BatchNorm1d(16))
+    model.eval()  # what it stores is right: mean 0, variance 1
+    x = torch.randn(60000, 16)
+    asked = 256
+    first = check_batchnorm(model, [x[:asked]], images=asked, outputs=False).layers[0]
+    assert first.verdict == "inconclusive"
+    assert asked < first.images_needed <= len(x) // 2
+    assert check_batchnorm(model, x[: 2 * first.images_needed].split(512), images=10**6, outputs=False)
+
+
+def test_an_undecided_layer_above_the_margin_is_told_the_rule_that_holds_it_back():
+    torch.manual_seed(0)
+    layer = nn.BatchNorm1d(64, momentum=0.5)
+    model = nn.Sequential(layer)
+    model.train()
+    for _ in range(40):
+        model(torch.randn(32, 64))
+    model.eval()
+    layer.running_mean += 0.2
+    batches = list(torch.randn(8192, 64).split(32))
+    guessed = check_batchnorm(model, batches, images=8192, outputs=False).layers[0]
+    assert guessed.verdict == "inconclusive"
+    assert guessed.w_low > 0.05
+    assert "as the batch size of training is a guess, drift has to exceed 3 times that" in guessed.note
+    known = check_batchnorm(model, batches, images=8192, training_batch_size=32, outputs=False).layers[0]
+    assert known.verdict == "drift"

@@ -145,15 +145,19 @@ def test_the_verdict_has_three_values(score, guessed, verdict):
 
 
 def test_images_needed_shrink_the_interval_to_the_margin():
-    # Half as far from the margin as the interval is wide: twice as narrow takes four times the images.
-    assert made_score(0.04, 0.02, 0.06).images_needed(0.05, 1000) == pytest.approx(4000, abs=1)
-    assert made_score(0.06, 0.04, 0.08).images_needed(0.05, 1000) == pytest.approx(4000, abs=1)
+    def made_square(w2, half, **settings):
+        return made_score(math.sqrt(w2), math.sqrt(max(w2 - half, 0)), math.sqrt(w2 + half), **settings)
+
+    # In W^2 half as far from the margin as the interval is wide: twice as narrow takes four times the images.
+    below, above = made_square(0.0015, 0.002), made_square(0.0035, 0.002)
+    assert below.images_needed(0.05, 1000) == pytest.approx(4000, abs=1)
+    assert above.images_needed(0.05, 1000) == pytest.approx(4000, abs=1)
     assert made_score(0.05, 0.04, 0.06).images_needed(0.05, 1000) is None
     assert made_score(0.04, 0.0, math.inf).images_needed(0.05, 5) is None
     assert made_score(0.0499, 0.0, 0.1).images_needed(0.05, 1000) is None
     # 1/n + 1/8000 has to be a quarter of 1/1000 + 1/8000; of 1/1000 + 1/3000 it cannot be.
-    assert made_score(0.04, 0.02, 0.06, held=8000).images_needed(0.05, 1000) == pytest.approx(6400, abs=1)
-    assert made_score(0.04, 0.02, 0.06, held=3000).images_needed(0.05, 1000) is None
+    assert made_square(0.0015, 0.002, held=8000).images_needed(0.05, 1000) == pytest.approx(6400, abs=1)
+    assert made_square(0.0015, 0.002, held=3000).images_needed(0.05, 1000) is None
 
 
 def test_the_error_of_the_variance_does_not_depend_on_the_stored_mean():

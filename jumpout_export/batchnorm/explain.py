@@ -10,7 +10,7 @@ from torch import Tensor
 from jumpout_export.batchnorm.attribute import CAUSES, Parts
 from jumpout_export.batchnorm.layers import Layer, label
 from jumpout_export.batchnorm.moments import Moments
-from jumpout_export.batchnorm.score import MIN_IMAGES, Score
+from jumpout_export.batchnorm.score import GUESSED_NOISE, MIN_IMAGES, Score
 from jumpout_export.report import BatchNormVerdict, Cause
 
 CALL = "recalibrate_batchnorm(model, batches)"
@@ -49,9 +49,10 @@ def undecided_sentence(score: Score, images: int, warn: float, *, guessed: bool 
         return f"{between}; about {_round(needed - images)} more images would decide."
     if decided_but_for_noise or score.stored_images < images:
         unless = ", say training_batch_size= if training used larger batches" if guessed else ""
+        rule = f"; as the batch size of training is a guess, drift has to exceed {GUESSED_NOISE:.0f} times that"
         return (
-            f"{between}, and the noise in the stored average alone makes {score.stored_floor:.3f}; {FIX}{unless}, or "
-            "train longer with a smaller momentum."
+            f"{between}, and the noise in the stored average alone makes {score.stored_floor:.3f}"
+            f"{rule if guessed and score.low > warn else ''}; {FIX}{unless}, or train longer with a smaller momentum."
         )
     return (
         f"{between}; the estimate is too close to the margin to say how many more would decide; try four times as many."
@@ -73,6 +74,8 @@ def cause_sentences(
     shares = dict(zip(CAUSES, parts.shares, strict=True))
     first, second, _ = sorted(shares, key=lambda cause: shares[cause], reverse=True)
     also = f", {shares[second]:.0%} {second}" if shares[second] >= SECOND_CAUSE else ""
+    if also and shares[first] < 0.995 and shares[first] + shares[second] > 1.005:
+        also += ", less what works against it"
     return [
         f"{_share(shares[first])} is {first}{also}: {_effect(parts, first)}.",
         _advice(first, name, origin, guessed=guessed, frozen=frozen),

@@ -78,8 +78,9 @@ class Score:
 
     def images_needed(self, margin: float, images: int) -> int | None:
         """Returns about how many images would decide; None where more images would not, or not a reasonable number."""
-        half = self.high - self.w if self.w < margin else self.w - self.low
-        distance = abs(self.w - margin)
+        # In W^2, in which the interval is symmetric: near 0 that of W would only shrink with the fourth root of n.
+        half = self.high**2 - self.w**2
+        distance = abs(self.w**2 - margin**2)
         if not math.isfinite(half) or distance == 0 or half == 0:
             return None
         # The interval shrinks as the root of 1 / images + 1 / stored_images, whose second part stays.
