@@ -16,18 +16,24 @@ import torch
 from jumpout_export import ops
 
 _LEAST_ROUNDS = 3
+_TURN = 5e-4  # seconds
 
 
 def alternate(functions: dict[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, dict[str, float]]:
-    """Returns median and minimum seconds per call of each function, called in turn for about `seconds` in all."""
+    """Returns median and minimum seconds per call of each function, called in turn for about `seconds` in all.
+
+    A turn starts with a call that is not timed: each function finds the caches as it left them itself, not as its
+    neighbour in the list did. Otherwise the fast ones, called once or twice a turn, would pay for the slow ones.
+    """
     measure = _cuda_seconds if device == "cuda" else _cpu_seconds
     for function in functions.values():
         measure(function, 2)  # compiles, fills caches
     times: dict[str, list[float]] = {name: [] for name in functions}
-    repeats = {name: max(1, int(2e-4 / max(measure(function, 1), 1e-7))) for name, function in functions.items()}
+    repeats = {name: max(1, int(_TURN / max(measure(function, 1), 1e-7))) for name, function in functions.items()}
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(next(iter(times.values()))) < _LEAST_ROUNDS:
         for name, function in functions.items():
+            function()
             times[name].append(measure(function, repeats[name]))
     return {name: {"median": statistics.median(values), "min": min(values)} for name, values in times.items()}
 
