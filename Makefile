@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt pyproject.toml $(wildcard cpp/op/*)
 MODEL ?= runs/demo/model.onnx
-PACKAGE_DIRS := jumpout_export tests examples benchmarks
+PACKAGE_DIRS := jumpout_export tests examples benchmarks experiments
 
-.PHONY: help setup demo replay test bench cuda-check gpu lint typecheck package format schema clean
+.PHONY: help setup demo replay test bench paper paper-gpu cuda-check gpu gpu-verify lint typecheck package format schema clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,14 @@ bench: setup  ## check, time, write benchmarks/results/*.json, the README's tabl
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/readme.py
 
+paper: setup  ## the paper's tables and figures on DATA=, a folder with CIFAR-10, sized for two CPU cores (an hour)
+	$(if $(DATA),,$(error make paper needs DATA=, a folder with CIFAR-10; experiments/README.md says in which layouts))
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.paper --data $(DATA)
+
+paper-gpu:  ## the full protocol of CIFAR10(s) on DATA= and a GPU, in the Python that is there
+	$(if $(DATA),,$(error make paper-gpu needs DATA=, a folder with CIFAR-10; experiments/README.md says in which layouts))
+	$(PYTHON) -m experiments.paper --data $(DATA) --protocol gpu --workers 3
+
 cuda-check: setup  ## compile the CUDA kernels for sm_80, sm_90, sm_100 and PTX; needs nvcc, no GPU
 	@mkdir -p build
 	cmake -S . -B build/cuda-check -DJUMPOUT_CUDA=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
@@ -51,6 +59,9 @@ cuda-check: setup  ## compile the CUDA kernels for sm_80, sm_90, sm_100 and PTX;
 
 gpu:  ## on a machine with a GPU: build into its Python, run the tests with CUDA required, the sanitizer, the benchmarks
 	PYTHON=$(PYTHON) tools/gpu.sh
+
+gpu-verify:  ## on a machine with a GPU: prove exports on CUDA node by node, time them; ONNXRUNTIME_WHEELS= without a network
+	PYTHON=$(PYTHON) ONNXRUNTIME_WHEELS=$(ONNXRUNTIME_WHEELS) tools/gpu_verify.sh
 
 lint: setup  ## ruff, clang-format, codespell
 	$(BIN)/ruff check $(PACKAGE_DIRS) tools

@@ -6,6 +6,7 @@ from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.export.fold import fold_model
 from jumpout_export.export.graph import inspect_onnx
 from jumpout_export.export.publish import export_onnx
+from jumpout_export.export.refold import fold_onnx
 from jumpout_export.export.verify import verify_onnx
 from jumpout_export.nn.convert import convert_dropout
 from jumpout_export.nn.functional import JumpoutStatistics, jumpout
@@ -26,6 +27,7 @@ __all__ = [  # noqa: RUF022 in the order of the pipeline
     # ship
     "export_onnx",
     "fold_model",
+    "fold_onnx",
     "inspect_onnx",
     "verify_onnx",
 ]

@@ -14,18 +14,21 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import torch
 import typer
 from torch import nn
 
-from jumpout_export import cli_ranks, loading, ops
+from jumpout_export import cli_info, cli_ranks, loading
 from jumpout_export import demo as demo_module
 from jumpout_export.batchnorm.check import check_batchnorm
+from jumpout_export.batchnorm.kinds import serves_with_statistics
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.cli_options import (
     BatchSize,
     Data,
     Device,
+    DtypeOption,
+    Dynamic,
+    ExternalData,
     Fail,
     InputShape,
     Json,
@@ -47,11 +50,14 @@ from jumpout_export.cli_work import (
     FAILED,
     NOT_VERIFIED,
     PASSED,
+    TORCH_DTYPES,
     WRONG_USAGE,
     build_model,
     check_folder,
     exit_code,
     interrupt,
+    is_program,
+    parse_dynamic,
     parse_providers,
     read_batches,
     show,
@@ -120,6 +126,9 @@ def export(
     providers: Providers = "cpu",
     opset: Annotated[int | None, typer.Option(help="ONNX opset; the converter's own by default")] = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch/--static", help="leave the batch size open")] = True,
+    dynamic: Dynamic = None,
+    dtype: DtypeOption = None,
+    external_data: ExternalData = False,
     allow: Annotated[
         list[str] | None, typer.Option(help="module path that may stay random in eval mode; repeatable")
     ] = None,
@@ -138,12 +147,16 @@ def export(
 ) -> None:
     """Fold, convert and verify a model; OUT.onnx appears only if every check passed."""
     chosen = parse_providers(providers)
-    check_arguments(out, golden, opset)
+    dynamic_axes = parse_dynamic(dynamic)
+    torch_dtype = TORCH_DTYPES[dtype] if dtype else None
+    check_arguments(out, golden, opset, torch_dtype)
     check_folder(report, "--report")
     with working() as progress:
-        network = build_model(model, weights, device)
+        network = build_model(model, weights, device, programs=True)
         batches = read_batches(data, input_shape, batch_size, seed)
         try_first_batch(network, batches)
+        if recalibrate and is_program(model):
+            raise LoadError(f"--recalibrate: the exported program {model} has no BatchNorm layers; give the factory")
         batchnorm = _check_before_export(network, batches, data, recalibrate, images, progress)
         result = export_onnx(
             network,
@@ -153,6 +166,9 @@ def export(
             providers=chosen,
             opset=opset,
             dynamic_batch=dynamic_batch,
+            dynamic_axes=dynamic_axes,
+            dtype=torch_dtype,
+            external_data=external_data or None,
             allow=tuple(allow or ()),
             keep_debug_info=keep_debug_info,
             batchnorm=batchnorm,
@@ -167,7 +183,9 @@ def export(
 @app.command()
 def verify(
     file: OnnxFile,
-    against: Annotated[str, typer.Option(metavar="MODEL", help="package.module:factory of the torch model")],
+    against: Annotated[
+        str, typer.Option(metavar="MODEL", help="package.module:factory of the torch model, or file.pt2")
+    ],
     weights: Weights = None,
     data: Data = None,
     input_shape: InputShape = None,
@@ -182,7 +200,7 @@ def verify(
     check_folder(report, "--report")
     chosen = parse_providers(providers)
     with working() as progress:
-        network = build_model(against, weights, device)
+        network = build_model(against, weights, device, programs=True)
         batches = read_batches(data, input_shape, batch_size, seed)
         try_first_batch(network, batches)
         inputs = list(itertools.islice(batches, 4))
@@ -332,15 +350,10 @@ def fold(
 
 @app.command()
 def info(json: Json = False) -> None:
-    """Show build facts: versions, the compiled extension, threads, CUDA, ONNX Runtime's providers."""
+    """Show what runs here: versions, the compiled extension, CUDA, ONNX Runtime's providers and why one cannot."""
     import json as json_module
 
-    facts: dict[str, Any] = {
-        **demo_module.environment(),
-        **{f"extension {name}": value for name, value in ops.build_info().items()},
-        "torch CUDA": torch.version.cuda or "not in this torch",
-        "ONNX Runtime providers": _onnxruntime_providers(),
-    }
+    facts = cli_info.facts()
     if json:
         typer.echo(json_module.dumps(facts, indent=2))
     else:
@@ -388,16 +401,8 @@ def _check_before_export(
             raise LoadError("--recalibrate needs real images: give --data")
         typer.echo("BatchNorm was not checked: that needs --data", err=True)
         return None
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+    if not any(map(serves_with_statistics, network.modules())):
         return None
     if recalibrate:
         recalibrate_batchnorm(network, batches, images=images, progress=progress)
     return check_batchnorm(network, batches, images=images, progress=progress)
-
-
-def _onnxruntime_providers() -> str:
-    try:
-        import onnxruntime
-    except ImportError:
-        return "onnxruntime is not installed: pip install 'jumpout-export[onnx]'"
-    return ", ".join(onnxruntime.get_available_providers())

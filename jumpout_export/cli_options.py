@@ -7,6 +7,13 @@ from typing import Annotated
 import typer
 
 
+class Dtype(StrEnum):
+    """The floating-point type of an exported network."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
 class Method(StrEnum):
     """How running statistics are recalibrated."""
 
@@ -16,7 +23,8 @@ class Method(StrEnum):
 
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="package.module:factory, a callable that returns the nn.Module")
+    str,
+    typer.Argument(metavar="MODEL", help="package.module:factory, a callable that returns the nn.Module; or file.pt2"),
 ]
 Weights = Annotated[
     Path | None, typer.Option(help=".safetensors, or .pt/.pth with tensors only; without it the factory's own weights")
@@ -29,6 +37,21 @@ InputShape = Annotated[
     typer.Option(help="without --data: shape of random inputs, 1,3,32,32 or name:1,3,32,32; repeatable"),
 ]
 Providers = Annotated[str, typer.Option(help="ONNX Runtime providers to verify on: cpu, cuda or cpu,cuda")]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="INPUT:AXIS=NAME",
+        help="further axis to leave open, for example image:2=height; verified at other sizes; repeatable",
+    ),
+]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option("--dtype", help="fp16 exports a half-precision copy; the model's own type by default"),
+]
+ExternalData = Annotated[
+    bool,
+    typer.Option("--external-data", help="write the weights to a file beside it, as is always done beyond 2 GiB"),
+]
 Device = Annotated[str, typer.Option(help="where torch runs: cpu or cuda[:N]")]
 Seed = Annotated[int, typer.Option(help="seeds whatever is random")]
 BatchSize = Annotated[int, typer.Option(min=1, help="images per batch")]
@@ -50,5 +73,5 @@ RefuseIfWorse = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print the report as JSON")]
-ReportDir = Annotated[Path | None, typer.Option("--report", help="write report.json, report.html and the plots here")]
+ReportDir = Annotated[Path | None, typer.Option("--report", help="write report.json, .md, .html and the plots here")]
 OnnxFile = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="the ONNX file")]

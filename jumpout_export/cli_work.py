@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,17 @@ from torch import nn
 from jumpout_export import loading, render
 from jumpout_export.cli_ranks import rank
 from jumpout_export.console import progress_on_stderr
+from jumpout_export.demo import environment
 from jumpout_export.errors import LoadError, NotVerifiableError
+from jumpout_export.export.program_file import load_program
+from jumpout_export.export.programs import as_module
 from jumpout_export.nn.batches import Progress, split_batch
 from jumpout_export.nn.randomness import rng_restored
 from jumpout_export.report import BatchNormReport, Report, VerifyReport
 
 PASSED, FAILED, WRONG_USAGE, NOT_VERIFIED = 0, 1, 2, 3
+# As `--dtype` names them.
+TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Interrupted(SystemExit):
@@ -32,7 +38,7 @@ class Interrupted(SystemExit):
 def interrupt(number: int, _: object) -> NoReturn:
     """Signal handler: says so and ends the process."""
     # Typer would end with 1, which means that a check failed.
-    typer.echo("interrupted", err=True)
+    typer.echo("interrupted", file=sys.__stderr__)  # sys.stderr is caught while the model is converted
     raise Interrupted(128 + number)
 
 
@@ -56,8 +62,14 @@ def check_folder(folder: Path | None, option: str) -> None:
         raise LoadError(f"{option} {folder} must be a folder, it is a file")
 
 
-def build_model(spec: str, weights: Path | None, device: str) -> nn.Module:
-    """Returns the model that a factory makes, with its weights, on `device`.
+def build_model(spec: str, weights: Path | None, device: str, *, programs: bool = False) -> nn.Module:
+    """Returns the model that a factory makes, with its weights, or an exported program as a module, on `device`.
+
+    Args:
+        spec: `package.module:factory`, or the path of a `.pt2` file.
+        weights: for the factory's model.
+        device: where torch runs.
+        programs: whether the command can work with an exported program.
 
     Raises:
         LoadError: if one of them is wrong.
@@ -69,10 +81,29 @@ def build_model(spec: str, weights: Path | None, device: str) -> nn.Module:
         raise LoadError(f"--device must be cpu or cuda[:N], got {device!r}") from error
     if target.type == "cuda" and not torch.cuda.is_available():
         raise NotVerifiableError(f"--device {device}: torch {torch.__version__} sees no usable CUDA device")
+    if is_program(spec):
+        return _load_program(spec, weights, programs).to(target)
     model = loading.load_model(spec)
     if weights is not None:
         loading.load_weights(model, weights)
     return model.to(target)
+
+
+def is_program(spec: str) -> bool:
+    """Whether MODEL names a file with an exported program."""
+    return spec.endswith(".pt2")
+
+
+def _load_program(spec: str, weights: Path | None, programs: bool) -> nn.Module:
+    if not programs:
+        raise LoadError(
+            f"MODEL {spec}: an exported program is a graph without BatchNorm layers, so there is nothing to check or "
+            "recalibrate; give package.module:factory of the module that was exported"
+        )
+    if weights is not None:
+        raise LoadError(f"--weights {weights}: the exported program {spec} holds its own weights")
+    network: nn.Module = as_module(load_program(Path(spec)))
+    return network
 
 
 def try_first_batch(network: nn.Module, batches: Any) -> None:
@@ -118,10 +149,34 @@ def parse_providers(text: str) -> tuple[str, ...]:
     return names
 
 
+def parse_dynamic(entries: list[str] | None) -> dict[str, dict[int, str]]:
+    """Returns `--dynamic INPUT:AXIS=NAME` entries as {input: {axis: name}}.
+
+    Raises:
+        LoadError: if one has another form, or names an axis twice.
+    """
+    axes: dict[str, dict[int, str]] = {}
+    for entry in entries or ():
+        place, _, name = entry.partition("=")
+        given, _, axis = place.rpartition(":")
+        if not (given and axis.isdecimal() and name):
+            raise LoadError(f"--dynamic must be INPUT:AXIS=NAME, for example image:2=height, got {entry!r}")
+        if int(axis) in axes.get(given, {}):
+            raise LoadError(f"--dynamic names axis {axis} of {given} twice")
+        axes.setdefault(given, {})[int(axis)] = name
+    return axes
+
+
 def show(report: Report, json: bool, directory: Path | None) -> None:
-    """Writes the report to `directory`, where one is given, and prints it on stdout; of several processes one."""
+    """Writes the report to `directory`, where one is given, and prints it on stdout; of several processes one.
+
+    A report on a file is given the command and the versions it was made with.
+    """
     if rank() != 0:
         return
+    if isinstance(report, VerifyReport):
+        facts = {name: value for name, value in environment().items() if name != "device"}
+        report.environment = {"command": shlex.join(["jumpout-export", *sys.argv[1:]]), **facts}
     if directory is not None:
         render.write_report(report, directory)
     try:

@@ -243,6 +243,8 @@ def read_image(file: Path) -> Tensor:
         from PIL import Image
     except ImportError as error:
         raise ImportError("reading images needs Pillow: pip install 'jumpout-export[data]'") from error
+    if not file.is_file():  # opening a pipe would wait for ever
+        raise LoadError(f"image {file} cannot be read: it is no plain file")
     try:
         with Image.open(file) as image:
             pixels = np.array(image.convert("RGB"))

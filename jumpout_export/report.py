@@ -285,6 +285,7 @@ class VerifyReport(_Model):
         path: the ONNX file.
         sha256: of the ONNX file, in hex; empty if there is none.
         notes: sentences for a person, one fact each.
+        environment: the command with its settings, versions and machine, as name -> value; filled by the command line.
     """
 
     kind: Literal["verify", "inspect", "export", "fold"] = "verify"
@@ -295,6 +296,7 @@ class VerifyReport(_Model):
     path: str = ""
     sha256: str = ""
     notes: list[str] = Field(default_factory=list)
+    environment: dict[str, str] = Field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return self.passed

@@ -25,17 +25,21 @@ LAYERS = {
     "cli_work": 4,
     "demo": 4,
     "cli": 4,
+    "cli_info": 4,
 }
 WITHIN_LAYER = {
     ("render", "report"),
     ("render", "errors"),
     ("report", "errors"),
     ("cli", "demo"),
+    ("cli", "cli_info"),
     ("cli", "cli_options"),
     ("cli", "cli_ranks"),
     ("cli", "cli_work"),
+    ("cli_info", "demo"),
     ("cli_work", "cli_ranks"),
     ("cli_work", "console"),
+    ("cli_work", "demo"),
 }
 NO_TORCH = ("errors", "report", "render")
 

@@ -507,7 +507,7 @@ def test_an_unexpected_failure_is_neither_passed_nor_failed(run, monkeypatch):
     def broken(*_):
         raise RuntimeError("a bug of ours")
 
-    monkeypatch.setattr(cli, "_onnxruntime_providers", broken)
+    monkeypatch.setattr(cli.cli_info, "facts", broken)
     code, _, err = run("info")
     assert code == cli.NOT_VERIFIED
     assert "a bug of ours" in err

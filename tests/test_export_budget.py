@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from jumpout_export.export.axes import Axes
 from jumpout_export.export.budget import CAP, FACTOR, FLOOR, WITHOUT_REFERENCE, ceiling, relative_limits
 from jumpout_export.export.compare import Comparison
 from jumpout_export.export.quiet import converter_log
@@ -17,6 +18,7 @@ from jumpout_export.export.samples import rows, samples
 from jumpout_export.export.scale import Scale
 from jumpout_export.export.signature import onnx_batch, outputs
 
+OPEN = Axes((True,), None, ({},))
 EPS = torch.finfo(torch.float32).eps
 
 
@@ -198,7 +200,7 @@ def test_integers_may_equal_either_precision_and_nothing_else():
 
 def test_all_images_are_compared_and_small_batches_and_noise_too():
     images = [batch_of(torch.arange(8.0).reshape(4, 2)), batch_of(torch.arange(8.0, 14.0).reshape(3, 2))]
-    found = list(samples(iter(images), None, seed=0))
+    found = list(samples(iter(images), OPEN, seed=0))
     assert [(sample.group, sample.batch.size, sample.start) for sample in found] == [
         ("batch=1", 1, 0),
         ("batch=2", 2, 0),
@@ -211,14 +213,14 @@ def test_all_images_are_compared_and_small_batches_and_noise_too():
     ]
     assert torch.equal(torch.cat([sample.batch.args[0] for sample in found[3:5]]), torch.arange(14.0).reshape(7, 2))
     assert torch.equal(found[2].batch.args[0][4:], images[0].args[0][:3])  # seven of four images: from the start again
-    again = list(samples(iter(images), None, seed=0))
-    other = list(samples(iter(images), None, seed=1))
+    again = list(samples(iter(images), OPEN, seed=0))
+    other = list(samples(iter(images), OPEN, seed=1))
     assert torch.equal(found[7].batch.args[0], again[7].batch.args[0])
     assert not torch.equal(found[7].batch.args[0], other[7].batch.args[0])
 
 
 def test_a_fixed_batch_size_is_filled_up():
-    found = list(samples(iter([batch_of(torch.arange(5.0))]), 3, seed=0))
+    found = list(samples(iter([batch_of(torch.arange(5.0))]), Axes((True,), 3, ({},)), seed=0))
     assert [(sample.group, sample.batch.size) for sample in found] == [
         ("batch=3", 3),
         ("data", 3),
@@ -230,11 +232,11 @@ def test_a_fixed_batch_size_is_filled_up():
 
 def test_random_inputs_stay_among_the_values_given():
     index, mask, table = torch.tensor([3, 7, 7, 9]), torch.tensor([True, False, True, True]), torch.randn(6)
-    *_, last = samples(iter([batch_of(index, mask, table)]), None, seed=0)
+    *_, last = samples(iter([batch_of(index, mask, table)]), Axes((True, True, False), None, ({}, {}, {})), seed=0)
     assert set(last.batch.args[0].tolist()) <= {3, 7, 9}
     assert last.batch.args[1].dtype == torch.bool
     assert torch.equal(last.batch.args[2], table)  # as long as it is, it is no batch
-    *_, last = samples(iter([batch_of(torch.zeros(4, 50))]), None, seed=0)
+    *_, last = samples(iter([batch_of(torch.zeros(4, 50))]), OPEN, seed=0)
     assert abs(last.batch.args[0].std().item() - 1) < 6 / math.sqrt(2 * 350)
 
 

@@ -267,7 +267,9 @@ def test_a_model_that_cannot_be_copied_says_why():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got int"):
+    with pytest.raises(
+        TypeError, match=r"model must be a torch\.nn\.Module or torch\.export\.ExportedProgram, got int"
+    ):
         fold_model(3, X)
     with pytest.raises(TypeError, match=r"example: a batch must be a tensor, a tuple or list .* got str"):
         fold_model(nn.Linear(8, 8), "x")

@@ -92,7 +92,7 @@ def test_a_clean_file_passes(tmp_path):
     assert report
     assert report.kind == "inspect"
     assert found(report) == {}
-    assert len(report.checks) == 11
+    assert len(report.checks) == 12
     assert len(report.sha256) == 64
     assert report.notes == ["opset 18, IR version 10, 3 nodes"]
 

@@ -16,10 +16,9 @@ from onnx import numpy_helper
 from torch import nn
 
 from jumpout_export import Jumpout
-from jumpout_export.export.convert import DEFAULT_OPSET, convert
+from jumpout_export.export.convert import DEFAULT_OPSET
 from jumpout_export.export.graph import inspect_onnx
 from jumpout_export.export.publish import export_onnx
-from jumpout_export.export.signature import onnx_batch
 from jumpout_export.export.verify import verify_onnx
 from jumpout_export.nn.randomness import same_bits
 from jumpout_export.report import BatchNormLayer, BatchNormReport, ExportReport
@@ -314,8 +313,6 @@ def test_the_opset_is_honoured_or_it_is_a_failure(tmp_path):
     before = (tmp_path / "model.onnx").read_bytes()
     report = export_onnx(Mean(), tmp_path / "model.onnx", X, opset=13)
     assert found(report)["convert"].startswith("opset 13 was asked for, the converter wrote 18; it has 18 and later")
-    newest = export_onnx(Mean(), tmp_path / "model.onnx", X, opset=onnx.defs.onnx_opset_version())
-    assert found(newest).keys() >= {"file/onnxruntime", "cpu/off/session", "cpu/all/session"}
     assert (tmp_path / "model.onnx").read_bytes() == before
 
 
@@ -450,7 +447,7 @@ def test_debug_info_is_kept_on_request_but_no_path(tmp_path):
     assert 'File "linear.py", line' in trace
 
 
-def test_allowing_randomness_silences_the_audit_not_the_proof(tmp_path):
+def test_allowed_randomness_is_proven_absent_from_the_file_or_named_in_it(tmp_path):
     class Unused(nn.Module):
         def forward(self, x):
             torch.rand_like(x)
@@ -459,9 +456,11 @@ def test_allowing_randomness_silences_the_audit_not_the_proof(tmp_path):
     path = tmp_path / "model.onnx"
     assert found(export_onnx(Block(Unused()), path, X)).keys() == {"randomness"}
     assert export_onnx(Block(Unused()), path, X, allow=["body.2"])
-    path.unlink()
-    assert found(export_onnx(Block(Masked()), path, X, allow=["body"])).keys() >= {"file/random nodes"}
-    assert os.listdir(tmp_path) == []
+    assert inspect_onnx(path)
+    report = export_onnx(Block(Masked()), path, X, allow=["body"])
+    assert report, found(report)
+    assert any(note.startswith("NOT deterministic: random on purpose: 1 node") for note in report.notes)
+    assert not inspect_onnx(path)
 
 
 def test_an_operator_without_translation_is_a_failure_with_the_reason(older):
@@ -483,14 +482,6 @@ def test_data_dependent_control_flow_is_a_failure_with_the_reason(older, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_weights_beyond_the_size_of_a_file_are_refused(tmp_path):
-    from jumpout_export.errors import ConversionError
-
-    large = nn.Linear(30000, 20000, device="meta")
-    with pytest.raises(ConversionError, match=r"weights take 2\.2 GiB; an ONNX file holds 2 GiB, .* not supported yet"):
-        convert(large, onnx_batch(torch.ones(1, 30000), large), tmp_path / "model.onnx")
-
-
 def test_the_file_has_the_permissions_of_any_new_file(exported, tmp_path):
     (tmp_path / "any").touch()
     assert stat.S_IMODE((exported[1] / "model.onnx").stat().st_mode) == stat.S_IMODE((tmp_path / "any").stat().st_mode)
@@ -508,12 +499,16 @@ def test_the_file_has_the_permissions_of_any_new_file(exported, tmp_path):
             ValueError,
             "golden data needs a folder, or a name in an existing one, got 'no/where'",
         ),
-        ({"opset": 6}, ValueError, r"opset must be in \[7, \d+\], which the installed onnx knows, got 6"),
+        ({"opset": 6}, ValueError, r"opset must be in \[7, \d+\], got 6; \d+ is the newest that the installed ONNX Ru"),
         ({"opset": 999}, ValueError, r"opset must be in \[7, \d+\]"),
         ({"opset": "18"}, TypeError, "opset must be an int, got str"),
         ({"opset": True}, TypeError, "opset must be an int, got bool"),
         ({"providers": ["gpu"]}, ValueError, "providers must be of cpu, cuda, got 'gpu'"),
-        ({"model": torch.relu}, TypeError, r"model must be a torch\.nn\.Module, got "),
+        (
+            {"model": torch.relu},
+            TypeError,
+            r"model must be a torch\.nn\.Module or torch\.export\.ExportedProgram, got ",
+        ),
         ({"example": "x"}, TypeError, "example: a batch must be a tensor"),
         (
             {"model": nn.Bilinear(3, 3, 2), "example": (torch.ones(2, 3), 3)},

@@ -179,9 +179,7 @@ def test_a_layer_known_by_name_is_replaced_once_it_is_shown_to_be_the_identity()
 
     folded = fold(Unused(), X)
     assert folded.layers[0].action == "keep"
-    assert folded.notes[0].startswith(
-        "`drop` (DropPath) is not known to return its input in eval mode, and the example"
-    )
+    assert folded.notes == ("stays, in eval mode, because the example does not reach it: `drop` (DropPath)",)
 
 
 def test_a_folded_model_with_other_bits_fails_the_check_fold():

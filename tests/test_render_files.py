@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jumpout_export.render import files, render_html, write_report
+from jumpout_export.render import files, render_html, render_markdown, write_report
 from jumpout_export.report import BatchNormLayer, BatchNormReport, Check, ExportReport, PipelineReport, TrainingHistory
 
 
@@ -23,10 +23,18 @@ def names(folder: Path) -> set[str]:
 
 def test_writes_json_page_and_plots_and_says_so(tmp_path):
     written = write_report(report(), tmp_path / "new" / "folder")
-    assert set(written) == {"report.json", "report.html", "plot-loss.svg", "plot-drift.svg", "plot-channels-1.svg"}
+    assert set(written) == {
+        "report.json",
+        "report.md",
+        "report.html",
+        "plot-loss.svg",
+        "plot-drift.svg",
+        "plot-channels-1.svg",
+    }
     assert names(tmp_path / "new" / "folder") == set(written)
     assert PipelineReport.model_validate_json(written["report.json"].read_text()) == report()
     assert written["report.html"].read_text(encoding="utf-8") == render_html(report())
+    assert written["report.md"].read_text(encoding="utf-8") == render_markdown(report())
     assert written["plot-drift.svg"].read_text().startswith("<?xml")
     # Others may read it: no temporary file's private mode.
     assert stat.S_IMODE(written["report.json"].stat().st_mode) & stat.S_IRUSR
@@ -43,7 +51,7 @@ def test_plots_of_an_older_report_are_removed_and_other_files_are_not(tmp_path):
     (tmp_path / "plot-mine.svg").write_text("mine")
     written = write_report(BatchNormReport(verdict="ok", images=0), tmp_path)
     assert names(tmp_path) == {*written, "plot-mine.svg"}
-    assert set(written) == {"report.json", "report.html"}
+    assert set(written) == {"report.json", "report.md", "report.html"}
 
 
 @pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
@@ -60,7 +68,7 @@ def test_a_missing_extra_is_named_and_the_json_is_there(tmp_path, monkeypatch, m
     with pytest.raises(ImportError, match=rf"need {missing}.*pip install 'jumpout-export\[report\]'"):
         write_report(report(0.4), tmp_path)
     # The older page would now stand beside JSON that says something else.
-    assert names(tmp_path) == {"report.json"}
+    assert names(tmp_path) == {"report.json", "report.md"}
     assert json.loads((tmp_path / "report.json").read_text())["before"]["layers"][0]["w"] == 0.4
 
 
@@ -99,3 +107,16 @@ def test_the_list_of_plots_is_complete(tmp_path):
     assert {name for name in write_report(full, tmp_path) if name.endswith(".svg")} == {
         f"plot-{name}.svg" for name in files._PLOTS
     }
+
+
+def test_notes_come_before_versions_which_come_last_on_the_page(tmp_path):
+    facts = {"jumpout_export.torch": "2.0", "other": "kept"}
+    verified = ExportReport(
+        passed=False, notes=["what failed"], provenance=facts, environment={"command": "jumpout-export export"}
+    )
+    text = write_report(verified, tmp_path)["report.md"].read_text(encoding="utf-8")
+    titles = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert titles[-3:] == ["Notes", "Provenance", "Environment"]
+    assert "| torch | 2.0 |" in text
+    assert "| other | kept |" in text
+    assert "| command | jumpout-export export |" in text

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.checks import counted, joined
 from jumpout_export.export.locate import first_difference
+from jumpout_export.export.programs import BatchNormNode, program_batchnorms
 from jumpout_export.nn.randomness import RandomCall, random_calls, repeated
 from jumpout_export.report import Check
 
@@ -39,10 +40,12 @@ def audit_model(model: nn.Module) -> Audit:
             raise ValueError(f"parameter `{name}` belongs to a lazy layer that has not seen data; run one batch first")
     broken = [_non_finite(f"parameter `{name}`", tensor) for name, tensor in parameters]
     layers = [(path, module) for path, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    nodes = program_batchnorms(model)
     problems = [problem for path, layer in layers for problem in _batchnorm_problems(path, layer)]
+    problems += [problem for path, node in nodes for problem in _batchnorm_problems(path, node)]
     checks = (
         counted("parameters", [text for text in broken if text], f"{len(parameters)} parameters are finite"),
-        counted("batchnorm", problems, f"{len(layers)} BatchNorm layers have usable statistics"),
+        counted("batchnorm", problems, f"{len(layers) + len(nodes)} BatchNorm layers have usable statistics"),
     )
     untrained = [f"`{path}`" for path, layer in layers if _never_trained(layer)]
     notes = _mode_notes(model)
@@ -108,7 +111,7 @@ def _mode_notes(model: nn.Module) -> list[str]:
     return [f"in train mode: {names}; the eval network was taken"]
 
 
-def _batchnorm_problems(path: str, layer: _BatchNorm) -> list[str]:
+def _batchnorm_problems(path: str, layer: _BatchNorm | BatchNormNode) -> list[str]:
     if layer.running_mean is None or layer.running_var is None:
         why = "so its output depends on the batch it is served in; train it with track_running_stats=True"
         return [f"`{path}` has no running statistics, {why}"]

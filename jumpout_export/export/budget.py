@@ -12,10 +12,16 @@ to round exactly. CAP is the ceiling: a model that amplifies rounding cannot buy
 file passes. Where torch's own error is above CAP / FACTOR, a right file may fail too: it cannot be told from a wrong
 one.
 
+A float16 file has the float64 run of the same rounded weights as its reference, so what the rounding of the weights
+costs is no part of the limit. A float64 output of a float32 model is judged as float32: it was computed in that.
+
 Measured on 34 networks (small convnets, MLPs with 1 to 20 layers with and without BatchNorm, a ResNet, LSTM,
 Transformer, softmax and other last layers, masked outputs, dead channels, rows 1e12 apart, one that cancels
 1000 - 1000, 1000 classes, float16 and float64), 3 seeds, 1, 8 and 64 images in batches of 1, 2, 7 and as they came,
-both optimization levels: the largest error is 0.74 of its limit, mostly below 0.4.
+both optimization levels: with a FACTOR of 4 the largest error is 0.74 of its limit, mostly below 0.4. On ResNets with
+1000 classes it came to 0.95: one of many thousands of rounding errors is the largest, and torch's own are known from a
+few images. Hence the 8, with which 0.62 is the largest of 12 seeds and two networks. With dtype=float16, on 6 networks
+of up to 35 layers, 3 seeds and a FACTOR of 4: 0.19, PyTorch's own error up to 0.4% of the size.
 """
 
 from __future__ import annotations
@@ -23,11 +29,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FACTOR = 4.0
+FACTOR = 8.0
 FLOOR = 16.0
 # Half precision rounds each result to half an eps: 16 eps would be 1.6%.
 _FLOOR_HALF = 2.0
-CAP = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2}
+CAP = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2}
 # In eps, where nothing more precise than the output exists: the model fails in float64, or is in float64 itself.
 # Up to 1232 eps were measured (20 layers with BatchNorm), mostly below 50.
 WITHOUT_REFERENCE = 2000.0

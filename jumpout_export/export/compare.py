@@ -143,6 +143,12 @@ class Comparison:
         if self.must_repeat:
             good = f"{self.runs} pairs of runs agree bitwise"
             checks.append(counted(f"{self.label}/repeatable", self.differing_runs, good))
+        else:  # a GPU may add in another order each time; what a second run gave was compared with PyTorch too
+            differ = len(self.differing_runs)
+            note = f"{differ} of {self.runs} pairs of runs differ in a bit" + (
+                "; each run is within its limits by itself, or a check says so" if differ else ""
+            )
+            checks.append(Check(name=f"{self.label}/repeatable", measured=differ, verdict="pass", note=note))
         for group in dict.fromkeys(group for group, _ in self.worst):
             checks.append(self._error_check(group, has_reference))
             checks += self._top1_checks(group, has_reference)

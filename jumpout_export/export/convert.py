@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from jumpout_export.errors import ConversionError
+from jumpout_export.export.axes import BATCH, Axes, choose_axes
 from jumpout_export.export.checks import first_line
-from jumpout_export.export.graph import default_opset
+from jumpout_export.export.external import tie_data
+from jumpout_export.export.graph import default_opset, load_onnx
 from jumpout_export.export.protos import ABSOLUTE_PATH, messages
 from jumpout_export.export.quiet import converter_log
 from jumpout_export.export.samples import rows
-from jumpout_export.export.signature import batch_axis, fresh, input_names, outputs, tensors
+from jumpout_export.export.signature import fresh, input_names, only_tensors, outputs
 from jumpout_export.nn.batches import Batch
 from jumpout_export.nn.randomness import rng_restored
 
@@ -30,9 +33,10 @@ if TYPE_CHECKING:
 DEFAULT_OPSET = 18
 # ONNX Runtime 1.18 and later read it; newer ones are refused by runtimes that know the opset.
 IR_VERSION = 10
-# A protobuf message ends there; weights beyond it would have to lie in a second file.
-_MAX_BYTES = 2**31 - 1
+# A protobuf message ends at 2 GiB; weights beyond it lie in a second file. The rest is for the graph.
+_MAX_BYTES = 2**31 - 2**26
 _STATIC_HINT = "pass dynamic_batch=False (--static) to export the example's batch size only"
+_AXES_OPTION = "dynamic_axes (--dynamic)"
 _BAKED = ("inferred a static shape", "Constraints violated", "marked as dynamic but")
 
 
@@ -43,10 +47,12 @@ class Converted:
     Attributes:
         opset: version of the default domain.
         said: warnings of the converter beyond what it says at every export.
+        data: the file that the weights lie in, or None.
     """
 
     opset: int
     said: tuple[str, ...]
+    data: Path | None = None
 
 
 def convert(
@@ -56,6 +62,8 @@ def convert(
     *,
     opset: int | None = None,
     dynamic_batch: bool = True,
+    axes: Axes | None = None,
+    external_data: bool | None = None,
     keep_debug_info: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> Converted:
@@ -66,70 +74,118 @@ def convert(
         batch: example inputs on the CPU.
         path: the file to write.
         opset: version to write, default 18, the converter's own.
-        dynamic_batch: leave the first axis of every input that has the batch size open, under the name `batch`.
+        dynamic_batch: leave the first axis of every input that has an entry per image open, under the name `batch`.
+        axes: which axes to leave open, instead of `dynamic_batch`.
+        external_data: write the weights to a file beside it; by default only if they take more than 2 GiB.
         keep_debug_info: keep doc strings and source lines in the file; paths are cut to file names in any case.
         metadata: for the file's metadata_props.
 
     Raises:
-        ConversionError: if the model cannot be converted, or only with another opset or a fixed batch size.
+        ConversionError: if the model cannot be converted, or only with another opset or a fixed size of an axis.
+        OSError: if the file cannot be written.
     """
-    _refuse_large(folded)
+    axes = choose_axes(folded, batch, dynamic_batch) if axes is None else axes
+    external = _bytes_of(folded) > _MAX_BYTES if external_data is None else external_data
     wanted = DEFAULT_OPSET if opset is None else opset
     # One image alone would let the tracer take an axis of length 1 for one that broadcasts.
-    traced = rows(batch, range(2)) if dynamic_batch and batch.size == 1 else batch
+    traced = rows(batch, range(2), axes.batched) if axes.size is None and batch.size == 1 else batch
     names = input_names(folded, batch)
-    open_axes = {name for name, value in zip(names, tensors(batch), strict=True) if batch_axis(batch, value)}
     with converter_log() as said, rng_restored(), torch.no_grad():
         try:
-            results = [output.name for output in outputs(fresh(traced)(folded), names)]
+            result = fresh(traced)(folded)
+            results = [output.name for output in outputs(result, names)]
+            exported = folded if only_tensors(result) is result else _OnlyTensors(folded)
+            call = _by_name(exported, fresh(traced))
             program = torch.onnx.export(
-                folded,
-                fresh(traced).args,
-                kwargs=fresh(traced).kwargs or None,
-                dynamic_shapes=_dynamic_shapes(folded, traced) if dynamic_batch else None,
+                exported,
+                call.args,
+                kwargs=call.kwargs or None,
+                dynamic_shapes=_dynamic_shapes(exported, call, axes) if any(axes.opened()) else None,
                 input_names=names,
                 output_names=results,
                 opset_version=wanted,
                 dynamo=True,
                 verbose=False,
             )
-            model = cast("torch.onnx.ONNXProgram", program).model_proto  # with dynamo=True it always returns one
+            program = cast("torch.onnx.ONNXProgram", program)  # with dynamo=True it always returns one
+            model = None if external else program.model_proto
         except Exception as error:  # the converter, and the user's forward in it, may raise anything
-            raise ConversionError(_explain(error, dynamic_batch, said)) from error
-    _check_as_asked(model, names, results, wanted, open_axes if dynamic_batch else set(), said)
+            raise ConversionError(_explain(error, axes, said)) from error
+    data = path.with_name(f"{path.name}.data")
+    if model is None:
+        program.save(path, external_data=True)
+        model = load_onnx(path)
+    _check_as_asked(model, names, results, wanted, axes, said)
     _clean(model, keep_debug_info, metadata or {})
+    tied = tie_data(model, data, path.name) if data.exists() else None
     path.write_bytes(model.SerializeToString(deterministic=True))
     _check_valid(path)
-    return Converted(wanted, tuple(said))
+    return Converted(wanted, tuple(said), tied)
 
 
-def _dynamic_shapes(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """The open axes by parameter of `forward`. A name instead of a Dim is an order: torch raises if it cannot obey."""
-    bound = inspect.signature(model.forward).bind(*batch.args, **batch.kwargs).arguments
+class _OnlyTensors(nn.Module):
+    """A model whose result torch.export does not know, such as a data class, with its tensors as a tuple."""
 
-    def axes(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(axes(item) for item in value)
-        if isinstance(value, dict):
-            return {key: axes(item) for key, item in value.items()}
-        return {0: "batch"} if batch_axis(batch, value) else None
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
 
-    return {name: axes(value) for name, value in bound.items()}
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return only_tensors(self.model(*args, **kwargs))
 
 
-def _refuse_large(model: nn.Module) -> None:
-    size = sum(
-        tensor.numel() * tensor.element_size() for tensor in itertools.chain(model.parameters(), model.buffers())
-    )
-    if size > _MAX_BYTES:
-        raise ConversionError(
-            f"the model's weights take {size / 2**30:.1f} GiB; an ONNX file holds 2 GiB, "
-            "and weights in a second file are not supported yet"
+def newest_opset() -> int:
+    """Returns the newest opset that the installed ONNX Runtime loads, of those that the installed onnx knows."""
+    from onnx import defs
+
+    for opset in range(defs.onnx_opset_version(), DEFAULT_OPSET, -1):
+        if _is_loaded(opset):
+            return opset
+    return DEFAULT_OPSET
+
+
+def _is_loaded(opset: int) -> bool:
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
+    model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", opset)])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
+    except Exception:  # ONNX Runtime raises a dozen types without a common base; that it does is the answer
+        return False
+    return True
+
+
+def _by_name(model: nn.Module, batch: Batch) -> Batch:
+    """The call with a dict that comes last given by name: torch.onnx takes it for the keyword inputs."""
+    if batch.kwargs or not batch.args or not isinstance(batch.args[-1], dict):
+        return batch
+    bound = inspect.signature(model.forward).bind(*batch.args).arguments
+    name = list(bound)[-1]
+    return Batch(batch.args[:-1], {name: batch.args[-1]})
+
+
+def _dynamic_shapes(model: nn.Module, batch: Batch, axes: Axes) -> Any:
+    """The open axes by parameter of `forward`. A name instead of a Dim is an order: torch raises if it cannot obey."""
+    orders = [opened or None for opened in axes.opened()]
+    args, kwargs = pytree.tree_unflatten(orders, pytree.tree_structure((batch.args, batch.kwargs)))
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+
+
+def _bytes_of(model: nn.Module) -> int:
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _check_as_asked(
-    model: ModelProto, inputs: list[str], results: list[str], opset: int, open_axes: set[str], said: list[str]
+    model: ModelProto, inputs: list[str], results: list[str], opset: int, axes: Axes, said: list[str]
 ) -> None:
     got = default_opset(model)
     if got != opset:
@@ -139,12 +195,15 @@ def _check_as_asked(
     found = [value.name for value in model.graph.input], [value.name for value in model.graph.output]
     if found != (inputs, results):
         raise ConversionError(f"the converter wrote inputs and outputs {found}, the model has {(inputs, results)}")
-    for value in model.graph.input:
-        axes = value.type.tensor_type.shape.dim
-        if value.name in open_axes and not axes[0].dim_param:
-            raise ConversionError(
-                f"the batch size of input `{value.name}` is fixed at {axes[0].dim_value}; {_STATIC_HINT}"
-            )
+    for value, opened in zip(model.graph.input, axes.opened(), strict=True):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_param == opened.get(axis, ""):
+                continue
+            what = f"axis {axis} of input `{value.name}`"
+            if not dim.dim_param:
+                hint = _STATIC_HINT if opened[axis] == BATCH else f"leave `{opened[axis]}` out of {_AXES_OPTION}"
+                raise ConversionError(f"{what}, `{opened[axis]}`, is fixed at {dim.dim_value}; {hint}")
+            raise ConversionError(f"{what} is open under the name {dim.dim_param}, asked for was {opened.get(axis)}")
 
 
 def _clean(model: ModelProto, keep_debug_info: bool, metadata: Mapping[str, str]) -> None:
@@ -178,13 +237,21 @@ def _check_valid(path: Path) -> None:
         raise ConversionError(f"the converter wrote a graph that onnx.checker rejects: {first_line(error)}") from error
 
 
-def _explain(error: Exception, dynamic_batch: bool, said: list[str]) -> str:
+def _explain(error: Exception, axes: Axes, said: list[str]) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     text = " ".join(str(cause).split()) or type(cause).__name__
-    if dynamic_batch and any(sign in text for sign in _BAKED):
-        return f"the model fixes its batch size ({text[:300]}); {_STATIC_HINT}"
+    fixes, hints = [], []
+    if axes.size is None:
+        fixes.append("the model fixes its batch size")
+        hints.append(_STATIC_HINT)
+    if axes.names:
+        fixes.append(f"the model fixes the size of {', '.join(axes.names)}")
+        hints.append(f"leave out of {_AXES_OPTION} what has to stay")
+    why, what_helps = " or ".join(fixes), ", or ".join(hints)
+    if fixes and any(sign in text for sign in _BAKED):
+        return f"{why} ({text[:300]}); {what_helps}"
     capturing = type(error).__name__ == "TorchExportError"  # an operator without translation is no matter of shapes
-    hint = f"; if the model fixes its batch size, {_STATIC_HINT}" if dynamic_batch and capturing else ""
+    hint = f"; if {why}, {what_helps}" if fixes and capturing else ""
     return f"torch.onnx.export failed with {type(cause).__name__}: {text[:600]}{_log(said)}{hint}"
 
 

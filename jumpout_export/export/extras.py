@@ -16,7 +16,11 @@ def require_onnx(*names: str) -> None:
     """
     for name in names or ("onnx", "onnxscript", "onnxruntime"):
         try:
-            importlib.import_module(name)
+            module = importlib.import_module(name)
+            if (
+                getattr(module, "__file__", None) is None
+            ):  # what is left where onnxruntime and onnxruntime-gpu both were
+                raise ImportError(f"only a part of {name} is left; uninstall every package of it first")
         except ImportError as error:
             raise ImportError(
                 f"{name} cannot be imported ({error}); install it with pip install 'jumpout-export[onnx]'", name=name

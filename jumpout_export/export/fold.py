@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.audit import allowed, refuse_randomness
 from jumpout_export.export.checks import first_line, joined
-from jumpout_export.export.signature import example_batch, fresh, on_device
+from jumpout_export.export.programs import ProgramFacts, as_module, program_facts
+from jumpout_export.export.signature import example_batch, fresh, on_device, only_tensors
 from jumpout_export.export.state import kept_state, untouched
 from jumpout_export.nn.batches import Batch
 from jumpout_export.nn.modules import Jumpout
@@ -37,6 +39,7 @@ _KNOWN = frozenset(
         Jumpout,
     )
 )
+_RESULTS = (Tensor, bool, int, float, complex, str, bytes, type(None))
 # Any other layer is asked whether it returns its input: values of these sizes, of both signs.
 _SCALES = (1e-3, 1.0, 1e4)
 
@@ -58,14 +61,15 @@ class Folded:
     notes: tuple[str, ...] = ()
 
 
-def fold_model(model: nn.Module, example: Any = None, *, allow: Iterable[str] = ()) -> nn.Module:
+def fold_model(model: nn.Module | ExportedProgram, example: Any = None, *, allow: Iterable[str] = ()) -> nn.Module:
     """Returns a copy of the model in eval mode in which every stochastic layer is the identity (or its fused ReLU).
 
     The model itself is not touched: flags, parameters, buffers and generator states stay as they are. A layer whose
     eval forward is not the identity, such as a dropout that scales by 1 - p in eval mode, stays in the copy.
 
     Args:
-        model: any nn.Module that `copy.deepcopy` can copy.
+        model: any nn.Module that `copy.deepcopy` can copy, or an exported program. A program from train mode is taken
+            in eval mode: dropout of all kinds off, BatchNorm with its running statistics.
         example: a batch (tensor, tuple, dict, or with labels). With it the proof runs on the spot: the folded copy is
             bitwise equal to the eval model, two runs agree bitwise, no random number is drawn and no call depends on
             the calls before it. Without it only layers whose eval forward is known are replaced.
@@ -77,7 +81,8 @@ def fold_model(model: nn.Module, example: Any = None, *, allow: Iterable[str] = 
     Raises:
         NotFoldableError: if the model draws random numbers in eval mode outside of `allow`, if its result depends on
             the calls before, or if a copy of it changes the model itself.
-        TypeError: if `model` is no nn.Module or cannot be copied, or `example` holds something else than tensors.
+        TypeError: if `model` is neither or cannot be copied, `example` holds something else than tensors, or the
+            model returns something else than tensors, numbers and texts.
         ValueError: if `allow` names no module of the model, or the model cannot run `example`.
 
     Example:
@@ -88,21 +93,37 @@ def fold_model(model: nn.Module, example: Any = None, *, allow: Iterable[str] = 
     return fold(model, example, allow=allow).model
 
 
-def fold(model: nn.Module, example: Any = None, *, allow: Iterable[str] = ()) -> Folded:
+def fold(model: nn.Module | ExportedProgram, example: Any = None, *, allow: Iterable[str] = ()) -> Folded:
     """Returns what `fold_model` returns, and what became of each stochastic layer."""
     allow = (allow,) if isinstance(allow, str) else tuple(allow)
-    original = _eval_copy(model)
+    module: nn.Module = unwrap(model)
+    original = _eval_copy(module)
     unknown = [path for path in allow if path not in dict(original.named_modules())]
     if unknown:
         raise ValueError(f"allow names no module of the model: {', '.join(map(repr, unknown))}")
     _refuse_layers_that_stay_random(original, allow)
+    facts = program_facts(module)
+    if facts is not None and facts.refused:
+        raise NotFoldableError(
+            "the exported program draws random numbers, so no deterministic graph equals it: "
+            + "; ".join(map(str, facts.refused))
+            + "; export the model in eval mode, with noise only under `if self.training:`",
+            tuple(dict.fromkeys(call.module for call in facts.refused)),
+        )
     if example is None:
         layers = _layers(original, allow)
         actions = {layer.path: _action(layer) if _known(layer.module) else "keep" for layer in layers}
-        return Folded(_replaced(original, actions, allow), original, _report(layers, actions))
+        return _with_facts(Folded(_replaced(original, actions, allow), original, _report(layers, actions)), facts)
     batch = on_device(example_batch(example, original), _device(original))
-    with untouched(unwrap(model)), rng_restored(), torch.no_grad():
-        return _fold_with_proof(original, batch, allow)
+    with untouched(module), rng_restored(), torch.no_grad():
+        return _with_facts(_fold_with_proof(original, batch, allow), facts)
+
+
+def _with_facts(folded: Folded, facts: ProgramFacts | None) -> Folded:
+    """Adds what was switched off in an exported program before it was folded."""
+    if facts is None:
+        return folded
+    return replace(folded, layers=(*facts.layers, *folded.layers), notes=(*facts.notes, *folded.notes))
 
 
 def _fold_with_proof(original: nn.Module, batch: Batch, allow: tuple[str, ...]) -> Folded:
@@ -114,7 +135,7 @@ def _fold_with_proof(original: nn.Module, batch: Batch, allow: tuple[str, ...]) 
         raise NotFoldableError(message, check="state")
     notes = [f"a call in eval mode changes {kept}, without an effect on the result"] if state.changed else []
 
-    audited = copy.deepcopy(original)
+    audited = copy.deepcopy(original).eval()
     layers = _layers(audited, allow)
     seen: dict[str, list[Tensor] | None] = {}
     handles = [_watch(layer, seen) for layer in layers if not _known(layer.module)]
@@ -126,11 +147,17 @@ def _fold_with_proof(original: nn.Module, batch: Batch, allow: tuple[str, ...]) 
     if state.matters and not allow:
         raise NotFoldableError(message, check="state")
     actions = {}
+    idle = [layer for layer in layers if not _known(layer.module) and layer.path not in seen]
     for layer in layers:
-        problem = "" if _known(layer.module) else _not_identity(layer, seen.get(layer.path))
+        if layer in idle:
+            actions[layer.path] = "keep"
+            continue
+        problem = "" if _known(layer.module) else _not_identity(layer, seen[layer.path])
         actions[layer.path] = "keep" if problem else _action(layer)
         if _action(layer) != actions[layer.path]:
             notes.append(f"`{layer.path}` ({layer.kind}) {problem}; it stays, in eval mode")
+    if unreached := joined([f"`{layer.path}` ({layer.kind})" for layer in idle if layer.action != "keep"]):
+        notes.append(f"stays, in eval mode, because the example does not reach it: {unreached}")
     folded = _replaced(original, actions, allow)
     problem = _difference(copy.deepcopy(folded), batch, expected, allow)
     if not problem:
@@ -142,32 +169,43 @@ def _fold_with_proof(original: nn.Module, batch: Batch, allow: tuple[str, ...]) 
 
 def _run(model: nn.Module, batch: Batch) -> Any:
     try:
-        return fresh(batch)(model)
+        result = only_tensors(fresh(batch)(model))
     except Exception as error:
         raise ValueError(f"the model cannot run the example: {type(error).__name__}: {first_line(error)}") from error
+    for leaf in torch.utils._pytree.tree_leaves(result):
+        if not isinstance(leaf, _RESULTS):  # two of them cannot be compared, and would look like noise
+            raise TypeError(
+                f"the model must return tensors, numbers and texts, or these in lists and dicts, got "
+                f"{type(leaf).__module__}.{type(leaf).__name__}; wrap the model in a module that returns the tensors"
+            )
+    return result
 
 
 def _difference(folded: nn.Module, batch: Batch, expected: Any, allow: tuple[str, ...]) -> str:
     """What differs between the folded copy and the eval model's result; empty if nothing does."""
     try:
-        result = refuse_randomness(folded, lambda: fresh(batch)(folded), allow)
+        result = refuse_randomness(folded, lambda: only_tensors(fresh(batch)(folded)), allow)
     except Exception as error:  # a user's forward may raise anything; the reason is reported
         return f"the model fails with {type(error).__name__}: {first_line(error)}"
     return "" if same_bits(expected, result) else "the result differs"
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the module inside a `torch.compile` wrapper, which would compile anew for every copy."""
+def unwrap(model: Any) -> Any:
+    """Returns the module inside a `torch.compile` wrapper, which would compile anew for every copy.
+
+    Of an exported program it is the eval network (`as_module`); anything else that is no module stays what it is.
+    """
+    model = as_module(model)
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
 
 
-def _eval_copy(model: nn.Module) -> nn.Module:
+def _eval_copy(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    model = unwrap(model)
+        raise TypeError(f"model must be a torch.nn.Module or torch.export.ExportedProgram, got {type(model).__name__}")
     try:
-        return copy.deepcopy(model).eval()
+        copied: nn.Module = copy.deepcopy(model).eval()
+        return copied
     except Exception as error:
         held = [
             f"`{f'{path}.' if path else ''}{name}`"
@@ -218,7 +256,7 @@ def _watch(layer: StochasticLayer, seen: dict[str, list[Tensor] | None]) -> torc
 def _not_identity(layer: StochasticLayer, seen: list[Tensor] | None) -> str:
     """Why the layer cannot be replaced; empty if it returns its input (or its relu) bit for bit at all scales."""
     if not seen:
-        return "is not known to return its input in eval mode, and the example does not show it"
+        return "is called with more than one tensor, so it is not known to return its input in eval mode"
     generator = torch.Generator().manual_seed(0)
     for value in seen:
         noise = torch.randn(value.shape, generator=generator).to(value)
@@ -246,7 +284,7 @@ def _known(layer: nn.Module) -> bool:
 
 def _replaced(original: nn.Module, actions: dict[str, str], allow: tuple[str, ...]) -> nn.Module:
     """Returns a copy with the replacement of each layer everywhere the layer is held, however often it is shared."""
-    model = copy.deepcopy(original)
+    model = copy.deepcopy(original).eval()  # a module that pickles itself in its own way may come back in train mode
     new: dict[nn.Module, nn.Module] = {}
     for layer in _layers(model, allow):
         if actions[layer.path] == "identity":

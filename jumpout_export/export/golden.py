@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from jumpout_export.export.atomic import private_folder, writing
+from jumpout_export.export.axes import Axes
 from jumpout_export.export.reference import Reference
 from jumpout_export.export.samples import rows
 from jumpout_export.export.scale import representable
@@ -35,20 +39,20 @@ class Golden:
     tolerance: dict[str, str]
 
 
-def compute_golden(original: nn.Module, folded: nn.Module, batch: Batch, *, dynamic_batch: bool) -> Golden:
+def compute_golden(original: nn.Module, folded: nn.Module, batch: Batch, axes: Axes) -> Golden:
     """Runs the model on the first 8 images of a batch, or on all of them if the file's batch size is fixed.
 
     Args:
         original: in eval mode, on the CPU; its outputs are the golden ones.
         folded: the model that is converted; it gives the inputs their names.
         batch: inputs on the CPU.
-        dynamic_batch: whether the file's batch size is open.
+        axes: which axes of the file are open.
 
     Raises:
         Exception: whatever the model raises.
     """
-    count = min(batch.size, _MOST_IMAGES) if dynamic_batch else batch.size
-    batch = rows(batch, range(count))
+    count = min(batch.size, _MOST_IMAGES) if axes.size is None else batch.size
+    batch = rows(batch, range(count), axes.batched)
     reference = Reference(original, batch, folded=folded)
     expected = reference(batch)
     return Golden(
@@ -58,29 +62,43 @@ def compute_golden(original: nn.Module, folded: nn.Module, batch: Batch, *, dyna
     )
 
 
-def stage_golden(golden: Golden, folder: Path) -> Path:
-    """Writes `folder/test_data_set_0/input_0.pb, ..., output_0.pb, ...` and returns that inner folder.
+@contextmanager
+def staged_golden(golden: Golden | None, folder: Path | None) -> Iterator[Path | None]:
+    """Writes the golden data to a hidden folder in `folder` and yields `test_data_set_0` in there, None without any.
 
-    Args:
-        golden: inputs and outputs.
-        folder: must exist.
+    It holds `input_0.pb, ..., output_0.pb, ...` and whatever else lies in an older `folder/test_data_set_0`. What is
+    still in the hidden folder at the end of the block disappears with it, and so does `folder` if it was made here and
+    is empty.
+
+    Raises:
+        ValueError: if it cannot be written.
     """
     from onnx import numpy_helper
 
-    target = folder / FOLDER
-    target.mkdir()
-    for kind, values in (("input", golden.inputs), ("output", golden.outputs)):
-        for index, (name, value) in enumerate(values.items()):
-            proto = numpy_helper.from_array(value.numpy(force=True), name)
-            (target / f"{kind}_{index}.pb").write_bytes(proto.SerializeToString(deterministic=True))
-    return target
+    if golden is None or folder is None:
+        yield None
+        return
+    is_new = not folder.exists()
+    try:
+        with ExitStack() as stack:
+            with writing(folder / FOLDER):
+                folder.mkdir(exist_ok=True)
+                target = stack.enter_context(private_folder(folder / FOLDER)) / FOLDER
+                target.mkdir()
+                for kind, values in (("input", golden.inputs), ("output", golden.outputs)):
+                    for index, (key, value) in enumerate(values.items()):
+                        proto = numpy_helper.from_array(value.numpy(force=True), key)
+                        (target / f"{kind}_{index}.pb").write_bytes(proto.SerializeToString(deterministic=True))
+                _keep_other_files(folder / FOLDER, target)
+            yield target
+    finally:
+        if is_new and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
-def publish_golden(staged: Path, folder: Path) -> None:
-    """Moves staged golden data into `folder`, in place of older data there; other files stay."""
-    target = folder / FOLDER
-    target.mkdir(parents=True, exist_ok=True)
-    for old in [*target.glob("input_*.pb"), *target.glob("output_*.pb")]:
-        old.unlink()
-    for file in staged.iterdir():
-        shutil.move(file, target / file.name)
+def _keep_other_files(older: Path, target: Path) -> None:
+    for file in older.iterdir() if older.is_dir() else ():
+        if file.is_dir():
+            shutil.copytree(file, target / file.name, symlinks=True)
+        elif not (file.match("input_*.pb") or file.match("output_*.pb")):
+            shutil.copy2(file, target / file.name, follow_symlinks=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import math
 import os
@@ -12,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.export.checks import counted, first_line
+from jumpout_export.export.external import changed_data, sha256_of
 from jumpout_export.export.extras import require_onnx
 from jumpout_export.export.protos import ABSOLUTE_PATH, DEFAULT_DOMAINS, Site, messages, sites, tensors, texts
 from jumpout_export.export.refold_noise import RANDOM_OPERATORS
 from jumpout_export.export.refold_proof import Runner
 from jumpout_export.export.refold_read import read_noise
+from jumpout_export.export.value_sizes import inferred_values
 from jumpout_export.report import Check, VerifyReport
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # A protobuf message ends there.
 _MAX_BYTES = 2**31 - 1
 _FLOATS = (1, 10, 11, 16)  # TensorProto's FLOAT, FLOAT16, DOUBLE, BFLOAT16
+# Of one value in the graph, 8 GiB of float32; a file that makes larger ones is not run.
+MOST_ELEMENTS = 1 << 31
 # ai.onnx.ml is part of ONNX; every other domain needs somebody's library at serving time.
 _STANDARD_DOMAINS = DEFAULT_DOMAINS | {"ai.onnx.ml"}
 
@@ -71,6 +74,7 @@ def inspect_file(path: Path, model: ModelProto) -> list[Check]:
     every = list(sites(model))
     functions = {(function.domain, function.name) for function in model.functions}
     leaving = [f"{tensor.name}: {text}" for tensor in tensors(model) if (text := _leaves(path, tensor))]
+    leaving = leaving or changed_data(path, model)
     checks = [
         counted(
             "file/random nodes", _where(every, lambda site: _standard(site) and site.node.op_type in RANDOM_OPERATORS)
@@ -84,9 +88,18 @@ def inspect_file(path: Path, model: ModelProto) -> list[Check]:
         ),
         counted("file/external data", leaving),
         counted("file/input sizes", impossible(model.graph.input)),
+        counted("file/value sizes", _large_values(model)),
         counted("file/tensors", [text for tensor in tensors(model) if (text := _broken(tensor))]),
     ]
     return [*checks, _onnx_checker(path, leaving), _onnxruntime_loads(path, leaving)]
+
+
+def random_nodes(model: ModelProto) -> list[str]:
+    """Returns the nodes that draw random numbers at every run, for a person; a Dropout that may be in training mode."""
+    every = list(sites(model))
+    return _where(
+        every, lambda site: (_standard(site) and site.node.op_type in RANDOM_OPERATORS) or _dropout_may_train(site)
+    )
 
 
 def impossible(values: Iterable[ValueInfoProto], least: int = 1, most: int = 1 << 28) -> list[str]:
@@ -109,7 +122,7 @@ def impossible(values: Iterable[ValueInfoProto], least: int = 1, most: int = 1 <
 
 def can_be_run(checks: Iterable[Check]) -> bool:
     """Returns whether the file whose checks these are may be run: opening it reads nothing else, running it ends."""
-    needed = ("file/external data", "file/input sizes")
+    needed = ("file/external data", "file/input sizes", "file/value sizes")
     return all(check.verdict == "pass" for check in checks if check.name in needed)
 
 
@@ -154,8 +167,7 @@ def default_opset(model: ModelProto) -> int:
 
 def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def _is_text(message: Any) -> bool:
@@ -216,6 +228,14 @@ def _standard(site: Site) -> bool:
 
 def _custom(site: Site, functions: set[tuple[str, str]]) -> bool:
     return site.node.domain not in _STANDARD_DOMAINS and (site.node.domain, site.node.op_type) not in functions
+
+
+def _large_values(model: ModelProto) -> list[str]:
+    """The values that no machine would hold; an invalid graph is for the ONNX checker to explain."""
+    try:
+        return impossible(inferred_values(model), 0, MOST_ELEMENTS)
+    except Exception as error:  # onnx raises several types
+        return [f"no sizes can be inferred ({first_line(error)})"]
 
 
 def _leaves(path: Path, tensor: TensorProto) -> str:

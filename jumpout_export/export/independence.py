@@ -29,7 +29,7 @@ def depends_on_others(sample: Sample, run: Callable[[Batch], list[Output]], *, d
     together = run(sample.batch)
     found: dict[str, str] = {}
     for row in sorted({0, size // 2, size - 1}):
-        for whole, alone in zip(together, run(rows(sample.batch, range(row, row + 1))), strict=True):
+        for whole, alone in zip(together, run(rows(sample.batch, range(row, row + 1), sample.batched)), strict=True):
             if _has_batch_axis(whole.tensor, size) and _has_batch_axis(alone.tensor, 1):
                 problem = _difference(whole.tensor, row, alone.tensor[0], double)
                 text = f"{sample.group}: output `{whole.name}` of image {row} {problem}" if problem else ""

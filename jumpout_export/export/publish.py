@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from jumpout_export.errors import ConversionError, NotFoldableError
+from jumpout_export.export.atomic import private_folder, writing
 from jumpout_export.export.audit import audit_model
+from jumpout_export.export.axes import Axes, choose_axes
 from jumpout_export.export.checks import first_line
-from jumpout_export.export.convert import convert
+from jumpout_export.export.convert import convert, newest_opset
 from jumpout_export.export.extras import require_onnx
 from jumpout_export.export.fold import fold, unwrap
-from jumpout_export.export.golden import FOLDER, Golden, compute_golden, publish_golden, stage_golden
+from jumpout_export.export.golden import FOLDER, Golden, compute_golden, staged_golden
 from jumpout_export.export.graph import file_sha256, inspect_file, load_onnx
+from jumpout_export.export.half import DTYPE, PrecisionLoss, check_dtype, half_batch, half_copy
+from jumpout_export.export.monte_carlo import RANDOM, excused, no_golden, random_on_purpose, verify_random
+from jumpout_export.export.programs import fixed_batch
 from jumpout_export.export.provenance import provenance, with_tolerance
+from jumpout_export.export.replace import replace_export
 from jumpout_export.export.runner import run_providers
 from jumpout_export.export.session import check_providers
 from jumpout_export.export.signature import onnx_batch
@@ -33,7 +41,7 @@ _STEPS = 5
 
 
 def export_onnx(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     path: str | os.PathLike[str],
     example: Any,
     *,
@@ -41,6 +49,9 @@ def export_onnx(
     providers: Iterable[str] = ("cpu",),
     opset: int | None = None,
     dynamic_batch: bool = True,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+    dtype: torch.dtype | None = None,
+    external_data: bool | None = None,
     allow: Iterable[str] = (),
     keep_debug_info: bool = False,
     batchnorm: BatchNormReport | None = None,
@@ -56,17 +67,26 @@ def export_onnx(
     The same model gives the same bytes from any folder.
 
     Args:
-        model: in train or eval mode, on any device; its eval network is exported.
+        model: in train or eval mode, on any device, or an exported program; its eval network is exported.
         path: the file to write, ending in `.onnx`; its folder must exist.
         example: one batch (a tensor, a tuple, a dict of keyword inputs, or with labels).
         calibration: batches to verify on (all of them), or one batch; default the example.
         providers: ONNX Runtime providers to verify on, of `cpu`, `cuda`. Where `cuda` cannot be used, its verdict is
             `not_run` and nothing is published.
-        opset: ONNX opset; default 18, in which torch's converter is written. Honoured, or the check `convert` fails.
+        opset: ONNX opset, up to the newest that ONNX Runtime accepts; default 18, in which torch's converter is
+            written. Honoured, or the check `convert` fails.
         dynamic_batch: leave the batch size open (verified at 1, 2 and 7; an image's result must not depend on the
-            others in its batch), or fix it to the example's.
-        allow: module paths that may draw random numbers in eval mode without changing the result. It silences the
-            audit, not the proof: a file with a random node in it is never published.
+            others in its batch), or fix it to the example's. Which inputs have an entry per image is found by trying.
+        dynamic_axes: further open axes, for example {"image": {2: "height", 3: "width"}}; axes of one name have one
+            size. Verified at other sizes, all moved at once; `{"mask": {0: "batch"}}` says that axis 0 is the batch.
+        dtype: torch.float16 exports a half-precision copy that takes and returns float16. It is verified against the
+            float64 run of the same rounded weights; the check `precision` says how far it is from the model.
+        external_data: write the weights to `NAME.onnx.<hash>.data` beside the file; by default only if they take more
+            than 2 GiB.
+        allow: module paths that may draw random numbers in eval mode. If the file then holds random nodes (Monte-Carlo
+            dropout), it is random on purpose: report and metadata say so, the network without that noise is verified
+            as any other, and with it the mean and spread of every output over many runs. Where the result does not
+            depend on what is drawn, the file is deterministic and proven to be.
         keep_debug_info: keep the converter's source lines in the file, with paths cut to file names.
         batchnorm: the check of the exported weights, for the report and the file's metadata.
         golden: folder, or a name for one; after a pass `test_data_set_0/input_0.pb, output_0.pb` appears in it. The
@@ -78,7 +98,8 @@ def export_onnx(
         A report, truthy exactly when the file was published. A failed check does not raise.
 
     Raises:
-        ValueError: if an argument is out of its range, a folder missing, or there is nothing to compare.
+        ValueError: if an argument is out of its range, a folder missing or not writable, the disk full, or there is
+            nothing to compare.
         TypeError: if an argument has the wrong type, or the model cannot be copied.
         ImportError: if onnx, onnxscript or onnxruntime is missing.
 
@@ -87,11 +108,11 @@ def export_onnx(
         >>> print(report.passed, [check.name for check in report.checks if check.verdict != "pass"])
         True []
     """
-    target, golden_folder = check_arguments(path, golden, opset)
+    target, golden_folder = check_arguments(path, golden, opset, dtype)
     providers = check_providers(providers)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     model = unwrap(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module or torch.export.ExportedProgram, got {type(model).__name__}")
     allow = (allow,) if isinstance(allow, str) else tuple(allow)
     batch = onnx_batch(example, model)
     batches = iter([batch]) if calibration is None else first_and_all(calibration, model, "calibration")[1]
@@ -112,23 +133,41 @@ def export_onnx(
     draft.folded = folded.layers
     draft.metadata = provenance(model, folded.layers, batchnorm)
     network, original = folded.model.cpu(), folded.original.cpu()
-    golden_data = draft.golden(original, network, batch, dynamic_batch) if golden_folder else None
+    if dynamic_batch and (fixed := fixed_batch(model)):
+        draft.add([Check(name="convert", verdict="fail", note=fixed)])
+        return draft.report(not_run(providers, "the model was not converted"))
+    axes = choose_axes(network, batch, dynamic_batch, dynamic_axes)
+    loss = None
+    if dtype == torch.float16:
+        try:
+            half, half_original = half_copy(network, batch), half_copy(original, batch)
+        except ConversionError as error:
+            draft.add([Check(name="convert", verdict="fail", note=str(error))])
+            return draft.report(not_run(providers, "the model was not converted"))
+        loss = PrecisionLoss(original, half)
+        batch, batches = half_batch(batch), loss.watch(batches)
+        network, original = half, half_original
+        draft.metadata |= {DTYPE: "float16"}
+    golden_data = draft.golden(original, network, batch, axes) if golden_folder else None
 
-    # Everything in this folder disappears on the way out, however that happens; in the target's own folder, so that
-    # the last step is a rename.
-    with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as name:
-        file = Path(name) / target.name
+    with contextlib.ExitStack() as stack:
+        # In the target's own folder, so that the last step is a rename.
+        with writing(target):
+            folder = stack.enter_context(private_folder(target))
+        file = folder / target.name
         _tell(progress, "convert", 2)
         try:
-            converted = convert(
-                network,
-                batch,
-                file,
-                opset=opset,
-                dynamic_batch=dynamic_batch,
-                keep_debug_info=keep_debug_info,
-                metadata=with_tolerance(draft.metadata, golden_data.tolerance if golden_data else {}),
-            )
+            with writing(target):
+                converted = convert(
+                    network,
+                    batch,
+                    file,
+                    opset=opset,
+                    axes=axes,
+                    external_data=external_data,
+                    keep_debug_info=keep_debug_info,
+                    metadata=with_tolerance(draft.metadata, golden_data.tolerance if golden_data else {}),
+                )
         except ConversionError as error:
             draft.add([Check(name="convert", verdict="fail", note=str(error))])
             return draft.report(not_run(providers, "the model was not converted"))
@@ -138,23 +177,35 @@ def export_onnx(
             [f"the converter says: {line}" for line in converted.said],
         )
         _tell(progress, "inspect", 3)
-        draft.add(inspect_file(file, load_onnx(file)))
+        purpose = random_on_purpose(file, allow)
+        draft.add(
+            excused(inspect_file(file, load_onnx(file)), purpose), [f"NOT deterministic: {purpose}"] if purpose else []
+        )
         _tell(progress, "verify", 4)
-        result = run_providers(file, original, network, batches, providers, allow=allow, seed=seed, progress=progress)
+        if purpose:
+            draft.metadata[RANDOM] = purpose
+            draft.add(no_golden(golden_folder))
+            result = verify_random(file, original, batches, providers, allow=allow, seed=seed, progress=progress)
+        else:
+            result = run_providers(
+                file, original, network, batches, providers, allow=allow, seed=seed, progress=progress
+            )
+        draft.add([loss.check()] if loss else [])
         report = draft.report(result, file)
         if report:
-            staged = stage_golden(golden_data, Path(name)) if golden_data else None
-            _rename(file, target)
-            if golden_folder and staged:
-                publish_golden(staged, golden_folder)
+            with writing(target), staged_golden(golden_data, golden_folder) as staged:
+                replace_export(file, converted.data, target, staged)
         _tell(progress, "done", 5)
         return report
 
 
 def check_arguments(
-    path: str | os.PathLike[str], golden: str | os.PathLike[str] | None, opset: int | None
+    path: str | os.PathLike[str],
+    golden: str | os.PathLike[str] | None,
+    opset: int | None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Path, Path | None]:
-    """Returns `path` and `golden` as paths if `export_onnx` would take them; cheap, for a caller with long work ahead.
+    """Returns `path` and `golden` as paths if `export_onnx` would take these; cheap, for a caller with long work ahead.
 
     Raises:
         ValueError: if one is out of its range or a folder is missing.
@@ -163,6 +214,7 @@ def check_arguments(
     """
     target = _check_path(path)
     golden_folder = _check_golden(golden)
+    check_dtype(dtype)
     require_onnx()
     _check_opset(opset)
     return target, golden_folder
@@ -189,10 +241,10 @@ class _Draft:
         self.checks += checks
         self.notes += notes
 
-    def golden(self, original: nn.Module, network: nn.Module, batch: Batch, dynamic_batch: bool) -> Golden | None:
+    def golden(self, original: nn.Module, network: nn.Module, batch: Batch, axes: Axes) -> Golden | None:
         """The golden data; without any, a failed check says why."""
         try:
-            return compute_golden(original, network, batch, dynamic_batch=dynamic_batch)
+            return compute_golden(original, network, batch, axes)
         except Exception as error:  # the user's forward may raise anything
             note = f"PyTorch itself cannot run the first images of the example: {first_line(error)}"
             self.add([Check(name="golden", verdict="fail", note=note)])
@@ -204,6 +256,7 @@ class _Draft:
         return ExportReport(
             passed=bool(result) and all(check.verdict == "pass" for check in self.checks),
             providers=result.providers,
+            first_divergence=result.first_divergence,
             checks=self.checks,
             path=str(self.target),
             sha256=file_sha256(file) if file else "",
@@ -225,6 +278,8 @@ def _check_path(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"the folder of path does not exist: {str(target.parent)!r}")
     if target.is_dir():
         raise ValueError(f"path is a folder, not a file: {str(target)!r}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"the folder of path cannot be written to: {str(target.parent)!r}")
     return target
 
 
@@ -242,28 +297,18 @@ def _check_golden(golden: str | os.PathLike[str] | None) -> Path | None:
 def _check_opset(opset: int | None) -> None:
     from onnx import defs
 
-    newest = defs.onnx_opset_version()
     if opset is None:
         return
     if not isinstance(opset, int) or isinstance(opset, bool):
         raise TypeError(f"opset must be an int, got {type(opset).__name__}")
+    newest = newest_opset()
     if not _OLDEST_OPSET <= opset <= newest:
-        raise ValueError(f"opset must be in [{_OLDEST_OPSET}, {newest}], which the installed onnx knows, got {opset}")
+        raise ValueError(
+            f"opset must be in [{_OLDEST_OPSET}, {newest}], got {opset}; {newest} is the newest that the installed "
+            f"ONNX Runtime accepts (onnx knows {defs.onnx_opset_version()})"
+        )
 
 
 def _tell(progress: Progress | None, step: str, done: int) -> None:
     if progress is not None:
         progress(f"export: {step}", done, _STEPS)
-
-
-def _rename(file: Path, target: Path) -> None:
-    """Moves the finished file to its place; after a power cut there is the old file or the whole new one."""
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(file, target)
-    if os.name == "posix":
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.audit import refuse_randomness
 from jumpout_export.export.checks import counted, first_line
-from jumpout_export.export.signature import Output, fresh, input_names, outputs, tensors, with_tensors
+from jumpout_export.export.signature import Output, fresh, input_names, only_tensors, outputs, tensors, with_tensors
 from jumpout_export.nn.batches import Batch
 from jumpout_export.nn.randomness import generator_states, moved_generators, rng_restored, same_bits
 from jumpout_export.report import Check
@@ -26,11 +26,13 @@ class Expected:
         name: in the ONNX graph.
         own: as the model computes it.
         exact: the reference, in float64 where the output is floating point.
+        precision: what the model computes in, if that is less than the output's type says; else None.
     """
 
     name: str
     own: Tensor
     exact: Tensor
+    precision: torch.dtype | None = None
 
 
 class Reference:
@@ -81,10 +83,22 @@ class Reference:
             if not same_bits([one.tensor for one in own], [two.tensor for two in folded]):
                 self._unequal.append(f"batch size {batch.size}: the folded model has other bits than the model")
         exact = own if self._double is None else self.exact(batch)
+        precision = self._precision(batch)
         return [
-            Expected(one.name, one.tensor, two.tensor.double() if one.tensor.is_floating_point() else two.tensor)
+            Expected(
+                one.name,
+                one.tensor,
+                two.tensor.double() if one.tensor.is_floating_point() else two.tensor,
+                _coarser(one.tensor.dtype, precision),
+            )
             for one, two in zip(own, exact, strict=True)
         ]
+
+    def _precision(self, batch: Batch) -> torch.dtype | None:
+        """The most precise type that the model computes in; of float64, which any constant may have, not alone."""
+        values = [*self._model.parameters(), *self._model.buffers(), *tensors(batch)]
+        found = {value.dtype for value in values if value.is_floating_point()}
+        return min(found - {torch.float64} or found, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
     def exact(self, batch: Batch) -> list[Output]:
         """Returns every output in float64, or in the model's own precision where there is no float64 copy."""
@@ -111,12 +125,13 @@ class Reference:
         self._sizes.add(batch.size)
         model = copy.deepcopy(self._model)
         try:
-            refuse_randomness(model, lambda: fresh(batch)(model), self._allow)
+            refuse_randomness(model, lambda: only_tensors(fresh(batch)(model)), self._allow)
         except NotFoldableError as error:
             self._random[batch.size] = str(error)  # says more than which generator moved
 
     def _run(self, model: nn.Module, batch: Batch) -> list[Output]:
-        model = copy.deepcopy(model)
+        # Parameters are shared: no call changes them (`fold` has proven it), and of a large model each copy counts.
+        model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
         with rng_restored(), torch.no_grad():
             before = generator_states()
             found = outputs(fresh(batch)(model), self.inputs)
@@ -126,6 +141,13 @@ class Reference:
         if moved:
             self._random.setdefault(batch.size, f"the model draws random numbers in eval mode: {', '.join(moved)}")
         return result
+
+
+def _coarser(dtype: torch.dtype, precision: torch.dtype | None) -> torch.dtype | None:
+    """The precision where it is less than the output's own."""
+    if precision is None or not dtype.is_floating_point or torch.finfo(precision).eps <= torch.finfo(dtype).eps:
+        return None
+    return precision
 
 
 def _to_double(batch: Batch) -> Batch:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jumpout_export.errors import LoadError, NotVerifiableError
+from jumpout_export.export.atomic import private_folder, replace_file, writing
 from jumpout_export.export.checks import counted, first_line
 from jumpout_export.export.extras import require_onnx
 from jumpout_export.export.graph import default_opset, file_sha256, impossible, inspect_file, load_onnx
-from jumpout_export.export.protos import DEFAULT_DOMAINS
+from jumpout_export.export.protos import DEFAULT_DOMAINS, tensors
 from jumpout_export.export.refold_copies import neutral_copy, observed_copy
 from jumpout_export.export.refold_edit import count_nodes, cut_paths, external_files, take_out
 from jumpout_export.export.refold_masks import describe
@@ -82,21 +82,17 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
     if not noise.sites and not noise.removed:
         report.notes.append("there is nothing to fold")
     report.notes += [*notes, *(f"{where} is off and stays" for where in noise.kept)]
-    try:
-        # Everything in this folder disappears on the way out, however that happens; in the target's own folder, so
-        # that the last step is a rename.
-        with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as folder:
-            file = Path(folder) / target.name
-            file.write_bytes(written.SerializeToString(deterministic=True) if notes else path.read_bytes())
-            report.checks += inspect_file(file, load_onnx(file))
-            if all(check.verdict == "pass" for check in report.checks):
-                report.checks += _proof(file, reading, report.notes, seed)
-            report.passed = all(check.verdict == "pass" for check in report.checks)
-            if report.passed:
-                report.sha256 = file_sha256(file)
-                _rename(file, target)
-    except OSError as error:
-        raise ValueError(f"{target} cannot be written: {first_line(error)}") from error
+    # In the target's own folder, so that the last step is a rename.
+    with writing(target), private_folder(target) as folder:
+        file = folder / target.name
+        file.write_bytes(written.SerializeToString(deterministic=True) if notes else path.read_bytes())
+        report.checks += inspect_file(file, load_onnx(file))
+        if all(check.verdict == "pass" for check in report.checks):
+            report.checks += _proof(file, reading, report.notes, seed)
+        report.passed = all(check.verdict == "pass" for check in report.checks)
+        if report.passed:
+            report.sha256 = file_sha256(file)
+            replace_file(file, target)
     return report
 
 
@@ -138,6 +134,8 @@ def _take_in(model: ModelProto, path: Path) -> list[str]:
         return []
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
+        for tensor in tensors(model):
+            onnx.numpy_helper.to_array(tensor)  # raises where the data end before the tensor does
     except Exception as error:  # a file cut off, or one that onnx does not want to open
         raise LoadError(f"{path}: its external data cannot be read ({first_line(error)})") from error
     return ["external data is taken into the file"]
@@ -191,9 +189,3 @@ def _found(noise: Noise) -> str:
     if noise.sites or noise.removed:
         return f"places where noise is multiplied in, each the identity at rate 0: {len(noise.sites)}"
     return "there is nothing to fold"
-
-
-def _rename(file: Path, target: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(file, target)

@@ -10,6 +10,7 @@ import torch
 
 from jumpout_export.export.budget import ceiling
 from jumpout_export.export.checks import counted
+from jumpout_export.export.limits import run_within_limits, within_memory
 from jumpout_export.export.refold_inputs import Draw, Feeds, draw_inputs
 from jumpout_export.report import Check
 
@@ -39,14 +40,14 @@ class Runner:
         options.log_severity_level = 4  # what it would log is in the exception
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         # Its fallback prints to stdout, and would only try the same again.
-        self._session = onnxruntime.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        self._session = within_memory(
+            lambda: onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
         )
         self.outputs = [value.name for value in self._session.get_outputs()]
 
     def __call__(self, feeds: Feeds) -> dict[str, Any]:
         """Returns the outputs by name."""
-        return dict(zip(self.outputs, self._session.run(self.outputs, feeds), strict=True))
+        return dict(zip(self.outputs, run_within_limits(self._session, self.outputs, feeds), strict=True))
 
 
 def prove(folded: Path, neutral: ModelProto, seed: int) -> tuple[list[Check], list[Draw]]:

@@ -9,10 +9,15 @@ from pathlib import Path
 from torch import nn
 
 from jumpout_export.errors import NotVerifiableError
+from jumpout_export.export.axes import Axes, declared_axes
 from jumpout_export.export.budget import FACTOR, ceiling, describe_budget
 from jumpout_export.export.checks import counted, first_line
 from jumpout_export.export.compare import Comparison
+from jumpout_export.export.constants import batchnorms_in_file, constants_check
+from jumpout_export.export.cuda import explain_driver
+from jumpout_export.export.divergence_samples import Suspects
 from jumpout_export.export.independence import depends_on_others
+from jumpout_export.export.placement import check_placement
 from jumpout_export.export.reference import Expected, Reference
 from jumpout_export.export.samples import Sample, samples
 from jumpout_export.export.scale import Scale, Scales, source
@@ -54,19 +59,19 @@ def run_providers(
     runner = _Runner(Reference(original, first, folded=folded, allow=allow))
     for provider in providers:
         runner.open(path, provider)
-    sizes = {session.batch for session, _ in runner.sessions}
-    size = next(iter(sizes), None)
-    for sample in samples(iter([first]), size, seed):
+    axes = runner.axes(first)
+    for sample in samples(iter([first]), axes, seed, runner.can_run):
         runner.prime(sample)
-    for number, sample in enumerate(samples(itertools.chain([first], iterator), size, seed)):
+    for number, sample in enumerate(samples(itertools.chain([first], iterator), axes, seed, runner.can_run)):
         if not runner.sessions:
             break
         if progress is not None:
             progress("verify", number, None)
         runner.run(sample)
-        if None in sizes and sample.batch.size > 1 and sample.group != "data":
+        if axes.size is None and sample.batch.size > 1 and sample.group != "data":
             runner.compare_alone(sample)
-    return runner.report(providers)
+    report = runner.report(providers)
+    return runner.located(report, path, original, first)
 
 
 class _Runner:
@@ -82,6 +87,9 @@ class _Runner:
         self._unusable: dict[str, str] = {}
         self._dependent: list[str] = []
         self._with_batch: dict[str, None] = {}
+        self._axes: Axes | None = None
+        self._moved: list[str] = []
+        self._suspects = Suspects()
 
     def open(self, path: Path, provider: str) -> None:
         for level in LEVELS:
@@ -95,7 +103,23 @@ class _Runner:
             except Exception as error:  # ONNX Runtime raises a dozen types without a common base
                 self._checks.append(Check(name=f"{label}/session", verdict="fail", note=first_line(error)))
                 continue
+            if provider != "cpu":
+                self._checks.append(check_placement(label, provider, session.nodes, path))
             self.sessions.append((session, Comparison(label, provider == "cpu", self._scales)))
+
+    def axes(self, batch: Batch) -> Axes:
+        """Returns the axes that the file leaves open."""
+        shapes, names = next(((session.shapes, session.inputs) for session, _ in self.sessions), ([], []))
+        self._axes = declared_axes(shapes, names, batch)
+        return self._axes
+
+    def can_run(self, batch: Batch) -> bool:
+        """Whether PyTorch itself runs a batch."""
+        try:
+            self._reference.exact(batch)
+        except Exception:  # the user's forward may raise anything; that it does is the answer
+            return False
+        return True
 
     def prime(self, sample: Sample) -> None:
         """Takes in how large outputs are: one image alone does not tell a small channel from one that crosses zero."""
@@ -105,7 +129,8 @@ class _Runner:
             expected = self._reference(sample.batch)
         except Exception:  # the same happens, and is reported, when the sample is compared
             return
-        for output, kind in itertools.product(expected, ("data", "random")):
+        kinds = ("sizes",) if source(sample.group) == "sizes" else ("data", "random", "sizes")
+        for output, kind in itertools.product(expected, kinds):
             self._scales.setdefault((kind, output.name), Scale()).prime(output)
 
     def run(self, sample: Sample) -> None:
@@ -119,8 +144,11 @@ class _Runner:
         self._check_names([output.name for output in expected])
         for output in expected:
             self._scales.setdefault((source(sample.group), output.name), Scale()).add(output, sample.group == "data")
+        if source(sample.group) == "sizes":
+            self._moved.append(sample.group.removeprefix("sizes "))
         for session, comparison in self.sessions:
             _run_twice(session, comparison, sample, expected)
+            self._suspects.add(comparison, sample)
 
     def compare_alone(self, sample: Sample) -> None:
         """Compares images alone with the same images in their batch."""
@@ -145,17 +173,43 @@ class _Runner:
         good = compared > 0 and all(check.verdict == "pass" for check in checks)
         return VerifyReport(passed=passed and good, providers=verdicts, checks=checks, notes=self._notes())
 
+    def located(self, report: VerifyReport, path: Path, original: nn.Module, first: Batch) -> VerifyReport:
+        """Returns the report with the verdict on the BatchNorm constants, and with the first layer that differs."""
+        size = self._axes.size if self._axes is not None else None
+        batchnorms, notes = batchnorms_in_file(path, original, first, size)
+        check = constants_check(original, batchnorms)
+        checks = report.checks + ([check] if check is not None else [])
+        found = self._suspects.look(path, original, report.checks, batchnorms, size is not None)
+        return report.model_copy(
+            update={
+                "checks": checks,
+                "passed": report.passed and all(check.verdict == "pass" for check in checks),
+                "first_divergence": found.layer if found is not None else None,
+                "notes": [*([found.note] if found is not None else []), *report.notes, *notes],
+            }
+        )
+
     def _model_checks(self) -> list[Check]:
         """What makes the model itself unfit, however well the file agrees with it."""
         checks = []
         if self._scales:
             coarse = [
                 f"PyTorch's own error on output `{name}` ({kind}) is {scale.own_coarse:.1%} of its size, above "
-                f"{_ILL_CONDITIONED:.0%}: the model amplifies rounding, no file can be told from a wrong one"
+                f"{max(_ILL_CONDITIONED, ceiling(scale.dtype)):.0%}: the model amplifies rounding, no file can be told "
+                "from a wrong one"
                 for (kind, name), scale in self._scales.items()
-                if scale.own_coarse > _ILL_CONDITIONED
+                if scale.own_coarse > max(_ILL_CONDITIONED, ceiling(scale.dtype))
             ]
             checks.append(counted("conditioning", coarse, "PyTorch's own error is small"))
+        if self.sessions and self._axes is not None and self._axes.names:
+            named = [name for name in self._axes.names if name not in self._axes.anonymous]
+            text = f"the file leaves {', '.join(self._axes.names)} open, but PyTorch runs no other size that was tried"
+            if self._moved:
+                checks.append(counted("dynamic axes", [], f"compared at {', '.join(self._moved)}"))
+            elif named:
+                checks.append(counted("dynamic axes", [text]))
+            else:  # a file whose writer did not know the sizes promises nothing about them
+                checks.append(Check(name="dynamic axes", verdict="pass", note=text))
         if self._with_batch or self._dependent:
             hint = "an image's result depends on the others in its batch; dynamic_batch=False (--static) fixes the size"
             problems = [f"{text}; {hint}" if text is self._dependent[-1] else text for text in self._dependent]
@@ -220,9 +274,12 @@ def _run_twice(session: Session, comparison: Comparison, sample: Sample, expecte
     try:
         first, second = session.run(values), session.run(values)
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base
-        comparison.problems.append(f"{sample.group}: ONNX Runtime cannot run it: {first_line(error)}")
+        reason = explain_driver(error) or first_line(error)
+        comparison.problems.append(f"{sample.group}: ONNX Runtime cannot run it: {reason}")
         return
     comparison.runs += 1
     if not same_bits(first, second):
         comparison.differing_runs.append(f"{sample.group}: two runs differ")
+        if not comparison.must_repeat:
+            comparison.add(f"{sample.group}, second run", sample.start, expected, second)
     comparison.add(sample.group, sample.start, expected, first)

@@ -21,7 +21,7 @@ class Scale:
     one channel or one masked class that is a million times larger must not loosen the limit of all others.
 
     Attributes:
-        dtype: of the output.
+        dtype: what the limit depends on: the output's type, or the model's where that is less precise.
         size: of every value of the batch last added, as images x channels x the rest.
         coarse: like `size`, but not below the size of the median channel: the ceiling's unit. A channel of nothing
             but rounding errors, such as a dead one after BatchNorm, is 100% wrong and harmless.
@@ -50,14 +50,14 @@ class Scale:
 
     def add(self, expected: Expected, new: bool = True) -> None:
         """Takes in one batch; `new` says whether its images were not there before."""
-        self.dtype = expected.own.dtype
+        self.dtype = expected.precision or expected.own.dtype
         if not expected.own.numel() or not self.dtype.is_floating_point:
             return
         magnitude = _magnitude(expected)
         typical = _typical(magnitude, in_channels(expected.own).abs())
         if new or not self._typical or self._typical[0].shape[1] != typical.shape[1]:
             self.prime(expected)
-        exact = in_channels(representable(expected.exact, self.dtype))
+        exact = in_channels(representable(expected.exact, expected.own.dtype))
         own = (in_channels(expected.own).double() - exact).abs().nan_to_num(nan=0.0, posinf=0.0)
         self._measure(magnitude, typical)
         errors = relative(own, self.size).amax((0, 2))
@@ -83,8 +83,8 @@ Scales = dict[tuple[str, str], Scale]
 
 
 def source(group: str) -> str:
-    """Returns `random` or `data`, the kind of images a group of samples holds."""
-    return "random" if group.startswith("random") else "data"
+    """Returns `random`, `sizes` or `data`, the kind of images a group of samples holds."""
+    return next((kind for kind in ("random", "sizes") if group.startswith(kind)), "data")
 
 
 def in_channels(tensor: Tensor) -> Tensor:

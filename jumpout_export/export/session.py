@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor
 
 from jumpout_export.errors import NotVerifiableError
-from jumpout_export.export.checks import first_line
+from jumpout_export.export.cuda import explain_driver
+from jumpout_export.export.limits import run_within_limits, within_memory
+from jumpout_export.export.placement import ASSIGNMENT_ENTRY, NAMES, Placed, placed
+from jumpout_export.export.providers import CUDA_SETTINGS, explain_unusable
 
 Level = Literal["off", "all"]
 LEVELS: tuple[Level, ...] = ("off", "all")
 PROVIDERS = ("cpu", "cuda")
-
-_CUDA = "CUDAExecutionProvider"
-_GPU_HINT = "pip uninstall onnxruntime && pip install 'jumpout-export[onnx-gpu]'"
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,22 @@ class Session:
     Attributes:
         inputs: names of the graph's inputs, in order.
         outputs: names of the graph's outputs, in order.
-        batch: size of the first input's first axis, None where it is open.
+        shapes: of the graph's inputs: sizes, names of open axes, None for an open one without a name.
+        nodes: where each node runs; empty on `cpu`, where there is no other place.
     """
 
     inputs: list[str]
     outputs: list[str]
-    batch: int | None
+    shapes: list[list[int | str | None]]
+    nodes: list[Placed]
     _session: Any
 
     def run(self, values: list[Tensor]) -> list[Tensor]:
         """Returns all outputs on the CPU, for the inputs in the graph's order."""
         feeds = {name: value.numpy(force=True) for name, value in zip(self.inputs, values, strict=True)}
-        return [torch.from_numpy(array) for array in self._session.run(self.outputs, feeds)]
+        # The driver reserves more address space than there is memory, so a session on a device is not limited.
+        run = self._session.run if self.nodes else partial(run_within_limits, self._session)
+        return [torch.from_numpy(array) for array in run(self.outputs, feeds)]
 
 
 def check_providers(providers: Iterable[str]) -> tuple[str, ...]:
@@ -64,8 +69,12 @@ def open_session(path: Path, provider: str, level: Level) -> Session:
         level: `off` runs the graph as it is written; `all` is what ONNX Runtime does by default. Both matter: its
             optimizer removes a Dropout that is in training mode, so the file looks deterministic there only.
 
+    A session on `cuda` may hold nodes that run on the CPU: `check_placement` has to look at `nodes`. ONNX Runtime's
+    own refusal, `session.disable_cpu_ep_fallback`, names no node and says the same where a library is missing.
+
     Raises:
-        NotVerifiableError: if `cuda` cannot be used here; the message says why and what installs it.
+        NotVerifiableError: if `cuda` cannot be used here; the message says why and what helps.
+        Exception: of ONNX Runtime, if it cannot load the file.
     """
     import onnxruntime
 
@@ -81,15 +90,15 @@ def open_session(path: Path, provider: str, level: Level) -> Session:
         session = _open_cuda(path, options)
     else:
         # Its fallback prints to stdout, and would only try the same again.
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        session = within_memory(
+            lambda: onnxruntime.InferenceSession(str(path), options, providers=[NAMES[provider]], enable_fallback=0)
         )
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    first = next((value.shape[0] for value in inputs if value.shape), None)
     return Session(
         [value.name for value in inputs],
         [value.name for value in outputs],
-        first if isinstance(first, int) else None,
+        [list(value.shape) for value in inputs],
+        placed(session) if provider != "cpu" else [],
         session,
     )
 
@@ -97,19 +106,17 @@ def open_session(path: Path, provider: str, level: Level) -> Session:
 def _open_cuda(path: Path, options: Any) -> Any:
     import onnxruntime
 
-    if _CUDA not in onnxruntime.get_available_providers():
-        raise NotVerifiableError(
-            f"the installed onnxruntime {onnxruntime.__version__} has no {_CUDA}; install one that has: {_GPU_HINT}"
-        )
-    onnxruntime.preload_dlls()
-    # Without this the provider's missing libraries, or a node it lacks, silently become a run on the CPU.
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    settings = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    reason = explain_unusable("cuda")
+    if reason is not None:
+        raise NotVerifiableError(f"CUDA cannot be used: {reason}")
+    options.add_session_config_entry(*ASSIGNMENT_ENTRY)
+    options.use_deterministic_compute = True
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[(_CUDA, settings)])
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=[(NAMES["cuda"], CUDA_SETTINGS)], enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base
-        reason = first_line(error)
-        raise NotVerifiableError(f"ONNX Runtime opens no CUDA session: {reason}; install: {_GPU_HINT}") from error
-    if _CUDA not in session.get_providers():
-        raise NotVerifiableError(f"ONNX Runtime opened a session without {_CUDA}; install: {_GPU_HINT}")
-    return session
+        reason = explain_driver(error)  # out of memory, for example: nothing is known about the file
+        if reason is None:
+            raise
+        raise NotVerifiableError(f"CUDA cannot be used: {reason}") from error

@@ -47,8 +47,9 @@ def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch],
         batch: inputs on the model's device.
         run: calls a model on a batch; raises if the model cannot run it.
     """
-    before = snapshot(model)
     fresh, used = copy.deepcopy(model), copy.deepcopy(model)
+    # Of the copies: a module that pickles itself in its own way, such as einops' Rearrange, comes back in train mode.
+    before, before_used = snapshot(fresh), snapshot(used)
     with torch.no_grad():
         with rng_restored():
             first = run(fresh, batch)
@@ -56,7 +57,7 @@ def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch],
             # Other values may be none that the model takes, such as a probability of 4.
             with rng_restored(), contextlib.suppress(Exception):
                 run(used, _other(batch, factor))
-        names = dict.fromkeys([*changes(before, snapshot(fresh)), *changes(before, snapshot(used))])
+        names = dict.fromkeys([*changes(before, snapshot(fresh)), *changes(before_used, snapshot(used))])
         same = True
         for _ in range(_COUNTED if names else 1):
             with rng_restored():

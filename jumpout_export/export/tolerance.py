@@ -36,9 +36,9 @@ def tolerance_line(expected: Expected, has_reference: bool) -> str:
         return "cap=0 median=0 sizes=0 limits=0"
     scale = Scale()
     scale.add(expected)
-    limits = relative_limits(scale.own_errors, dtype, has_reference)
+    limits = relative_limits(scale.own_errors, scale.dtype, has_reference)
     sizes, median = _numbers(scale.channels), f"{scale.median:.4g}"
-    return f"cap={ceiling(dtype):g} median={median} sizes={sizes} limits={_numbers(limits)}"
+    return f"cap={ceiling(scale.dtype):g} median={median} sizes={sizes} limits={_numbers(limits)}"
 
 
 def _numbers(values: Tensor) -> str:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.audit import audit_model
 from jumpout_export.export.extras import require_onnx
 from jumpout_export.export.fold import fold, unwrap
 from jumpout_export.export.graph import can_be_run, file_sha256, inspect_file, load_onnx
+from jumpout_export.export.half import half_batch, half_copy, is_half_file, takes_half
 from jumpout_export.export.runner import run_providers
 from jumpout_export.export.session import check_providers
 from jumpout_export.export.signature import onnx_batch
@@ -26,7 +28,7 @@ STATE_PASSED = Check(name="state", verdict="pass", note="no call in eval mode de
 
 def verify_onnx(
     path: str | os.PathLike[str],
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     inputs: Any,
     providers: Iterable[str] = ("cpu",),
     *,
@@ -41,9 +43,13 @@ def verify_onnx(
     error against a float64 copy of the model must stay within `export/budget.py`. The model must be free of randomness
     and state in eval mode, and with an open batch size images must not depend on each other. It is not changed.
 
+    The constants of every BatchNorm are recomputed from its buffers and compared with those in the file, folded into
+    another layer or not. Where values differ, the first layer that does is named by its module path in
+    `first_divergence` (`.` for what the model's own forward computes), with what was seen there as the first note.
+
     Args:
         path: the file; any ONNX file whose inputs and outputs are named as `export_onnx` names them.
-        model: the PyTorch model, in train or eval mode, on any device.
+        model: the PyTorch model, in train or eval mode, on any device, or an exported program.
         inputs: one batch (a tensor, tuple or dict), or an iterable of batches, with or without labels.
         providers: of `cpu`, `cuda`. Where `cuda` cannot be used, its verdict is `not_run` and the report not passed.
         seed: of the random inputs.
@@ -54,6 +60,7 @@ def verify_onnx(
 
     Raises:
         LoadError: if there is no such file or it is not a readable ONNX model.
+        ConversionError: if the file is one in float16, made here, and the model does not run in float16.
         ValueError: if `inputs` is empty or a provider unknown.
         TypeError: if the model is no nn.Module, cannot be copied, or a batch holds something else than tensors.
         ImportError: if onnx or onnxruntime is missing.
@@ -62,13 +69,13 @@ def verify_onnx(
     require_onnx("onnx", "onnxruntime")
     path = Path(path)
     proto = load_onnx(path)
-    model = unwrap(model)
-    first, batches = first_and_all(inputs, model, "inputs")
-    audit = audit_model(model)
+    network: nn.Module = unwrap(model)
+    first, batches = first_and_all(inputs, network, "inputs")
+    audit = audit_model(network)
     checks = [*inspect_file(path, proto), *audit.checks]
     notes = [*audit.notes]
     try:
-        folded = fold(model, first)
+        folded = fold(network, first)
     except NotFoldableError as error:
         checks.append(Check(name=error.check, verdict="fail", note=str(error)))
         result = not_run(providers, "the PyTorch model has no deterministic eval network")
@@ -76,14 +83,21 @@ def verify_onnx(
         notes += folded.notes
         result = not_run(providers, "the file is not run")
         if can_be_run(checks):
-            result = run_providers(
-                path, folded.original.cpu(), folded.model.cpu(), batches, providers, seed=seed, progress=progress
-            )
+            original, network = folded.original.cpu(), folded.model.cpu()
+            if is_half_file(proto) and not takes_half(first):
+                original, network, batches = (
+                    half_copy(original, first),
+                    half_copy(network, first),
+                    map(half_batch, batches),
+                )
+                notes.append("compared with the model in float16, which the file's metadata names as its type")
+            result = run_providers(path, original, network, batches, providers, seed=seed, progress=progress)
         checks.append(STATE_PASSED)
     checks += result.checks
     return VerifyReport(
         passed=bool(result) and all(check.verdict == "pass" for check in checks),
         providers=result.providers,
+        first_divergence=result.first_divergence,
         checks=checks,
         path=str(path),
         sha256=file_sha256(path),

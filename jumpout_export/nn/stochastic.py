@@ -6,6 +6,7 @@ not a matter of names; `randomness.py` measures it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -24,17 +25,14 @@ IDENTITY_IN_EVAL = frozenset(
         "AlphaDropout",
         "FeatureAlphaDropout",
         "Jumpout",
-        "DropPath",  # timm
-        "DropBlock2d",  # timm, torchvision
-        "DropBlock3d",
-        "PatchDropout",
         "StochasticDepth",  # torchvision
     }
 )
+# timm's and MONAI's DropPath and its copies (SwinDropPath in transformers), DropBlock of timm and torchvision
+# (DropBlock2d) and of dropblock (DropBlock2D), timm's and vit-pytorch's PatchDropout.
+_IDENTITY_IN_EVAL = re.compile(r"\w*DropPath|DropBlock(?:[123][dD])?|PatchDropout")
 # Random while training, deterministic and not the identity in eval: they stay, in eval mode.
 DETERMINISTIC_IN_EVAL = frozenset({"RReLU", "MultiheadAttention", "LSTM", "GRU", "RNN", "ConcreteDropout"})
-# Random in eval mode too: no deterministic graph equals them.
-RANDOM_IN_EVAL = frozenset({"FractionalMaxPool2d", "FractionalMaxPool3d"})
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def stochastic_layers(model: nn.Module) -> Iterator[StochasticLayer]:
     """Yields the layers of `model` that are random while training, in registration order."""
     for path, module in model.named_modules():
         names = {cls.__name__ for cls in type(module).__mro__}
-        if names & IDENTITY_IN_EVAL:
+        if names & IDENTITY_IN_EVAL or any(map(_IDENTITY_IN_EVAL.fullmatch, names)):
             action: Action = "relu" if getattr(module, "relu", False) is True else "identity"
         elif names & DETERMINISTIC_IN_EVAL and _rate(module) != 0:
             action = "keep"

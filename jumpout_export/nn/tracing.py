@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -44,15 +43,16 @@ def module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """Keeps the path of the running module on top of `stack`, by hooks that are removed on the way out."""
     handles = []
 
-    def leave(*_: Any) -> None:  # a hook that returns something replaces the module's output
-        stack.pop()
+    def leave(path: str) -> None:  # a hook that returns something replaces the module's output
+        if stack and stack[-1] == path:  # not if another hook raised before the module was entered
+            stack.pop()
 
     try:
         for path, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # takes no hooks; what it calls counts for the module around it
             handles.append(module.register_forward_pre_hook(lambda *_, path=path: stack.append(path)))
-            handles.append(module.register_forward_hook(leave, always_call=True))
+            handles.append(module.register_forward_hook(lambda *_, path=path: leave(path), always_call=True))
         yield
     finally:
         for handle in handles:
@@ -62,6 +62,11 @@ def module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
 def user_frame() -> tuple[str, int]:
     """Returns file and line of the innermost frame that belongs neither to torch nor to this package's inner layers."""
     for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith(_INNER):
+        if is_users_file(frame.filename):
             return frame.filename, frame.lineno or 0
     return "", 0
+
+
+def is_users_file(name: str) -> bool:
+    """Whether a source file belongs neither to torch nor to this package's inner layers."""
+    return not name.startswith(_INNER)

@@ -45,7 +45,8 @@ def build_document(report: Report) -> Document:
         title, facts, sections = _TITLES[report.kind], _batchnorm_facts(report), batchnorm_sections(report)
     else:
         title, facts, sections = _TITLES[report.kind], _verify_facts(report), _verify_sections(report)
-    sections = [*sections, *notes_section(report)]
+    # Versions and the like come last: a note may say what failed.
+    sections = sorted([*sections, *notes_section(report)], key=lambda section: section.background)
     return Document(title, verdict, sentence, tuple(facts), tuple(sections))
 
 
@@ -62,11 +63,12 @@ def _pipeline_sections(report: PipelineReport) -> list[Section]:
 
 
 def _verify_sections(report: VerifyReport) -> list[Section]:
+    environment = names_section("environment", "Environment", report.environment)
     if not isinstance(report, ExportReport):
-        return parity_section(report)
+        return parity_section(report) + environment
     sections = batchnorm_sections(report.batchnorm) if report.batchnorm is not None else []
     sections += folded_section(report) + parity_section(report)
-    return sections + names_section("provenance", "Provenance", report.provenance)
+    return sections + names_section("provenance", "Provenance", report.provenance) + environment
 
 
 def _pipeline_facts(report: PipelineReport) -> list[Fact]:

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from jumpout_export.render.document import build_document
 from jumpout_export.render.html import draw_plots, page
+from jumpout_export.render.markdown import markdown
 from jumpout_export.render.sections_channels import MAX_PANELS
 from jumpout_export.report import Report
 
 
 def write_report(report: Report, directory: str | os.PathLike[str]) -> dict[str, Path]:
-    """Writes `report.json`, `report.html` and the plots as `plot-*.svg`; returns file name -> path.
+    """Writes `report.json`, `report.md`, `report.html` and the plots as `plot-*.svg`; returns file name -> path.
 
-    Each file is written beside its target and renamed, so no reader ever sees half of one. The JSON comes first, and
-    is there even if the page cannot be made; an older page and older plots are then removed, because they would
-    belong to another report.
+    Each file is written beside its target and renamed, so no reader ever sees half of one. JSON and Markdown come
+    first, and are there even if the page cannot be made; an older page and older plots are then removed, because they
+    would belong to another report.
 
     Args:
         report: any report.
@@ -24,14 +25,17 @@ def write_report(report: Report, directory: str | os.PathLike[str]) -> dict[str,
 
     Raises:
         NotADirectoryError: if `directory` is a file.
-        ImportError: if jinja2 or matplotlib is not installed, after the JSON was written.
+        ImportError: if jinja2 or matplotlib is not installed, after JSON and Markdown were written.
     """
     folder = Path(directory)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"the report needs a folder, but {folder} is a file; name another folder")
     document = build_document(report)
     folder.mkdir(parents=True, exist_ok=True)
-    written = {"report.json": _write(folder / "report.json", report.model_dump_json(indent=2) + "\n")}
+    written = {
+        "report.json": _write(folder / "report.json", report.model_dump_json(indent=2) + "\n"),
+        "report.md": _write(folder / "report.md", markdown(document)),
+    }
     texts: dict[str, str] = {}
     try:
         plots = draw_plots(document)

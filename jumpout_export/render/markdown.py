@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from jumpout_export.render.blocks import Block, Column, Group, Items, Table
+from jumpout_export.render.blocks import Block, Column, Document, Group, Items, Table
 from jumpout_export.render.document import build_document
 from jumpout_export.report import Report
 
@@ -14,7 +14,11 @@ def render_markdown(report: Report) -> str:
 
     Everything that comes from the report is escaped; it can neither break a table nor smuggle in HTML.
     """
-    document = build_document(report)
+    return markdown(build_document(report))
+
+
+def markdown(document: Document) -> str:
+    """Returns a document as Markdown, as `render_markdown` does."""
     parts = [f"# {_prose(document.title)}", f"**{document.verdict.text}**: {_prose(document.sentence)}"]
     parts.append(
         "\n".join(f"- {_prose(fact.title)}: {_joined(fact.state.text, fact.detail)}" for fact in document.facts)

@@ -53,7 +53,7 @@ def parity_section(report: VerifyReport) -> list[Section]:
     """Returns the verdict per provider and every check with what was measured, the limit and the verdict."""
     blocks: list[Block] = []
     if report.providers:
-        columns = (Column("ONNX Runtime provider"), Column("verdict"), Column("reason", "note"))
+        columns = (Column("provider"), Column("verdict"), Column("reason", "note"))
         rows = tuple((Cell(name), state(p.verdict), Cell(p.reason or "–")) for name, p in report.providers.items())
         blocks.append(Table(columns, rows))
     facts = {"path": report.path, "SHA-256": report.sha256, "first layer that differs": report.first_divergence}

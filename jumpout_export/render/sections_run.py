@@ -53,7 +53,8 @@ def names_section(key: str, title: str, values: dict[str, str]) -> list[Section]
     """Returns a two-column section of names and values; nothing if there are none."""
     if not values:
         return []
-    rows = tuple((Cell(name), Cell(value)) for name, value in values.items())
+    # The file's metadata has the package's name before each of ours.
+    rows = tuple((Cell(name.removeprefix("jumpout_export.")), Cell(value)) for name, value in values.items())
     lead = "What this was made with." if key == "environment" else "What the file's own metadata says."
     return [Section(key, title, lead, "", (Table((Column("name"), Column("value", "note")), rows),), background=True)]
 

@@ -1,0 +1,65 @@
+"""Weights beside an ONNX file: a data file whose name and hash tie it to the one file that it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jumpout_export.export.protos import tensors
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+# In the file's metadata: the sha256 of the data file, so that the hash of the file covers both.
+DATA_SHA256 = "jumpout_export.data_sha256"
+_DIGITS = 16
+
+
+def tie_data(model: ModelProto, data: Path, name: str) -> Path | None:
+    """Renames a data file to `name.<hash of its content>.data` and lets the model's tensors refer to it.
+
+    Two exports never have data files of one name with other content, so that a file which is replaced is never read
+    with the weights of another. The model's metadata is given the sha256.
+
+    Args:
+        model: changed in place.
+        data: the file that all its external tensors lie in.
+        name: of the ONNX file it belongs to.
+
+    Returns:
+        The new path, in the same folder; None if no tensor was large enough to lie outside, and the file is gone.
+    """
+    locations = [entry for tensor in tensors(model) for entry in tensor.external_data if entry.key == "location"]
+    if not locations:
+        data.unlink()
+        return None
+    digest = sha256_of(data)
+    target = data.rename(data.with_name(f"{name}.{digest[:_DIGITS]}.data"))
+    for entry in locations:
+        entry.value = target.name
+    model.metadata_props.add(key=DATA_SHA256, value=digest)
+    return target
+
+
+def data_files(folder: Path, name: str) -> list[Path]:
+    """Returns the data files in a folder that belong, or belonged, to an ONNX file of this name."""
+    pattern = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{{_DIGITS}}}\.data")
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+
+
+def changed_data(path: Path, model: ModelProto) -> list[str]:
+    """Returns what is wrong with the content of a file's data file, where its metadata says what it must be."""
+    wanted = [entry.value for entry in model.metadata_props if entry.key == DATA_SHA256]
+    names = {entry.value for tensor in tensors(model) for entry in tensor.external_data if entry.key == "location"}
+    if not wanted:
+        return []
+    wrong = [name for name in sorted(names) if sha256_of(path.parent / name) != wanted[0]]
+    return [f"{name} does not hold the weights the file was written with (its sha256 differs)" for name in wrong]
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,97 @@
+"""Which sizes of inputs an exported program takes: its graph may hold decisions that were made for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+_OPEN_HINT = (
+    "pass dynamic_batch=False (--static) to export one batch size, or export the program with an open one: "
+    "dynamic_shapes={{'{}': {{0: torch.export.Dim.DYNAMIC}}}}"
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """One input's axis: its smallest and largest size.
+
+    Attributes:
+        name: of the input.
+        axis: its number.
+        least: smallest size.
+        most: largest size, infinite where there is none.
+    """
+
+    name: str
+    axis: int
+    least: int
+    most: float
+
+
+class InputSizes:
+    """The sizes of inputs that a program takes.
+
+    Attributes:
+        sizes: of every axis of every input.
+        names: of the inputs, in order.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        """Reads them from a program's inputs and range constraints."""
+        self.sizes: list[Size] = []
+        self.names: list[str] = []
+        wanted = set(program.graph_signature.user_inputs)
+        for node in program.graph.nodes:
+            value = node.meta.get("val")
+            if node.op != "placeholder" or node.name not in wanted or not isinstance(value, Tensor):
+                continue
+            self.names.append(str(node.name))
+            for axis, size in enumerate(value.shape):
+                least, most = _limits(program, size)
+                self.sizes.append(Size(str(node.name), axis, least, most))
+
+    def fixed_batch(self) -> str:
+        """Returns why the batch size cannot be left open; empty if it can."""
+        first = next((size for size in self.sizes if size.axis == 0), None)
+        if first is None or first.least != first.most:
+            return ""
+        return f"the exported program fixes its batch size at {first.least}; {_OPEN_HINT.format(first.name)}"
+
+    def check(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuses other sizes; made to be a forward pre-hook.
+
+        Raises:
+            ValueError: naming the input, the axis and what is allowed.
+        """
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+        values = dict(zip(self.names, [leaf for leaf in leaves if isinstance(leaf, Tensor)], strict=False))
+        for size in self.sizes:
+            value = values.get(size.name)
+            if value is None or value.ndim <= size.axis:
+                continue
+            if size.least == size.most:
+                if value.shape[size.axis] != size.least:
+                    raise ValueError(_wrong_size(size, value.shape[size.axis]))
+            elif not torch.compiler.is_compiling() and not size.least <= value.shape[size.axis] <= size.most:
+                raise ValueError(_wrong_size(size, value.shape[size.axis]))
+
+
+def _wrong_size(size: Size, got: int) -> str:
+    allowed = f"{size.least}" if size.least == size.most else f"{size.least} to {size.most:.0f}"
+    hint = _OPEN_HINT.format(size.name) if size.axis == 0 else "the program was exported for that size"
+    return f"axis {size.axis} of input `{size.name}` is {got}, the exported program takes {allowed}; {hint}"
+
+
+def _limits(program: ExportedProgram, size: Any) -> tuple[int, float]:
+    if isinstance(size, int):
+        return size, size
+    limits = program.range_constraints.get(size.node.expr)
+    if limits is None:
+        return 1, float("inf")
+    # torch notes 2 as the least size of every open axis, because 1 broadcasts; it does not check it either.
+    least, most = float(limits.lower), float(limits.upper)
+    return (1 if least <= 2 else int(least)), (most if most < 2**62 else float("inf"))

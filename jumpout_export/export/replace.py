@@ -1,0 +1,50 @@
+"""Puts a verified export in the place of an older one: the file, its weights and its golden data together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jumpout_export.export.atomic import locked, replace_file
+from jumpout_export.export.external import data_files
+from jumpout_export.export.golden import FOLDER
+
+
+def replace_export(file: Path, data: Path | None, target: Path, golden: Path | None) -> None:
+    """Moves everything to its place; killed at any moment it leaves no file beside the data of another.
+
+    The weights come first, under a name that no other content has; the older golden data is away while the file is
+    replaced. An error or an interrupt before the file is replaced takes all of it back. Two calls for one folder wait
+    for each other. Weights that the older file used, or that a killed process left, are removed at the end.
+
+    Args:
+        file: the finished file, in the file system of `target`.
+        data: the file that its weights lie in, already under its final name, or None.
+        target: the place of the file; the weights come beside it.
+        golden: finished golden data, or None. It is `FOLDER/X/test_data_set_0` and becomes `FOLDER/test_data_set_0`.
+
+    Raises:
+        OSError: if a file cannot be moved.
+    """
+    final = golden.parents[1] / FOLDER if golden else None
+    aside = golden.with_name("older") if golden else None
+    with locked(target.parent):
+        file.stat()  # from here on, that it is gone means that it was moved
+        older = data_files(target.parent, target.name)
+        weights = target.with_name(data.name) if data else None
+        try:
+            if data and weights:
+                replace_file(data, weights)
+            if final and aside and final.exists():
+                final.rename(aside)
+            replace_file(file, target)
+        finally:
+            if file.exists():
+                if weights and weights not in older:
+                    weights.unlink(missing_ok=True)
+                if final and aside and aside.exists():
+                    aside.rename(final)
+            elif final and golden:
+                golden.rename(final)
+        for path in older:
+            if path != weights:
+                path.unlink(missing_ok=True)
