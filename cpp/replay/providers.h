@@ -24,10 +24,20 @@ class ProfileFolder {
   std::filesystem::path folder_;
 };
 
-// Number of executed nodes by execution provider. The file has one event per line.
-std::map<std::string, int> nodes_by_provider(const std::filesystem::path& profile);
+// A node that ran. ONNX Runtime keeps what computes shapes on the CPU on purpose: `only_shapes` says that the node
+// reads nothing but a tensor's shape, or vectors of whole numbers.
+struct ExecutedNode {
+  std::string name, operation, provider;
+  bool only_shapes;
+};
 
-// What is wrong with that: nodes on another provider than the one asked for, or none on a GPU.
-std::vector<std::string> misplaced(const std::map<std::string, int>& nodes, Provider provider);
+// The executed nodes in their order. The file has one event per line.
+std::vector<ExecutedNode> executed_nodes(const std::filesystem::path& profile);
+
+// Number of executed nodes by execution provider.
+std::map<std::string, int> by_provider(const std::vector<ExecutedNode>& nodes);
+
+// What is wrong with them: nodes on another provider than the one asked for, or none on a GPU.
+std::vector<std::string> misplaced(const std::vector<ExecutedNode>& nodes, Provider provider);
 
 }  // namespace replay

@@ -82,8 +82,9 @@ Report replay(const Options& options) {
   for (const GoldenSet& set : sets) {
     const std::vector<Tensor> outputs = session.run(set.inputs);
     if (report.outputs.empty()) {
-      report.nodes = nodes_by_provider(session.end_profile());
-      report.problems = misplaced(report.nodes, options.provider);
+      const std::vector<ExecutedNode> nodes = executed_nodes(session.end_profile());
+      report.nodes = by_provider(nodes);
+      report.problems = misplaced(nodes, options.provider);
     }
     for (size_t i = 0; i < outputs.size(); ++i) {
       const std::string file = (set.folder / ("output_" + std::to_string(i) + ".pb")).string();

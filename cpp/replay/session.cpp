@@ -40,8 +40,7 @@ void append_cuda(Ort::SessionOptions& options) {
     throw NotVerifiable("the ONNX Runtime library " + library_version() + " has no " + name +
                         "; build against one that has, such as the one in the wheel onnxruntime-gpu");
   }
-  // Without this a node that the provider lacks silently runs on the CPU.
-  options.AddConfigEntry("session.disable_cpu_ep_fallback", "1");
+  // A node that the provider lacks, or one that computes a shape, then runs on the CPU: see `misplaced`.
   OrtCUDAProviderOptionsV2* cuda = nullptr;
   Ort::ThrowOnError(api().CreateCUDAProviderOptions(&cuda));
   const std::unique_ptr<OrtCUDAProviderOptionsV2, decltype(api().ReleaseCUDAProviderOptions)> owner(

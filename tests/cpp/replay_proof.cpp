@@ -6,8 +6,8 @@
 
 int main(int argc, char** argv) {
   if (argc != 3) return 2;
-  const auto nodes = replay::nodes_by_provider(argv[1]);
-  for (const auto& [name, count] : nodes) std::cout << count << " on " << name << "\n";
+  const auto nodes = replay::executed_nodes(argv[1]);
+  for (const auto& [name, count] : replay::by_provider(nodes)) std::cout << count << " on " << name << "\n";
   for (const std::string& problem : replay::misplaced(nodes, replay::parse_provider(argv[2]))) {
     std::cout << "problem: " << problem << "\n";
   }
