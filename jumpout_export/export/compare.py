@@ -133,6 +133,11 @@ class Comparison:
             if have.numel():
                 _measure(worst, self.scales[source(group), want.name], start, want, have)
 
+    def beyond(self, has_reference: bool) -> set[str]:
+        """Returns the kinds of inputs (`export/scale.py`) on which a value is beyond its limit."""
+        groups = dict.fromkeys(group for group, _ in self.worst)
+        return {source(group) for group in groups if self._error_check(group, has_reference).verdict == "fail"}
+
     def checks(self, has_reference: bool) -> list[Check]:
         """Returns the verdicts on everything that was taken in."""
         checks = [counted(f"{self.label}/outputs", self.problems, f"shapes and dtypes agree in {self.runs} runs")]

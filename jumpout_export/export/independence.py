@@ -17,16 +17,18 @@ _DOUBLE = 1e-6
 _SINGLE = 1e-4
 
 
-def depends_on_others(sample: Sample, run: Callable[[Batch], list[Output]], *, double: bool) -> dict[str, str]:
+def depends_on_others(
+    sample: Sample, together: list[Output], run: Callable[[Batch], list[Output]], *, double: bool
+) -> dict[str, str]:
     """Returns, per output with a batch axis, how an image has another value alone than in its batch; empty if not.
 
     Args:
         sample: a batch of several images; its first, middle and last one are run alone.
+        together: the outputs for it.
         run: returns the outputs for a batch.
         double: whether `run` computes in float64; otherwise the comparison is coarser, and of floats only.
     """
     size = sample.batch.size
-    together = run(sample.batch)
     found: dict[str, str] = {}
     for row in sorted({0, size // 2, size - 1}):
         for whole, alone in zip(together, run(rows(sample.batch, range(row, row + 1), sample.batched)), strict=True):

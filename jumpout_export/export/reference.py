@@ -36,7 +36,7 @@ class Expected:
 
 
 class Reference:
-    """Runs the eval model in which nothing was replaced, and its float64 copy; each call on fresh copies.
+    """Runs copies of the eval model in which nothing was replaced, and of it in float64.
 
     Attributes:
         inputs: names of the inputs in the ONNX graph.
@@ -58,8 +58,8 @@ class Reference:
         self.problem = ""
         self._unequal: list[str] = []
         self._random: dict[int, str] = {}
-        self._model = original
-        self._folded = folded
+        self._model = _with_own_buffers(original)
+        self._folded = None if folded is None else _with_own_buffers(folded)
         self._allow = tuple(allow)
         self._sizes: set[int] = set()
         self._double: nn.Module | None = copy.deepcopy(original).double()
@@ -69,7 +69,7 @@ class Reference:
             self._double = None
             self.problem = first_line(error)
         else:
-            own = [output.tensor for output in self._run(original, batch)]
+            own = [output.tensor for output in self._run(self._model, batch)]
             if [tensor.shape for tensor in found] != [tensor.shape for tensor in own]:
                 self._double = None
                 self.problem = "in float64 it returns other shapes"
@@ -123,15 +123,13 @@ class Reference:
         if batch.size in self._sizes:
             return
         self._sizes.add(batch.size)
-        model = copy.deepcopy(self._model)
+        model = _with_own_buffers(self._model)
         try:
             refuse_randomness(model, lambda: only_tensors(fresh(batch)(model)), self._allow)
         except NotFoldableError as error:
             self._random[batch.size] = str(error)  # says more than which generator moved
 
     def _run(self, model: nn.Module, batch: Batch) -> list[Output]:
-        # Parameters are shared: no call changes them (`fold` has proven it), and of a large model each copy counts.
-        model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
         with rng_restored(), torch.no_grad():
             before = generator_states()
             found = outputs(fresh(batch)(model), self.inputs)
@@ -141,6 +139,11 @@ class Reference:
         if moved:
             self._random.setdefault(batch.size, f"the model draws random numbers in eval mode: {', '.join(moved)}")
         return result
+
+
+def _with_own_buffers(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters: no call changes them (`fold` has proven it), and they are what is large."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 def _coarser(dtype: torch.dtype, precision: torch.dtype | None) -> torch.dtype | None:

@@ -86,6 +86,20 @@ def noise_like(batch: Batch, generator: torch.Generator) -> Batch:
     return _random_like(batch, batch, generator, None)
 
 
+def jittered(batch: Batch, generator: torch.Generator, least: int = 24) -> Iterator[Batch]:
+    """Yields the batch with inputs changed by up to 2^-10 of themselves, until `least` images were yielded.
+
+    The model rounds differently on each, while every output keeps about its size: so often is a rounding error drawn
+    anew.
+    """
+    for _ in range(-(-least // batch.size)):
+        values = []
+        for value in tensors(batch):
+            noise = torch.rand(value.shape, generator=generator) * 2 - 1 if value.is_floating_point() else None
+            values.append(value if noise is None else value * (1 + noise * 2**-10).to(value))
+        yield with_tensors(batch, values)
+
+
 def _batched(batch: Batch, batched: Sequence[bool] | None) -> Sequence[bool]:
     return [batch_axis(batch, value) for value in tensors(batch)] if batched is None else batched
 

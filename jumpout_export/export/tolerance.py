@@ -15,6 +15,8 @@ booleans have `cap=0`: they must be equal.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from jumpout_export.export.budget import ceiling, relative_limits
@@ -24,18 +26,22 @@ from jumpout_export.export.scale import Scale
 PREFIX = "tolerance."
 
 
-def tolerance_line(expected: Expected, has_reference: bool) -> str:
+def tolerance_line(expected: Sequence[Expected], has_reference: bool) -> str:
     """Returns the tolerance of one output, measured on its golden values.
 
     Args:
-        expected: what PyTorch says.
+        expected: what PyTorch says, first on the golden inputs, then on others near them: a few images alone show too
+            little of how far PyTorch itself is off.
         has_reference: whether the exact values are float64.
     """
-    dtype = expected.own.dtype
-    if not dtype.is_floating_point or not expected.own.numel():
+    golden, *others = expected
+    dtype = golden.own.dtype
+    if not dtype.is_floating_point or not golden.own.numel():
         return "cap=0 median=0 sizes=0 limits=0"
     scale = Scale()
-    scale.add(expected)
+    scale.add(golden)
+    for other in others:
+        scale.add(other, new=False)
     limits = relative_limits(scale.own_errors, scale.dtype, has_reference)
     sizes, median = _numbers(scale.channels), f"{scale.median:.4g}"
     return f"cap={ceiling(scale.dtype):g} median={median} sizes={sizes} limits={_numbers(limits)}"

@@ -101,7 +101,7 @@ def test_limits_are_those_of_the_python_side(replay, tmp_path, exact):
         tmp_path,
         replay.from_array(got.numpy()),
         replay.from_array(golden.numpy()),
-        tolerance_line(Expected("y", own, exact), has_reference=True),
+        tolerance_line([Expected("y", own, exact)], has_reference=True),
     )
     (output,) = replay.report_of(model)["outputs"]
 
