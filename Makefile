@@ -40,6 +40,7 @@ bench: setup  ## check, time, write benchmarks/results/*.json, the README's tabl
 	$(BIN)/python benchmarks/training.py
 	PYTHON=$(BIN)/python tools/build_replay.sh
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/readme.py
 
 paper: setup  ## the paper's tables and figures on DATA=, a folder with CIFAR-10, sized for two CPU cores (an hour)

@@ -1,6 +1,7 @@
 """What a run in eval mode must not do: keep a state, change the user's model, let images depend on each other."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -249,12 +250,32 @@ def test_a_result_that_depends_on_the_other_images_fails_unless_the_batch_is_fix
     assert "batch independence" not in {check.name for check in report.checks}
 
 
-def test_an_output_without_a_batch_axis_is_not_compared_and_said_so(tmp_path):
-    report = export_onnx(Net(lambda model, x, y: (y, model.linear.weight)), tmp_path / "model.onnx", X)
+def test_outputs_without_a_batch_axis_may_be_constants_and_outputs_may_have_it_elsewhere(tmp_path):
+    def after(model, x, y):
+        return y, model.linear.weight, model.linear.weight.sum(), y.T
+
+    report = export_onnx(Net(after), tmp_path / "model.onnx", X)
     assert report
     note = next(check.note for check in report.checks if check.name == "batch independence")
-    assert note == "images alone have the values they have in a batch: output_0"
-    assert "output `output_1` has no batch axis, so whether it depends on the batch was not checked" in report.notes
+    assert note.endswith("in a batch: output_0, output_1, output_2, output_3")
+
+
+@pytest.mark.parametrize(
+    ("after", "problem"),
+    [
+        (lambda model, x, y: y.softmax(1).mean(0), "`output` has no batch axis and differs by"),
+        (lambda model, x, y: y.max(), "`output` has no batch axis and differs by"),
+        (
+            lambda model, x, y: y.reshape(1, -1),
+            r"`output` has no batch axis and has shape \[1, \d\] alone and \[1, \d+\]",
+        ),
+        (lambda model, x, y: (y - y.mean(0)).T, "of image 0 differs by"),
+    ],
+    ids=["mean", "maximum", "flattened", "transposed"],
+)
+def test_an_output_that_mixes_the_images_of_a_batch_fails(after, problem, tmp_path):
+    report = export_onnx(Net(after), tmp_path / "model.onnx", X)
+    assert re.search(problem, failed(report)["batch independence"])
 
 
 def test_similarities_between_the_images_of_a_batch_fail(tmp_path):

@@ -20,7 +20,9 @@ _SINGLE = 1e-4
 def depends_on_others(
     sample: Sample, together: list[Output], run: Callable[[Batch], list[Output]], *, double: bool
 ) -> dict[str, str]:
-    """Returns, per output with a batch axis, how an image has another value alone than in its batch; empty if not.
+    """Returns, per output, how an image has another value alone than in its batch; empty if not.
+
+    An output without a batch axis must be the same whatever the images are: a mean over the batch is none of an image.
 
     Args:
         sample: a batch of several images; its first, middle and last one are run alone.
@@ -32,19 +34,32 @@ def depends_on_others(
     found: dict[str, str] = {}
     for row in sorted({0, size // 2, size - 1}):
         for whole, alone in zip(together, run(rows(sample.batch, range(row, row + 1), sample.batched)), strict=True):
-            if _has_batch_axis(whole.tensor, size) and _has_batch_axis(alone.tensor, 1):
-                problem = _difference(whole.tensor, row, alone.tensor[0], double)
+            axis = _batch_axis(whole.tensor, alone.tensor, size)
+            if axis is not None:
+                mine = whole.tensor.select(axis, row)
+                problem = _difference(mine, alone.tensor.select(axis, 0), whole.tensor, double)
                 text = f"{sample.group}: output `{whole.name}` of image {row} {problem}" if problem else ""
-                found[whole.name] = found.get(whole.name) or text
+            else:
+                problem = _difference(whole.tensor, alone.tensor, whole.tensor, double)
+                text = f"{sample.group}: output `{whole.name}` has no batch axis and {problem}" if problem else ""
+            found[whole.name] = found.get(whole.name) or text
     return found
 
 
-def _has_batch_axis(tensor: Tensor, size: int) -> bool:
-    return bool(tensor.ndim) and tensor.shape[0] == size
+def _batch_axis(whole: Tensor, alone: Tensor, size: int) -> int | None:
+    """The axis that has an entry per image: the first, or another if all others agree."""
+    if whole.ndim != alone.ndim or not whole.ndim:
+        return None
+    if whole.shape[0] == size and alone.shape[0] == 1:
+        return 0
+    for axis in range(whole.ndim):
+        expected = [*alone.shape[:axis], size, *alone.shape[axis + 1 :]]
+        if alone.shape[axis] == 1 and list(whole.shape) == expected:
+            return axis
+    return None
 
 
-def _difference(whole: Tensor, row: int, alone: Tensor, double: bool) -> str:
-    together = whole[row]
+def _difference(together: Tensor, alone: Tensor, whole: Tensor, double: bool) -> str:
     if together.shape != alone.shape:
         return f"has shape {list(alone.shape)} alone and {list(together.shape)} in its batch"
     if not together.is_floating_point():

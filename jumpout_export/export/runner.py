@@ -275,11 +275,6 @@ class _Runner:
         notes = [f"error limit per output: {describe_budget(not problem)}"]
         if problem:
             notes.append(f"compared with PyTorch's own precision, because the model fails in float64: {problem}")
-        single = [name for _, name in self._scales if self._with_batch and name not in self._with_batch]
-        notes += [
-            f"output `{name}` has no batch axis, so whether it depends on the batch was not checked"
-            for name in dict.fromkeys(single)
-        ]
         notes += [
             f"ill-conditioned: PyTorch's own error on output `{name}` ({kind}) is {scale.own_coarse:.1%} of its size, "
             f"so a right file may fail: the ceiling of the limit is {ceiling(scale.dtype):.1%}"
