@@ -5,9 +5,9 @@ Exit codes: 0 passed; 1 a check failed; 2 wrong usage; 3 could not be verified h
 
 from __future__ import annotations
 
+import errno
 import itertools
 import shutil
-import signal
 import sys
 import traceback
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from torch import nn
 
-from jumpout_export import cli_info, cli_ranks, loading
+from jumpout_export import cli_info, cli_ranks, loading, signals
 from jumpout_export import demo as demo_module
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.kinds import serves_with_statistics
@@ -35,6 +35,7 @@ from jumpout_export.cli_options import (
     Layers,
     Method,
     Model,
+    ModelOrProgram,
     NeededData,
     NumImages,
     OnnxFile,
@@ -54,12 +55,13 @@ from jumpout_export.cli_work import (
     WRONG_USAGE,
     build_model,
     check_folder,
+    drop_stdout,
     exit_code,
-    interrupt,
     is_program,
     parse_dynamic,
     parse_providers,
     read_batches,
+    say,
     show,
     try_first_batch,
     working,
@@ -81,6 +83,19 @@ app = typer.Typer(
     help="Check BatchNorm between training and serving, and export ONNX files proven free of training-time noise.\n\n"
     "Exit codes: 0 passed, 1 a check failed, 2 wrong usage, 3 could not be verified here.",
 )
+
+
+_DISK_FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
+# Arguments of the library that its messages begin with, as the command line names them.
+_OPTIONS = {
+    "allow": "--allow",
+    "dtype": "--dtype",
+    "dynamic_axes": "--dynamic",
+    "golden": "--golden",
+    "opset": "--opset",
+    "path": "OUT.onnx",
+    "refuse_if_worse": "--refuse-if-worse",
+}
 
 
 @app.callback()
@@ -105,26 +120,29 @@ def demo(
     if not json:
         # `make demo` leaves the environment of .venv inactive.
         program = "jumpout-export" if shutil.which("jumpout-export") else f"{sys.executable} -m jumpout_export"
-        typer.echo(
+        hint = (
             f"\nEverything is in {out}. Look next at:\n"
             f"  {out / 'report.html'}   the report, for a browser\n"
             f"  cd {out} && {program} verify model.onnx --against model:network --weights weights.safetensors "
             "--data data.npz\n"
             f"  cd {out} && {program} check-bn model:network --weights weights_as_trained.safetensors --data data.npz"
         )
+        say(lambda: typer.echo(hint))
     raise typer.Exit(exit_code(report))
 
 
 @app.command()
 def export(
-    model: Model,
+    model: ModelOrProgram,
     out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="the file to write; appears only if it passed")],
     weights: Weights = None,
     data: Data = None,
     input_shape: InputShape = None,
     recalibrate: Annotated[bool, typer.Option("--recalibrate", help="recalibrate BatchNorm on the data first")] = False,
     providers: Providers = "cpu",
-    opset: Annotated[int | None, typer.Option(help="ONNX opset; the converter's own by default")] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX opset, 18 or later; the converter's own, 18, by default")
+    ] = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch/--static", help="leave the batch size open")] = True,
     dynamic: Dynamic = None,
     dtype: DtypeOption = None,
@@ -157,7 +175,7 @@ def export(
         try_first_batch(network, batches)
         if recalibrate and is_program(model):
             raise LoadError(f"--recalibrate: the exported program {model} has no BatchNorm layers; give the factory")
-        batchnorm = _check_before_export(network, batches, data, recalibrate, images, progress)
+        batchnorm = _check_before_export(network, model, batches, data, recalibrate, images, progress)
         result = export_onnx(
             network,
             out,
@@ -318,6 +336,7 @@ def recalibrate_bn(
         ],
     )
     if output is not None and cli_ranks.rank() == 0:
+        signals.defer_signals()
         loading.save_weights(network, output)
     show(result, json, report)
     raise typer.Exit(exit_code(result))
@@ -355,17 +374,16 @@ def info(json: Json = False) -> None:
 
     facts = cli_info.facts()
     if json:
-        typer.echo(json_module.dumps(facts, indent=2))
+        text = json_module.dumps(facts, indent=2)
     else:
         width = max(map(len, facts))
-        for name, value in facts.items():
-            typer.echo(f"{name:<{width}}  {value}")
+        text = "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
+    say(lambda: typer.echo(text))
 
 
 def main() -> NoReturn:
     """Runs the command line and ends the process with its exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    signals.handle_signals()
     try:
         app()
     except SystemExit as ending:  # how typer ends, with the verdict or its own message about a wrong option
@@ -380,9 +398,12 @@ def main() -> NoReturn:
     except ImportError as error:  # an extra is missing; the message names it
         _fail(error, NOT_VERIFIED)
     except (ValueError, TypeError) as error:
-        _fail(error, WRONG_USAGE)
-    except Exception:  # neither passed nor failed: the traceback says why nothing was verified
-        traceback.print_exc()
+        _fail(_with_option(str(error)), WRONG_USAGE)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:  # stdout of `--help` among others
+            drop_stdout()
+            _fail(f"{error.filename or 'a file'} cannot be written: {error.strerror}", WRONG_USAGE)
+        traceback.print_exc()  # neither passed nor failed: it says why nothing was verified
         cli_ranks.leave(NOT_VERIFIED)
     cli_ranks.leave(PASSED)
 
@@ -393,9 +414,28 @@ def _fail(error: object, code: int) -> NoReturn:
     cli_ranks.leave(code)
 
 
+def _with_option(message: str) -> str:
+    """The message with the option in front whose argument of `export_onnx` it begins with."""
+    argument = message.split(maxsplit=1)[0].rstrip(":") if message else ""
+    return f"{_OPTIONS[argument]}: {message}" if argument in _OPTIONS else message
+
+
 def _check_before_export(
-    network: nn.Module, batches: Any, data: str | None, recalibrate: bool, images: int, progress: Progress
+    network: nn.Module,
+    model: str,
+    batches: Any,
+    data: str | None,
+    recalibrate: bool,
+    images: int,
+    progress: Progress,
 ) -> BatchNormReport | None:
+    if is_program(model):
+        typer.echo(
+            f"BatchNorm was not checked: the exported program {model} is a graph without BatchNorm layers; for that "
+            "run check-bn on the factory",
+            err=True,
+        )
+        return None
     if data is None:
         if recalibrate:
             raise LoadError("--recalibrate needs real images: give --data")

@@ -11,7 +11,6 @@ class Dtype(StrEnum):
     """The floating-point type of an exported network."""
 
     fp16 = "fp16"
-    bf16 = "bf16"
 
 
 class Method(StrEnum):
@@ -22,10 +21,9 @@ class Method(StrEnum):
     variance = "variance"
 
 
-Model = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="package.module:factory, a callable that returns the nn.Module; or file.pt2"),
-]
+_MODEL_HELP = "package.module:factory, a callable that returns the nn.Module"
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
+ModelOrProgram = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL_HELP}; or file.pt2")]
 Weights = Annotated[
     Path | None, typer.Option(help=".safetensors, or .pt/.pth with tensors only; without it the factory's own weights")
 ]

@@ -7,9 +7,9 @@ import copy
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import typer
@@ -24,22 +24,12 @@ from jumpout_export.export.program_file import load_program
 from jumpout_export.export.programs import as_module
 from jumpout_export.nn.batches import Progress, split_batch
 from jumpout_export.nn.randomness import rng_restored
-from jumpout_export.report import BatchNormReport, Report, VerifyReport
+from jumpout_export.report import BatchNormReport, ExportReport, PipelineReport, Report, VerifyReport
+from jumpout_export.signals import Interrupted
 
 PASSED, FAILED, WRONG_USAGE, NOT_VERIFIED = 0, 1, 2, 3
 # As `--dtype` names them.
-TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class Interrupted(SystemExit):
-    """Ends with 128 + the signal's number, as a shell reports it, and runs every `finally` on the way out."""
-
-
-def interrupt(number: int, _: object) -> NoReturn:
-    """Signal handler: says so and ends the process."""
-    # Typer would end with 1, which means that a check failed.
-    typer.echo("interrupted", file=sys.__stderr__)  # sys.stderr is caught while the model is converted
-    raise Interrupted(128 + number)
+TORCH_DTYPES = {"fp16": torch.float16}
 
 
 @contextlib.contextmanager
@@ -171,22 +161,60 @@ def show(report: Report, json: bool, directory: Path | None) -> None:
     """Writes the report to `directory`, where one is given, and prints it on stdout; of several processes one.
 
     A report on a file is given the command and the versions it was made with.
+
+    Raises:
+        LoadError: if one of them cannot be written, such as on a full disk.
+        ImportError: if the page of the report needs a package that is missing.
     """
     if rank() != 0:
         return
     if isinstance(report, VerifyReport):
         facts = {name: value for name, value in environment().items() if name != "device"}
         report.environment = {"command": shlex.join(["jumpout-export", *sys.argv[1:]]), **facts}
+    published = _published(report)
     if directory is not None:
-        render.write_report(report, directory)
+        try:
+            render.write_report(report, directory)
+        except OSError as error:
+            raise LoadError(f"--report {directory} cannot be written: {error.strerror or error}{published}") from error
+        except ImportError as error:  # JSON and Markdown are there
+            raise ImportError(f"{error}{published}") from error
+    if json:
+        say(lambda: typer.echo(report.model_dump_json(indent=2)), published)
+    else:
+        say(lambda: render.render_terminal(report), published)
+
+
+def say(print_result: Callable[[], object], published: str = "") -> None:
+    """Prints on stdout; a reader that has seen enough, as `| head`, is no error.
+
+    Args:
+        print_result: prints.
+        published: what is there all the same, for the message.
+
+    Raises:
+        LoadError: if stdout cannot be written, such as on a full disk.
+    """
     try:
-        if json:
-            typer.echo(report.model_dump_json(indent=2))
-        else:
-            render.render_terminal(report)
+        print_result()
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # `| head` has seen enough (rich then exits); the verdict stays the verdict
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Interrupted:
+        raise
+    except (BrokenPipeError, SystemExit):  # rich exits; the verdict stays the verdict
+        drop_stdout()
+    except OSError as error:
+        drop_stdout()
+        raise LoadError(f"stdout cannot be written: {error.strerror or error}{published}") from error
+
+
+def drop_stdout() -> None:
+    """Throws away what is still to be printed: Python would try again at its end, and change the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _published(report: Report) -> str:
+    export = report.export if isinstance(report, PipelineReport) else report
+    return f"; {export.path} was published" if isinstance(export, ExportReport) and export.passed else ""
 
 
 def _silent(what: str, done: int, total: int | None) -> None:

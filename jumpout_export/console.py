@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -42,15 +43,15 @@ def _bar(console: Console) -> Iterator[Report]:
 
 
 def _lines(console: Console) -> Report:
-    shown: dict[str, float] = {}
+    shown: dict[str, tuple[float, str]] = {}
 
     def show(what: str, done: int, total: int | None) -> None:
         now = time.monotonic()
-        last = done == total and shown.get(what) is not None
-        if what in shown and not last and now - shown[what] < _SECONDS_BETWEEN_LINES:
+        line = f"{what} {done}" if total is None else f"{what} {done}/{total}"
+        when, before = shown.get(what, (-math.inf, ""))
+        if line == before or (done != total and now - when < _SECONDS_BETWEEN_LINES):
             return
-        shown[what] = now
-        count = f" {done}" if total is None else f" {done}/{total}"
-        console.print(f"{what}{count}", highlight=False, markup=False, soft_wrap=True)
+        shown[what] = now, line
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     return show

@@ -300,7 +300,8 @@ def _raise_signals(error: BaseException) -> None:
 def _import(spec: str, what: str) -> Callable[[], Any]:
     module_name, separator, name = spec.partition(":")
     if not (separator and module_name and name):
-        raise LoadError(f"{what} must be package.module:callable, got {spec!r}")
+        program = ", or file.pt2 where the command takes one" if what == "MODEL" else ""
+        raise LoadError(f"{what} must be package.module:callable{program}, got {spec!r}")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

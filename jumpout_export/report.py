@@ -283,7 +283,8 @@ class VerifyReport(_Model):
         checks: every check with measured value, limit and verdict.
         first_divergence: module path of the first layer that differs, or None.
         path: the ONNX file.
-        sha256: of the ONNX file, in hex; empty if there is none.
+        sha256: of the ONNX file, in hex; empty if there is none, or if it was not published.
+        data_files: files beside it that its weights lie in, name -> bytes; to be shipped with it.
         notes: sentences for a person, one fact each.
         environment: the command with its settings, versions and machine, as name -> value; filled by the command line.
     """
@@ -295,6 +296,7 @@ class VerifyReport(_Model):
     first_divergence: str | None = None
     path: str = ""
     sha256: str = ""
+    data_files: dict[str, int] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     environment: dict[str, str] = Field(default_factory=dict)
 

@@ -1,7 +1,8 @@
-"""What every test gets: restored generators, and the `cuda` mark."""
+"""What every test gets: restored generators and signal handlers, and the `cuda` mark."""
 
 import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +17,16 @@ def restored_generators():
     torch.set_rng_state(states[0])
     np.random.set_state(states[1])
     random.setstate(states[2])
+
+
+@pytest.fixture(autouse=True)
+def restored_signals():
+    """The command line, run in this process, takes Ctrl-C and SIGTERM."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
 
 
 def pytest_runtest_setup(item):

@@ -8,8 +8,8 @@ from torch import nn
 
 from jumpout_export import check_batchnorm, recalibrate_batchnorm
 from jumpout_export.batchnorm.stopping import Looks
-from jumpout_export.cli_work import Interrupted
 from jumpout_export.loading import load_model
+from jumpout_export.signals import Interrupted
 
 
 def chain() -> nn.Sequential:
@@ -64,7 +64,7 @@ def test_a_frozen_layer_is_told_the_call_that_changes_it():
 
 def test_a_signal_during_the_import_of_the_model_ends_the_process_like_any_other(tmp_path, monkeypatch):
     (tmp_path / "interrupted_factory.py").write_text(
-        f"from jumpout_export.cli_work import interrupt\ninterrupt({int(signal.SIGTERM)}, None)\n"
+        f"from jumpout_export.signals import interrupt\ninterrupt({int(signal.SIGTERM)})\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(Interrupted) as ending:

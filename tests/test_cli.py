@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
 from jumpout_export import cli
+from jumpout_export.console import progress_on_stderr
 
 FACTORIES = """
 import time
@@ -123,12 +124,13 @@ def folder(tmp_path, monkeypatch):
 def run(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["jumpout-export", *map(str, arguments)])
-        handler = signal.getsignal(signal.SIGINT)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with pytest.raises(SystemExit) as end:
                 cli.main()
         finally:
-            signal.signal(signal.SIGINT, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return end.value.code or 0, captured.out, captured.err
 
@@ -382,7 +384,20 @@ WRONG = [
     (["export", "cli_factories:none", "m.onnx", "--data", "data.npz"], "none does not exist in cli_factories"),
     (["export", "cli_factories:model", "m.onnx", "--data", "missing.npz"], "there is no such file"),
     (["export", "cli_factories:model", "m.onnx", "--input-shape", "2,1,8,8", "--recalibrate"], "give --data"),
-    (["export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--opset", "3"], "opset"),
+    (["export", "model", "m.onnx", "--data", "data.npz"], "MODEL must be package.module:callable, or file.pt2 where"),
+    (
+        ["export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--opset", "13"],
+        "error: --opset: opset must be in [18, ",
+    ),
+    (["export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--dtype", "bf16"], "'bf16' is not"),
+    (
+        ["export", "cli_factories:two_norms", "m.onnx", "--data", "data.npz", "--allow", "9", "--images", "100"],
+        "error: --allow: allow names no module of the model: '9'; it has '0'; '1'; '2'; '3'; '4'",
+    ),
+    (
+        ["export", "cli_factories:model", "m.onnx", "--input-shape", "2,1,8,8", "--dynamic", "image:2=height"],
+        "error: --dynamic: dynamic_axes names no input of the model: 'image'; it has",
+    ),
     (["verify", "missing.onnx", "--against", "cli_factories:model", "--data", "data.npz"], "missing.onnx"),
     (["verify", "m.onnx", "--data", "data.npz"], "Missing option '--against'"),
     (["check-bn", "cli_factories:model"], "Missing option '--data'"),
@@ -421,6 +436,158 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(folder):
     assert time.monotonic() - before < 30
     assert "interrupted" in err
     assert set(os.listdir()) <= {"cli_factories.py", "data.npz", "__pycache__"}
+
+
+def process(arguments, *, before="", entry="from jumpout_export.__main__ import main; main()", stdout=subprocess.PIPE):
+    """A command in a process of its own, with code that runs before anything of ours is imported."""
+    code = f"import atexit, os, signal, sys\n{before}\nsys.argv = {['jumpout-export', *arguments]!r}\n{entry}\n"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+
+
+def signal_at(number, event, ending):
+    """Sends this process a signal when Python is about to do something with a file or module of that name."""
+    return (
+        "def watch(event, details):\n"
+        f"    names = details[:2] if event == {event!r} else ()\n"
+        f"    if any(isinstance(name, str | os.PathLike) and os.fspath(name).endswith({ending!r}) for name in names):\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "sys.addaudithook(watch)"
+    )
+
+
+EXPORT = ["export", "cli_factories:model", "m.onnx", "--input-shape", "2,1,8,8", "--report", "r"]
+TOO_LATE = "interrupted too late: the file is being published, and the command ends with its own exit code"
+
+
+@pytest.mark.parametrize(
+    ("number", "event", "name"),
+    [
+        (signal.SIGINT, "os.rename", "/m.onnx"),
+        (signal.SIGINT, "shutil.rmtree", ".unfinished"),
+        (signal.SIGTERM, "os.rename", "/report.json"),
+    ],
+    ids=["Ctrl-C at the rename", "Ctrl-C after it", "SIGTERM at the report"],
+)
+def test_a_signal_once_the_file_is_being_published_does_not_change_the_exit_code(folder, number, event, name):
+    done = process(EXPORT, before=signal_at(number, event, name))
+    assert TOO_LATE in done.stderr
+    assert done.returncode == cli.PASSED, done.stderr
+    assert "PASS" in done.stdout
+    assert {"report.json", "report.html"} <= set(os.listdir("r"))
+    assert (folder / "m.onnx").exists()
+
+
+def test_a_signal_at_the_very_end_of_the_process_does_not_change_the_exit_code(folder):
+    # Registered first, it runs last: Python has left our code, and takes the signal handlers away next.
+    done = process(EXPORT[:-2], before="atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))")
+    assert done.returncode == cli.PASSED, done.stderr
+    assert (folder / "m.onnx").exists()
+
+
+def test_a_signal_while_the_report_of_a_failed_export_is_written_ends_the_command(folder):
+    arguments = [EXPORT[0], "cli_factories:noise_mask", *EXPORT[2:]]
+    done = process(arguments, before=signal_at(signal.SIGTERM, "os.rename", "/report.json"))
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "interrupted\n" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("command", ["fold", "recalibrate-bn"])
+def test_a_signal_while_another_command_puts_its_file_in_place_comes_too_late(folder, command):
+    random_file("random.onnx")
+    model = onnx.load("random.onnx")
+    model.graph.node[0].CopyFrom(helper.make_node("Relu", ["x"], ["y"]))
+    onnx.save(model, "plain.onnx")
+    arguments, name = {
+        "fold": (["plain.onnx", "m.onnx"], "/m.onnx"),
+        "recalibrate-bn": (["cli_factories:model", "--data", "data.npz", "-o", "w.safetensors"], "/w.safetensors"),
+    }[command]
+    done = process([command, *arguments], before=signal_at(signal.SIGINT, "os.rename", name))
+    assert TOO_LATE in done.stderr
+    assert done.returncode == cli.PASSED, done.stderr
+    assert os.path.exists(name[1:])
+
+
+def test_ctrl_c_during_the_long_imports_is_one_line(folder):
+    done = process(["info"], before=signal_at(signal.SIGINT, "import", "typer"))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_python_m_and_the_script_start_with_the_signal_handlers(folder):
+    done = process(
+        ["info"],
+        before=signal_at(signal.SIGINT, "import", "typer"),
+        entry="import runpy; runpy.run_module('jumpout_export', run_name='__main__')",
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (EXPORT[:-2], "error: stdout cannot be written: No space left on device; m.onnx was published"),
+        (["info"], "error: stdout cannot be written: No space left on device"),
+        (["--help"], "error: a file cannot be written: No space left on device"),
+    ],
+    ids=["export", "info", "help"],
+)
+def test_a_result_that_cannot_be_printed_is_one_line_and_exits_2(folder, arguments, message):
+    with open("/dev/full", "w") as full:
+        done = process(arguments, stdout=full)
+    assert [line for line in done.stderr.splitlines() if "error" in line.lower()] == [message]
+    assert done.returncode == cli.WRONG_USAGE
+    assert "Traceback" not in done.stderr
+    assert (folder / "m.onnx").exists() == ("export" in arguments)
+
+
+def test_a_report_that_cannot_be_written_is_one_line_and_names_what_was_published(folder):
+    limit = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.dont_write_bytecode = True"
+    )
+    done = process(EXPORT, before=limit)
+    assert "error: --report r cannot be written: File too large; m.onnx was published" in done.stderr.splitlines()
+    assert done.returncode == cli.WRONG_USAGE
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_package_for_the_report_names_what_was_published(folder, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    code, _, err = run(*EXPORT)
+    assert code == cli.NOT_VERIFIED
+    assert "pip install 'jumpout-export[report" in err
+    assert "; m.onnx was published" in err
+    assert (folder / "m.onnx").exists()
+
+
+def test_progress_without_a_terminal_prints_what_changed_and_the_end(capsys):
+    with progress_on_stderr() as progress:
+        for _ in range(7):
+            for done in range(0, 513, 128):
+                progress("checking", done, 512)
+        progress("checking", 300, 300)
+        progress("checking", 512, 512)
+    shown = ["checking 0/512", "checking 512/512", "checking 300/300", "checking 512/512"]
+    assert capsys.readouterr().err.splitlines() == shown
+
+
+def test_an_exported_program_says_that_its_batchnorm_was_not_checked(folder, run):
+    import cli_factories
+
+    torch.export.save(torch.export.export(cli_factories.model().eval(), (torch.ones(2, 1, 8, 8),)), "m.pt2")
+    code, _, err = run("export", "m.pt2", "m.onnx", "--data", "data.npz", "--batch-size", 2, "--static")
+    assert code == cli.PASSED, err
+    assert err.count("BatchNorm was not checked: the exported program m.pt2 is a graph without BatchNorm layers") == 1
+
+
+@pytest.mark.parametrize(("command", "takes"), [("export", 1), ("check-bn", 0), ("recalibrate-bn", 0)])
+def test_the_help_offers_an_exported_program_where_the_command_takes_one(run, command, takes):
+    code, out, _ = run(command, "--help")
+    assert code == cli.PASSED
+    assert "package.module:factory" in out
+    assert out.count("file.pt2") == takes
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from jumpout_export.export.audit import audit_model
+from jumpout_export.export.provenance import provenance
+from jumpout_export.report import BatchNormLayer, BatchNormReport
 
 
 def healthy():
@@ -79,3 +81,24 @@ def test_batchnorm_that_was_never_trained_is_a_note_not_a_failure():
 def test_a_lazy_layer_without_parameters_is_named():
     with pytest.raises(ValueError, match=r"parameter `0.weight` belongs to a lazy layer that has not seen data"):
         audit_model(nn.Sequential(nn.LazyLinear(3)))
+
+
+def report_of(*layers):
+    return BatchNormReport(
+        verdict="ok",
+        images=8,
+        layers=[
+            BatchNormLayer(name=name, channels=channels, verdict="ok", w=0.0, w_low=0.0, w_high=0.0)
+            for name, channels in layers
+        ],
+    )
+
+
+def test_a_batchnorm_report_of_another_model_is_refused():
+    model = healthy()
+    for layers in ([("1", 4), ("3.0", 4)], [("module.1", 4)], [("_orig_mod.3.0", 4)], [("1", 0)], []):
+        assert "ok, largest W" in provenance(model, (), report_of(*layers))["jumpout_export.batchnorm"]
+    for wrong, has in ((("bn", 4), "`bn` (4 channels)"), (("1", 5), "`1` (5 channels)")):
+        with pytest.raises(ValueError, match="the BatchNorm report is of another model") as error:
+            provenance(model, (), report_of(("3.0", 4), wrong))
+        assert f"it has layers `3.0` (4 channels); {has}; the model has `1` (4 channels); `3.0`" in str(error.value)

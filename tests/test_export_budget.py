@@ -72,7 +72,7 @@ def test_an_error_just_inside_passes_and_just_outside_fails(factor, result):
     worst = checks["worst error"]
     assert worst.verdict == result
     assert worst.measured == pytest.approx(error, rel=1e-2)
-    assert worst.note == "output `y`, image 5, index (1,); 1 images, top-1 agrees on 1"
+    assert worst.note == "output `y`, image 5, index (1,); 1 image, top-1 agrees on 1"
 
 
 def test_a_network_that_outputs_zero_may_not_output_anything_else():
@@ -290,3 +290,18 @@ def test_the_converters_log_is_collected_and_everything_restored(capfd):
     assert capfd.readouterr() == ("", "")
     with pytest.warns(UserWarning, match="outside"):
         warnings.warn("outside", UserWarning, stacklevel=1)
+
+
+def test_ties_that_pytorch_orders_otherwise_in_float64_are_told_from_an_amplifier():
+    exact = torch.linspace(1, 2, 100, dtype=torch.float64)[None]
+    own = (exact + 1e-7).float()
+    swapped, amplified = own.clone(), own + torch.linspace(0.1, 0.2, 100)
+    swapped[0, [10, 60]] = own[0, [60, 10]]
+    whys = {}
+    for name, value in (("swapped", swapped), ("amplified", amplified)):
+        scale = Scale()
+        scale.add(Expected("y", value, exact))
+        assert scale.own_coarse > 0.05
+        whys[name] = scale.why
+    assert whys["amplified"] == "the model amplifies rounding"
+    assert whys["swapped"].startswith("PyTorch itself orders near ties differently in float32 and float64")

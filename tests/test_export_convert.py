@@ -6,9 +6,11 @@ import copy
 import dataclasses
 import hashlib
 import os
+import re
 import signal
 import sys
 import time
+import warnings
 from collections import OrderedDict
 
 import numpy as np
@@ -28,6 +30,7 @@ from jumpout_export.export.half import half_copy
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.export.reference import Reference
 from jumpout_export.export.signature import input_names, onnx_batch, outputs, tensors
+from jumpout_export.export.size_guards import check_sizes
 
 SIZES = ("height=10 width=11", "height=8 width=7")
 X = torch.randn(4, 1, 9, 9, generator=torch.Generator().manual_seed(1))
@@ -87,7 +90,7 @@ def test_every_opset_that_onnx_runtime_accepts_is_honoured(opset, tmp_path):
 def test_the_newest_opset_is_the_one_after_which_onnx_runtime_refuses(tmp_path):
     newest = newest_opset()
     assert DEFAULT_OPSET < newest <= onnx.defs.onnx_opset_version()
-    text = f"opset must be in [7, {newest}], got {newest + 1}; {newest} is the newest that the installed ONNX Runtime"
+    text = f"opset must be in [18, {newest}], got {newest + 1}; {newest} is the newest that the installed ONNX Runtime"
     with pytest.raises(ValueError) as error:
         export_onnx(nn.Linear(4, 2), tmp_path / "model.onnx", torch.ones(2, 4), opset=newest + 1)
     assert str(error.value).startswith(text)
@@ -282,6 +285,149 @@ def test_further_axes_are_open_and_compared_at_other_sizes(tmp_path):
     assert (tmp_path / "model.onnx").read_bytes() == before
 
 
+class Chunks(nn.Linear):
+    """Runs 32 images at a time."""
+
+    def forward(self, x):
+        return torch.cat([super(Chunks, self).forward(part) for part in x.split(32)])
+
+
+class LargeBatch(nn.Module):
+    def forward(self, x):
+        return x.tanh() * 2 if x.shape[0] > 16 else x.tanh()
+
+
+class Sixteens(nn.Module):
+    def forward(self, x):
+        return x.tanh() if x.shape[0] % 16 else x.tanh() * 2
+
+
+class LongRows(nn.Module):
+    def forward(self, x):
+        return x.tanh() * 2 if x.shape[1] > 100 else x.tanh()
+
+
+class Pyramid(nn.Module):
+    """Takes heights and widths that 4 divides."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = self.first(x)
+        low = self.second(nn.functional.max_pool2d(x, 4))
+        return torch.cat([x, nn.functional.interpolate(low, scale_factor=4)], 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            Chunks(3, 3),
+            r"at batch=33 \(it gives \(33, 3\), what was traced gives \(32, 3\)\): .* `batch <= 32`; pass dyn",
+        ),
+        (LargeBatch(), r"another path at batch=17 \(what was traced gives other values there\): .* `batch <= 16`"),
+        (Sixteens(), r"another path at batch=16 .* `Ne\(Mod\(batch, 16\), 0\)`; pass dynamic_batch=False \(--static\)"),
+    ],
+    ids=["chunks", "large batch", "sixteens"],
+)
+def test_a_model_that_takes_another_path_at_a_batch_size_is_refused_with_an_open_one(model, message, tmp_path):
+    report = export_onnx(model, tmp_path / "model.onnx", A)
+    assert re.search(message, found(report)["convert"])
+    assert os.listdir(tmp_path) == []
+    assert export_onnx(model, tmp_path / "model.onnx", A, dynamic_batch=False)
+
+
+def test_a_model_that_takes_another_path_at_the_size_of_a_named_axis_is_refused(tmp_path):
+    report = export_onnx(LongRows(), tmp_path / "model.onnx", A, dynamic_axes={"x": {1: "width"}})
+    text = found(report)["convert"]
+    assert "at width=101" in text
+    assert text.endswith("right only where `width <= 100`; leave `width` out of dynamic_axes (--dynamic)")
+    assert export_onnx(LongRows(), tmp_path / "model.onnx", A)
+
+
+def test_sizes_that_the_model_itself_refuses_are_a_note(tmp_path):
+    example = torch.randn(4, 1, 8, 12)
+    axes = {"x": {2: "height", 3: "width"}}
+    report = export_onnx(Pyramid(), tmp_path / "model.onnx", example, dynamic_axes=axes)
+    assert report, found(report)
+    (text,) = [text for text in report.notes if "sizes have to obey" in text]
+    assert "`Eq(4*((height//4)), height)`" in text
+    assert text.endswith("the model runs at no other that was tried")
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        Pyramid()(example[:, :, :6])
+
+
+def test_where_conditions_are_kept_as_text_other_sizes_are_run():
+    """What torch.export does by itself, and torch.onnx may do in other versions."""
+
+    def checked(model):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model.eval(), (A,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            program._guards_code.append("L['x'].size()[0] != 0")
+            return check_sizes(program, model, onnx_batch(A, model), Axes((True,), None, ({},)), {"batch": "advice"})
+
+    with pytest.raises(
+        ConversionError, match=r"another path at batch=16 .* only where `batch is as in the example`; advi"
+    ):
+        checked(Sixteens())
+    assert checked(nn.Linear(3, 3)) == []
+
+
+def test_a_limit_beyond_what_can_be_tried_is_refused(tmp_path):
+    class Huge(nn.Module):
+        def forward(self, x):
+            return x.tanh() * 2 if x.shape[0] > 20000 else x.tanh()
+
+    with pytest.raises(
+        ConversionError, match="where not `batch <= 20000`, and inputs of that size are too large to try"
+    ):
+        convert(Huge().eval(), onnx_batch(torch.randn(2, 4000), Huge()), tmp_path / "model.onnx")
+
+
+def test_the_export_function_of_torch_is_itself_again_after_an_error(tmp_path):
+    before = torch.export.export
+    with pytest.raises(ConversionError, match="another path"):
+        convert(Sixteens().eval(), onnx_batch(A, Sixteens()), tmp_path / "model.onnx")
+    assert torch.export.export is before
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_transformer_layer_of_torch_behind_other_layers_is_exported(norm_first, layers, tmp_path):
+    class VisionTransformer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
+            self.patches, self.token = nn.Linear(6, 8), nn.Parameter(torch.randn(1, 1, 8))
+            self.encoder = layer if layers == 1 else nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+        def forward(self, x):
+            x = torch.cat([self.token.expand(len(x), -1, -1), self.patches(x)], 1)
+            return self.encoder(x)[:, 0]
+
+    report = export_onnx(VisionTransformer(), tmp_path / "model.onnx", torch.randn(4, 5, 6))
+    assert report, found(report)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_the_first_axis_may_be_named_where_the_batch_size_is_fixed():
+    batch = onnx_batch(torch.randn(6, 3, 4), nn.Identity())
+    axes = choose_axes(nn.Identity(), batch, False, {"input": {0: "time", 1: "n"}})
+    assert axes.opened() == [{0: "time", 1: "n"}]
+    assert axes.batched == (False,)
+
+
+def test_a_scripted_layer_is_named(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own: torch.jit.script is deprecated, and copies of its modules warn
+        model = nn.Sequential(torch.jit.script(nn.Linear(3, 3)))
+        report = export_onnx(model, tmp_path / "model.onnx", A)
+    assert found(report)["convert"].startswith("`0` is scripted (torch.jit), which the converter does not take")
+
+
 def test_a_file_that_is_right_at_the_size_of_the_example_only_fails(tmp_path):
     """What `Dim.AUTO` leaves: an axis that is declared open, in a graph for one size."""
     model = nn.AdaptiveAvgPool2d(1)
@@ -436,6 +582,19 @@ def test_half_precision_is_exported_verified_and_measured_against_the_model(tmp_
     assert not verify_onnx(path, model, X)
 
 
+def test_a_network_that_float16_does_not_hold_is_refused(tmp_path):
+    model = trained(HalfResidual())
+    with torch.no_grad():
+        model.linear.weight *= 1e-8
+        model.linear.bias *= 1e-8
+    report = export_onnx(model, tmp_path / "model.onnx", X, dtype=torch.float16)
+    assert not report
+    check = next(check for check in report.checks if check.name == "precision")
+    assert (check.verdict, check.limit) == ("fail", 0.25)
+    assert check.measured == pytest.approx(1, abs=0.1)
+    assert check.note.endswith("float16 does not hold this network")
+
+
 def test_batchnorm_is_folded_before_the_rounding_where_that_is_exact_and_not_elsewhere():
     model = trained(HalfResidual())
     model.bn1.running_var.mul_(1e5), model.bn1.weight.data.mul_(300)  # beyond float16 by itself
@@ -575,8 +734,9 @@ def test_the_command_takes_axes_type_and_external_data(command):
         (["--dynamic", "input:2"], "--dynamic must be INPUT:AXIS=NAME"),
         (["--dynamic", "input:two=h"], "--dynamic must be INPUT:AXIS=NAME"),
         (["--dynamic", "input:2=h", "--dynamic", "input:2=w"], "--dynamic names axis 2 of input twice"),
-        (["--dynamic", "image:2=h"], "dynamic_axes names no input of the model: 'image'; it has input"),
-        (["--dtype", "bf16"], "ONNX Runtime's CPU provider has no bfloat16 convolution"),
+        (["--dynamic", "image:2=h"], "--dynamic: dynamic_axes names no input of the model: 'image'; it has input"),
+        (["--dtype", "bf16"], "'bf16' is not"),
+        (["--opset", "17"], "--opset: opset must be in [18, "),
         (["--opset", "99"], "is the newest that the installed ONNX Runtime accepts"),
     ],
 )

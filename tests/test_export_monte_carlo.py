@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from jumpout_export import export_onnx, fold_onnx, inspect_onnx, verify_onnx
 from jumpout_export.cli import app
-from jumpout_export.export.monte_carlo import RANDOM, excused, no_golden, random_on_purpose, verify_random
+from jumpout_export.export.metadata import RANDOM
+from jumpout_export.export.monte_carlo import excused, random_on_purpose, verify_random
 from jumpout_export.export.monte_carlo_quiet import switched_off
 from jumpout_export.export.monte_carlo_sums import limit_of
 from jumpout_export.export.signature import onnx_batch
@@ -196,13 +197,86 @@ def test_noise_outside_of_allow_is_refused(tmp_path):
     assert "in module `1`" in failed(report)["randomness"]
 
 
-def test_golden_data_of_a_random_file_is_refused(tmp_path):
-    report = export_onnx(noisy(), tmp_path / "model.onnx", X, allow="2", golden=tmp_path / "golden")
+REFUSED = (
+    "golden data cannot be made for a file that is random on purpose: there is no output to replay, because each "
+    r"depends on the random numbers allowed in `2` \(allow, --allow\); leave golden \(--golden\) out"
+)
+
+
+def test_golden_data_of_a_random_file_is_refused_before_it_is_converted(tmp_path):
+    steps = []
+    with pytest.raises(ValueError, match=REFUSED):
+        export_onnx(
+            noisy(),
+            tmp_path / "model.onnx",
+            X,
+            allow="2",
+            golden=tmp_path / "golden",
+            progress=lambda step, *_: steps.append(step),
+        )
+    assert steps == ["export: audit", "export: fold"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_golden_data_is_refused_too_where_two_runs_do_not_show_the_noise(tmp_path):
+    with pytest.raises(ValueError, match=REFUSED):
+        export_onnx(network(MonteCarlo(1e-6)), tmp_path / "model.onnx", X, allow="2", golden=tmp_path / "golden")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_golden_data_is_made_where_what_is_drawn_has_no_effect(tmp_path):
+    assert export_onnx(network(Unused()), tmp_path / "model.onnx", X, allow="2", golden=tmp_path)
+    assert (tmp_path / "test_data_set_0" / "output_0.pb").exists()
+
+
+def metadata(path):
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def test_after_a_fold_the_file_does_not_say_any_more_that_it_is_random(published, tmp_path):
+    path, before = published
+    report = fold_onnx(path, tmp_path / "out.onnx")
+    assert report
+    after, expected = metadata(tmp_path / "out.onnx"), metadata(path)
+    assert expected.pop(RANDOM) == before.provenance[RANDOM]
+    expected["jumpout_export.folded"] = "node_native_dropout__1 (Dropout): Dropout() -> identity"
+    assert after == report.provenance == expected
+    text = "noise that was wanted is gone, the file written is deterministic; the older one says: random on purpose: 1"
+    assert any(note.startswith(text) for note in report.notes)
+    assert headline(report)[0].text == "✓ PASS"
+
+
+def test_a_failure_for_noise_says_how_it_is_allowed_where_it_can_be(published, tmp_path):
+    model = nn.Sequential(noisy(), MonteCarlo(0.5)).eval()
+    text = failed(export_onnx(model, tmp_path / "model.onnx", X))["randomness"]
+    hint = "Noise of torch that is wanted in the served file (Monte-Carlo dropout) is allowed by module: "
+    assert text.endswith(f"{hint}--allow 0.2 --allow 1")
+    assert failed(export_onnx(MonteCarlo(0.5), tmp_path / "model.onnx", X))["randomness"].endswith("--allow ''")
+    # `verify` takes no file that is random, and in an exported program nothing can be allowed.
+    path, _ = published
+    assert "allow" not in failed(verify_onnx(path, noisy(), X))["randomness"]
+    program = torch.export.export(network(Mask()), (X,))
+    assert "allow" not in failed(export_onnx(program, tmp_path / "model.onnx", X))["randomness"]
+
+
+def test_inspect_says_what_the_metadata_says_of_the_noise(published, tmp_path):
+    path, _ = published
+    said = "the file's metadata says that it is random on purpose: 1 node (node_native_dropout__1 (Dropout))"
+    (note,) = [note for note in inspect_onnx(path).notes if "on purpose" in note]
+    assert note == f"{said}, allowed in `2`"
+    clean = tmp_path / "clean.onnx"
+    assert fold_onnx(path, clean)
+    assert not any("on purpose" in note for note in inspect_onnx(clean).notes)
+    model = onnx.load(clean)
+    model.metadata_props.add(key=RANDOM, value="random on purpose")
+    onnx.save(model, clean)
     assert (
-        failed(report)["golden"] == "a file that is random on purpose has no outputs to replay; leave golden data out"
+        "the file's metadata says that it is random on purpose; but nothing in it is random"
+        in inspect_onnx(clean).notes
     )
-    assert no_golden(None) == []
-    assert not (tmp_path / "model.onnx").exists()
+    report = fold_onnx(clean, clean)  # takes out what is not true
+    assert report
+    assert RANDOM not in metadata(clean)
 
 
 def test_only_random_nodes_are_excused(published):
@@ -261,6 +335,10 @@ def test_the_command_line_publishes_with_allow_only(tmp_path, monkeypatch):
     assert result.exit_code == 0
     assert "random on purpose" in result.stdout
     assert (tmp_path / "out.onnx").exists()
+    before = (tmp_path / "out.onnx").read_bytes()
+    result = CliRunner().invoke(app, [*command, "--allow", "1", "--golden", "."])
+    assert isinstance(result.exception, ValueError)  # which ends the process with 2
+    assert (tmp_path / "out.onnx").read_bytes() == before
 
 
 def test_the_models_class_and_state_stay():

@@ -24,6 +24,7 @@ from jumpout_export.errors import LoadError, NotFoldableError
 from jumpout_export.export.audit import audit_model
 from jumpout_export.export.fold import fold
 from jumpout_export.export.program_file import load_program
+from jumpout_export.export.program_sizes import InputSizes
 from jumpout_export.export.programs import as_module
 
 X = torch.linspace(-1, 2, 4 * 64).reshape(4, 1, 8, 8)
@@ -231,6 +232,60 @@ def test_sizes_beyond_a_range_of_the_program_are_refused():
     assert folded(X[:1, 0, 0]).shape == (1, 8)
     with pytest.raises(ValueError, match="is 8, the exported program takes 1 to 5"):
         folded(X[0, 0])
+
+
+class Sixteens(nn.Module):
+    def forward(self, x):
+        return x if x.shape[0] % 16 else 2 * x
+
+
+class Pyramid(nn.Module):
+    def forward(self, x):
+        return x - F.interpolate(F.max_pool2d(x, 2), scale_factor=2)
+
+
+def test_a_program_with_conditions_on_its_batch_size_is_refused_with_an_open_one(tmp_path):
+    x = X[:, 0, 0]
+    shapes = ({0: Dim("images", min=1, max=16)},)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limited = torch.export.export(nn.Linear(8, 8), (x,), dynamic_shapes=shapes)
+    path = tmp_path / "net.onnx"
+    for program, text in (
+        (limited, "holds only where `L['input'].size()[0] <= 16`"),
+        (exported(Sixteens(), False, x), "holds only where `(L['x'].size()[0] % 16) != 0`"),
+    ):
+        report = export_onnx(program, path, x)
+        assert not report
+        assert report.checks[-1].name == "convert"
+        assert text in report.checks[-1].note
+        assert "pass dynamic_batch=False (--static)" in report.checks[-1].note
+        assert export_onnx(program, path, x, dynamic_batch=False)
+
+
+def test_a_programs_conditions_on_a_named_axis_are_a_note_and_a_limit_is_refused(tmp_path):
+    path, axes = tmp_path / "net.onnx", {"x": {2: "height"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(Pyramid(), (X,), dynamic_shapes=({0: Dim.DYNAMIC, 2: Dim.DYNAMIC},))
+        limited = torch.export.export(nn.Tanh(), (X,), dynamic_shapes=({0: Dim.DYNAMIC, 2: Dim("h", max=64)},))
+    report = export_onnx(program, path, X, dynamic_axes=axes)
+    assert report, [check for check in report.checks if check.verdict != "pass"]
+    assert any(
+        "sizes have to obey" in text and "the exported program was made for no other" in text for text in report.notes
+    )
+    report = export_onnx(limited, path, X, dynamic_axes={"input": {2: "height"}})
+    assert not report
+    assert "holds only where `L['input'].size()[2] <= 64`, so `height` is not open" in report.checks[-1].note
+
+
+def test_a_program_whose_conditions_cannot_be_read_says_so(tmp_path, monkeypatch):
+    program = exported(nn.Tanh(), False)
+    monkeypatch.delattr(program, "_guards_code")
+    sizes = InputSizes(program)
+    limit, condition = sizes.restricted([{}])
+    assert limit == ""
+    assert condition.startswith("this version of torch does not say what the exported program takes for granted")
 
 
 def run(*arguments):

@@ -16,9 +16,11 @@ from onnx import numpy_helper
 from torch import nn
 
 from jumpout_export import Jumpout
-from jumpout_export.export.convert import DEFAULT_OPSET
+from jumpout_export.errors import ConversionError
+from jumpout_export.export.convert import DEFAULT_OPSET, convert
 from jumpout_export.export.graph import inspect_onnx
 from jumpout_export.export.publish import export_onnx
+from jumpout_export.export.signature import onnx_batch
 from jumpout_export.export.verify import verify_onnx
 from jumpout_export.nn.randomness import same_bits
 from jumpout_export.report import BatchNormLayer, BatchNormReport, ExportReport
@@ -235,12 +237,12 @@ def test_an_interrupt_at_any_step_leaves_nothing_behind(older):
 
         return progress
 
-    for step in ("export: fold", "export: inspect", "verify"):
+    for step in ("export: fold", "export: inspect", "verify: sample"):
         with pytest.raises(KeyboardInterrupt):
             export_onnx(nn.Linear(8, 2), older, X, golden=older.parent, progress=interrupt_at(step))
     assert list(dict.fromkeys(steps)) == [
         *(f"export: {s}" for s in ("audit", "fold", "convert", "inspect", "verify")),
-        "verify",
+        "verify: sample",
     ]
 
 
@@ -303,17 +305,17 @@ def test_the_bytes_are_the_same_from_another_folder_process_and_hash_seed(export
     assert (tmp_path / "elsewhere" / "model.onnx").read_bytes() == expected
 
 
-def test_the_opset_is_honoured_or_it_is_a_failure(tmp_path):
+def test_the_opset_is_honoured_or_refused(tmp_path):
     class Mean(nn.Module):
         def forward(self, x):
             return x.mean((2, 3))
 
     assert export_onnx(Mean(), tmp_path / "model.onnx", X, opset=21).opset == 21
     assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == 21
-    before = (tmp_path / "model.onnx").read_bytes()
-    report = export_onnx(Mean(), tmp_path / "model.onnx", X, opset=13)
-    assert found(report)["convert"].startswith("opset 13 was asked for, the converter wrote 18; it has 18 and later")
-    assert (tmp_path / "model.onnx").read_bytes() == before
+    model = Mean().eval()
+    with pytest.raises(ConversionError, match="opset 13 was asked for, the converter wrote 18; it has 18 and later"):
+        convert(model, onnx_batch(X, model), tmp_path / "old.onnx", opset=13)
+    assert not (tmp_path / "old.onnx").exists()
 
 
 class Baked(nn.Module):
@@ -499,8 +501,12 @@ def test_the_file_has_the_permissions_of_any_new_file(exported, tmp_path):
             ValueError,
             "golden data needs a folder, or a name in an existing one, got 'no/where'",
         ),
-        ({"opset": 6}, ValueError, r"opset must be in \[7, \d+\], got 6; \d+ is the newest that the installed ONNX Ru"),
-        ({"opset": 999}, ValueError, r"opset must be in \[7, \d+\]"),
+        (
+            {"opset": 17},
+            ValueError,
+            r"opset must be in \[18, \d+\], got 17; .* 18 the oldest that torch's converter wri",
+        ),
+        ({"opset": 999}, ValueError, r"opset must be in \[18, \d+\], got 999; \d+ is the newest that the installed ON"),
         ({"opset": "18"}, TypeError, "opset must be an int, got str"),
         ({"opset": True}, TypeError, "opset must be an int, got bool"),
         ({"providers": ["gpu"]}, ValueError, "providers must be of cpu, cuda, got 'gpu'"),
@@ -525,7 +531,17 @@ def test_the_file_has_the_permissions_of_any_new_file(exported, tmp_path):
         ({"example": torch.ones(2, 4)}, ValueError, "the model cannot run the example: RuntimeError"),
         ({"calibration": []}, ValueError, "nothing to compare: calibration is empty"),
         ({"calibration": 3}, TypeError, "calibration must be a batch or an iterable of batches, got int"),
-        ({"allow": ["nowhere"]}, ValueError, "allow names no module of the model: 'nowhere'"),
+        ({"allow": ["nowhere"]}, ValueError, "allow names no module of the model: 'nowhere'; it has none"),
+        (
+            {"model": nn.Sequential(nn.Linear(3, 2), nn.Dropout()), "allow": ["drop"]},
+            ValueError,
+            "allow names no module of the model: 'drop'; it has '0'; '1'",
+        ),
+        (
+            {"model": nn.ModuleDict({"dropout": nn.Dropout(), "linear": nn.Linear(3, 2)}), "allow": ["dropuot"]},
+            ValueError,
+            r"allow names no module of the model: 'dropuot'; did you mean 'dropout'\?",
+        ),
     ],
 )
 def test_wrong_arguments_are_named_before_anything_is_written(arguments, error, message, tmp_path, monkeypatch):

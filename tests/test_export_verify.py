@@ -1,8 +1,10 @@
 """Verification of a saved file: a good one passes, and every corruption of it fails for the right reason."""
 
 import copy
+import hashlib
 import math
 import re
+import shutil
 
 import numpy as np
 import onnx
@@ -14,6 +16,7 @@ from torch import nn
 
 from jumpout_export import Jumpout
 from jumpout_export.errors import LoadError
+from jumpout_export.export import graph
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.export.quiet import converter_log
 from jumpout_export.export.verify import verify_onnx
@@ -437,3 +440,105 @@ def test_the_model_and_the_generators_stay_as_they_were(good):
     torch.testing.assert_close(model.state_dict(), before[0], rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), before[1])
     assert all(module.training for module in model.modules())
+
+
+def test_a_file_that_is_replaced_while_it_is_verified_fails_and_the_hash_is_of_the_first(good, tmp_path):
+    model, path = good
+    served, other = tmp_path / "model.onnx", tmp_path / "other.onnx"
+    shutil.copy(path, served)
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    proto = onnx.load(path)
+    shifted(proto, "linear.bias", 1.0)
+    other.write_bytes(proto.SerializeToString())
+
+    def replace(what, done, total):
+        if done == 1:
+            other.replace(served)
+
+    report = verify_onnx(served, model, IMAGES[:4], progress=replace)
+    assert found(report)["file/unchanged"].note.startswith("the file was changed while it was looked at")
+    assert "model.onnx; run this again" in found(report)["file/unchanged"].note
+    assert report.sha256 == before
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["changed", "deleted"])
+def test_weights_beside_the_file_that_change_while_it_is_verified_fail(gone, tmp_path):
+    model, x = nn.Linear(32, 32), torch.randn(3, 32)
+    path = tmp_path / "model.onnx"
+    assert export_onnx(model, path, x, external_data=True)
+    data = next(tmp_path.glob("*.data"))
+    content = data.read_bytes()
+
+    def replace(what, done, total):
+        if done == 1:
+            data.unlink()
+            if not gone:
+                data.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    report = verify_onnx(path, model, x, progress=replace)
+    assert data.name in found(report)["file/unchanged"].note
+
+
+def test_a_file_that_is_replaced_while_it_is_inspected_fails(good, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    shutil.copy(good[1], path)
+    inspect = graph.inspect_file
+
+    def slow(*arguments):
+        checks = inspect(*arguments)
+        path.write_bytes(path.read_bytes() + b" ")
+        return checks
+
+    assert graph.inspect_onnx(path)
+    monkeypatch.setattr(graph, "inspect_file", slow)
+    assert found(graph.inspect_onnx(path)).keys() == {"file/unchanged"}
+
+
+class Infinite(nn.Module):
+    """Scores of which some are -inf on purpose."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.linear(x).masked_fill(torch.tensor([False, True, False, False, True]), -math.inf)
+
+
+def test_infinite_values_that_pytorch_gives_too_fail_and_no_layer_is_blamed(tmp_path):
+    report = export_onnx(Infinite(), tmp_path / "model.onnx", torch.randn(4, 6))
+    assert found(report).keys() == {"cpu/off/finite", "cpu/all/finite"}
+    note = found(report)["cpu/off/finite"].note
+    assert re.fullmatch(r"output `output` has \d+ NaN or infinite values; PyTorch itself gives them", note)
+    assert report.first_divergence is None
+    assert not any("differ" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("other", [math.inf, math.nan, 3.0], ids=str)
+def test_a_value_that_is_not_the_infinity_of_pytorch_is_the_files_fault(other, tmp_path):
+    model = Infinite()
+    values = [
+        numpy_helper.from_array(model.linear.weight.detach().numpy(), "weight"),
+        numpy_helper.from_array(model.linear.bias.detach().numpy(), "bias"),
+        numpy_helper.from_array(np.array([False, True, False, False, True]), "mask"),
+        numpy_helper.from_array(np.array([0, -math.inf, 0, 0, other], np.float32), "filled"),
+    ]
+    nodes = [
+        helper.make_node("Gemm", ["x", "weight", "bias"], ["scores"], transB=1),
+        helper.make_node("Where", ["mask", "filled", "scores"], ["output"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+        for name, size in (("x", 6), ("output", 5))
+    ]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "wrong", ends[:1], ends[1:], values),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    report = verify_onnx(tmp_path / "model.onnx", model, torch.randn(4, 6))
+    assert "; PyTorch itself gives" in found(report)["cpu/off/finite"].note
+    assert not found(report)["cpu/off/finite"].note.endswith("gives them")
+    assert found(report)["cpu/off/data/worst error"].verdict == "fail"

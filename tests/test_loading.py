@@ -47,7 +47,10 @@ def test_a_factory_makes_the_model(folder):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("factories_of_test", "MODEL must be package.module:callable, got 'factories_of_test'"),
+        (
+            "factories_of_test",
+            "MODEL must be package.module:callable, or file.pt2 where the command takes one, got 'factories_of_test'",
+        ),
         ("factories_of_test:", "MODEL must be package.module:callable"),
         ("missing_of_test:model", "importing missing_of_test raised ModuleNotFoundError"),
         ("broken_of_test:model", "importing broken_of_test raised ModuleNotFoundError: No module named 'nothing_of"),

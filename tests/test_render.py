@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt  # comes with rich
 from rich.console import Console
 
 from jumpout_export.render import render_html, render_markdown, render_terminal
+from jumpout_export.render.blocks import Table
 from jumpout_export.render.document import build_document
 from jumpout_export.render.numbers import number, score
 from jumpout_export.report import (
@@ -156,9 +157,82 @@ def test_pass_is_said_of_truthy_reports_only(name):
 
 def test_a_failed_check_is_named_with_measured_and_limit():
     sentence = build_document(export(fail=True)).sentence
-    assert sentence.startswith("`model.onnx`: 1 of 26 checks failed, first `cpu/all/batch=99/worst error`, ")
-    assert "measured 0.00325, limit 1e-5: note of fail." in sentence
-    assert "The first layer that differs is `features.8`." in sentence
+    start = "`model.onnx`: The first layer that differs is `features.8`. 1 of 26 checks failed, first "
+    assert sentence.startswith(f"{start}`cpu/all/batch=99/worst error`, measured 0.00325, limit 1e-5: note of fail.")
+
+
+def test_what_differs_is_said_before_by_how_much():
+    constants = Check(name="batchnorm constants", measured=3, limit=0, verdict="fail", note="`bn` holds stale values")
+    report = VerifyReport(passed=False, checks=[*checks(fail=True), constants], first_divergence=".", path="m.onnx")
+    document = build_document(report)
+    assert document.sentence == (
+        "`m.onnx`: The first difference is in what the model's own forward computes. 2 of 27 checks failed, first "
+        "`batchnorm constants`, measured 3, limit 0: `bn` holds stale values."
+    )
+    blocks = [block for section in document.sections for block in section.blocks]
+    (table,) = [block for block in blocks if isinstance(block, Table) and block.title == "Checks that did not pass"]
+    assert [row[0].text for row in table.rows] == ["batchnorm constants", "cpu/all/batch=99/worst error"]
+
+
+def test_a_file_that_is_random_on_purpose_is_amber():
+    report = export(provenance={"jumpout_export.random": "random on purpose: 1 node"})
+    document = build_document(report)
+    assert (document.verdict.text, document.verdict.tone) == ("! PASS, RANDOM ON PURPOSE", "warn")
+    assert "is random on purpose, NOT deterministic" in document.sentence
+    assert '<div class="verdict warn">' in render_html(report)
+    assert '<div class="verdict good">' in render_html(export())
+    assert build_document(PipelineReport(export=report)).verdict == document.verdict
+    assert build_document(export(fail=True, provenance=report.provenance)).verdict.text == "✗ FAIL"
+
+
+UNPUBLISHED = {
+    "failed export": export(fail=True),
+    "not verified": export(
+        passed=False, providers={"cuda": ProviderReport(verdict="not_run", reason="libcudnn.so.9 is missing")}
+    ),
+    "failed fold": export(fail=True, kind="fold", providers={}),
+}
+
+
+@pytest.mark.parametrize("report", UNPUBLISHED.values(), ids=UNPUBLISHED)
+@pytest.mark.parametrize("render", [render_markdown, render_html, terminal], ids=["markdown", "html", "terminal"])
+def test_a_file_that_was_not_written_is_not_shown_as_if_it_was(report, render):
+    sentence = build_document(report).sentence
+    assert sentence.endswith(" Nothing was written; an older file, if there is one, is unchanged.")
+    text = words(render(report))
+    assert "not published" in text
+    assert "SHA-256" not in text
+    assert "ab" * 32 not in text
+    assert "What the file's own metadata says." not in text
+    if render is not terminal:  # which leaves provenance out
+        assert "What the metadata of the file would say; it was not published." in text
+
+
+@pytest.mark.parametrize(
+    "report", [export(), VerifyReport(passed=False, path="m.onnx", sha256="ab" * 32)], ids=["published", "verified"]
+)
+def test_a_file_that_is_there_is_shown_with_its_hash(report):
+    text = words(render_markdown(report))
+    assert "SHA-256" in text
+    assert "Nothing was written" not in text
+    assert "not published" not in text
+
+
+def test_weights_beside_the_file_are_shown_with_their_size():
+    report = export(data_files={"model.onnx.0123456789abcdef.data": 6291456})
+    assert "| weights in | `model.onnx.0123456789abcdef.data (6,291,456 bytes)` |" in render_markdown(report)
+    assert "weights in" not in render_markdown(export())
+
+
+def test_on_a_narrow_page_a_failed_check_is_a_block_whose_numbers_have_names():
+    tags = Tags(render_html(export(fail=True))).tags
+    stacked = [number for number, (_, attributes) in enumerate(tags) if attributes.get("class") == "stacked"]
+    assert stacked
+    titles = {attributes.get("data-title") for tag, attributes in tags[stacked[0] :] if tag == "td"}
+    assert {"check", "verdict", "measured", "limit", "what"} <= titles
+    # A table without numbers keeps its headings.
+    folded = next(number for number, (_, attributes) in enumerate(tags) if attributes.get("id") == "folded")
+    assert next(attributes for tag, attributes in tags[folded:] if tag == "table") == {}
 
 
 def test_drift_is_named_with_layer_interval_and_margin():

@@ -28,10 +28,13 @@ Every command ends with one of these exit codes:
 |---|---|
 | 0 | passed |
 | 1 | a check failed |
-| 2 | wrong usage: an argument, a file or the data cannot be used |
+| 2 | wrong usage: an argument, a file or the data cannot be used, or the report or the result cannot be written |
 | 3 | could not be verified here: a package or a device is missing, there are too few images to decide, or an \
 unforeseen error, with its traceback |
-| 130 | interrupted with Ctrl-C; nothing was published |
+| 130, 143 | interrupted with Ctrl-C (130) or SIGTERM (143); no file was published |
+
+A signal that comes once OUT.onnx or the new weights are being put in their place is not obeyed any more: the command
+writes the report, prints the result and ends with one of the first four codes.
 """
 
 # What the codes mean for one command, beyond the table above. Every command has an entry.

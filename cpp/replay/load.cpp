@@ -85,6 +85,7 @@ bool LoadReport::passed() const { return wrong == 0 && requests > 0 && memory_af
 LoadReport run_load(const LoadOptions& options) {
   // One thread per request: the clients are what runs in parallel.
   const Session session(options.model, SessionSettings{});
+  session.refuse_random();
   const std::filesystem::path folder = std::filesystem::path(options.model).parent_path();
   const std::filesystem::path data = !options.data.empty() ? options.data : folder.empty() ? "." : folder.string();
   const GoldenSet golden = read_golden(data, session.inputs(), session.outputs()).front();

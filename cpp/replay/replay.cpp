@@ -72,6 +72,7 @@ Report replay(const Options& options) {
 
   const ProfileFolder profile;
   Session session(options.model, {options.provider, options.threads, profile.prefix()});
+  session.refuse_random();
   const std::vector<Tolerance> tolerances = read_tolerances(options.model, session);
   const fs::path model_folder = fs::path(options.model).parent_path();
   const fs::path default_folder = model_folder.empty() ? fs::path(".") : model_folder;

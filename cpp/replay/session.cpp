@@ -111,6 +111,12 @@ std::optional<std::string> Session::metadata(const std::string& key) const {
   return value ? std::optional<std::string>(value.get()) : std::nullopt;
 }
 
+void Session::refuse_random() const {
+  if (const std::optional<std::string> purpose = metadata("jumpout_export.random")) {
+    throw UsageError(file_ + ": there is nothing to replay: its metadata says that it is " + one_line(*purpose));
+  }
+}
+
 std::vector<Tensor> Session::run(const std::vector<Tensor>& inputs) const {
   try {
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);

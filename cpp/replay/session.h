@@ -32,6 +32,9 @@ class Session {
   // An entry of the model's metadata.
   std::optional<std::string> metadata(const std::string& key) const;
 
+  // Throws UsageError if the metadata says that the model is random on purpose: there is nothing to replay.
+  void refuse_random() const;
+
   // Returns all outputs, for inputs in the model's order. Any number of threads may call it at the same time. Throws
   // CheckFailed.
   std::vector<Tensor> run(const std::vector<Tensor>& inputs) const;

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jumpout_export.export.checks import first_line
+from jumpout_export.signals import defer_signals
 
 _SUFFIX = ".unfinished"
 # Nobody holds a folder for longer than a few renames take.
@@ -73,6 +74,7 @@ def replace_file(file: Path, target: Path) -> None:
     """
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
+    defer_signals()
     os.replace(file, target)
     folder = _open_folder(target.parent)
     if folder is not None:

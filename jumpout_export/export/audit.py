@@ -15,6 +15,7 @@ from jumpout_export.export.checks import counted, joined
 from jumpout_export.export.locate import first_difference
 from jumpout_export.export.programs import BatchNormNode, program_batchnorms
 from jumpout_export.nn.randomness import RandomCall, random_calls, repeated
+from jumpout_export.render.numbers import count
 from jumpout_export.report import Check
 
 _DIFFERS = "two runs differ, by a random generator that torch does not own or a state that forward changes,"
@@ -43,9 +44,10 @@ def audit_model(model: nn.Module) -> Audit:
     nodes = program_batchnorms(model)
     problems = [problem for path, layer in layers for problem in _batchnorm_problems(path, layer)]
     problems += [problem for path, node in nodes for problem in _batchnorm_problems(path, node)]
+    sound, usable = count(len(parameters), "parameter"), count(len(layers) + len(nodes), "BatchNorm layer")
     checks = (
-        counted("parameters", [text for text in broken if text], f"{len(parameters)} parameters are finite"),
-        counted("batchnorm", problems, f"{len(layers) + len(nodes)} BatchNorm layers have usable statistics"),
+        counted("parameters", [text for text in broken if text], f"{sound}, all finite"),
+        counted("batchnorm", problems, f"{usable}, all with usable statistics"),
     )
     untrained = [f"`{path}`" for path, layer in layers if _never_trained(layer)]
     notes = _mode_notes(model)

@@ -54,8 +54,7 @@ def relative_limits(own_errors: Tensor, dtype: torch.dtype, has_reference: bool)
         return torch.full_like(own_errors, WITHOUT_REFERENCE * eps)
     # With few images torch may round one channel exactly by luck: none is held to less than half of them show.
     typical = own_errors.median()
-    floor = FLOOR if eps < 1e-4 else _FLOOR_HALF
-    return FACTOR * torch.maximum(own_errors, typical) + floor * eps
+    return FACTOR * torch.maximum(own_errors, typical) + _floor(dtype) * eps
 
 
 def ceiling(dtype: torch.dtype) -> float:
@@ -63,11 +62,20 @@ def ceiling(dtype: torch.dtype) -> float:
     return CAP.get(dtype, CAP[torch.float16]) if dtype.is_floating_point else 0.0
 
 
-def describe_budget(has_reference: bool = True) -> str:
-    """Returns the limit as one line, for reports and provenance."""
-    if has_reference:
-        return (
-            f"{FACTOR:g} x torch's own error against float64 + {FLOOR:g} eps, "
-            f"at most {CAP[torch.float32]:g} in float32, of the channel's size"
-        )
-    return f"{WITHOUT_REFERENCE:g} eps of the channel's size (the model does not run in float64)"
+def describe_budget(dtype: torch.dtype, has_reference: bool = True) -> str:
+    """Returns the limit as one line, for reports and provenance.
+
+    Args:
+        dtype: of the output, a floating-point type.
+        has_reference: whether the reference is float64.
+    """
+    cap = f"at most {ceiling(dtype):g} in {str(dtype).removeprefix('torch.')}, of the channel's size"
+    if not has_reference:
+        return f"{WITHOUT_REFERENCE:g} eps, {cap} (the model does not run in float64)"
+    if dtype == torch.float64:
+        return f"{WITHOUT_REFERENCE:g} eps, {cap}"
+    return f"{FACTOR:g} x torch's own error against float64 + {_floor(dtype):g} eps, {cap}"
+
+
+def _floor(dtype: torch.dtype) -> float:
+    return FLOOR if torch.finfo(dtype).eps < 1e-4 else _FLOOR_HALF

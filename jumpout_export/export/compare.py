@@ -13,6 +13,7 @@ from jumpout_export.export.budget import ceiling, relative_limits
 from jumpout_export.export.checks import counted
 from jumpout_export.export.reference import Expected
 from jumpout_export.export.scale import Scale, Scales, in_channels, relative, representable, source
+from jumpout_export.render.numbers import count
 from jumpout_export.report import Check
 
 
@@ -113,6 +114,7 @@ class Comparison:
     scales: Scales
     problems: list[str] = field(default_factory=list)
     non_finite: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    as_in_torch: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     differing_runs: list[str] = field(default_factory=list)
     runs: int = 0
     values: int = 0
@@ -128,6 +130,7 @@ class Comparison:
                 continue
             self.values += have.numel()
             self.non_finite[want.name] += int((~(torch.isfinite(have) & torch.isfinite(want.own))).sum())
+            self.as_in_torch[want.name] += int(_non_finite_as_in_torch(want, have).sum())
             worst = self.worst.setdefault((group, want.name), Worst())
             worst.images += have.shape[0] if have.ndim else 1
             if have.numel():
@@ -142,7 +145,9 @@ class Comparison:
         """Returns the verdicts on everything that was taken in."""
         checks = [counted(f"{self.label}/outputs", self.problems, f"shapes and dtypes agree in {self.runs} runs")]
         broken = [
-            f"output `{name}` has {count} NaN or infinite values" for name, count in self.non_finite.items() if count
+            f"output `{name}` has {number} NaN or infinite values" + _whose(number, self.as_in_torch[name])
+            for name, number in self.non_finite.items()
+            if number
         ]
         checks.append(counted(f"{self.label}/finite", broken, f"{self.values} values are finite"))
         if self.must_repeat:
@@ -178,7 +183,8 @@ class Comparison:
                 name=f"{self.label}/{group}/worst error", measured=0, limit=0, verdict="pass", note="no values"
             )
         _, name, place, limit = max(rows, key=lambda row: row[0])
-        note = f"output `{name}`, image {place.sample}, index {place.index}; {self.worst[group, name].images} images"
+        images = count(self.worst[group, name].images, "image")
+        note = f"output `{name}`, image {place.sample}, index {place.index}; {images}"
         if self.worst[group, name].has_top1:
             same = self.worst[group, name].images - len(self.worst[group, name].margins)
             note += f", top-1 agrees on {same}"
@@ -198,9 +204,11 @@ class Comparison:
                 limits, cap = self._limits(group, name, has_reference)
                 tie = min(float(limits.max()), cap)
                 beyond = sum(margin > tie for margin in worst.margins)
-                wrong += [f"output `{name}`: another class on {beyond} of {worst.images} images"] * bool(beyond)
+                its_images = count(worst.images, "image")
+                wrong += [f"output `{name}`: another class on {beyond} of {its_images}"] * bool(beyond)
                 images += worst.images
-        return [counted(f"{self.label}/{group}/top-1", wrong, f"{images} images, ties aside")] if images else []
+        good = f"{count(images, 'image')}, ties aside"
+        return [counted(f"{self.label}/{group}/top-1", wrong, good)] if images else []
 
 
 def _measure(worst: Worst, scale: Scale, start: int, want: Expected, have: Tensor) -> None:
@@ -210,6 +218,7 @@ def _measure(worst: Worst, scale: Scale, start: int, want: Expected, have: Tenso
         worst.coarse = _merged(worst.coarse, Largest.of(error, torch.ones_like(error), start, have.shape))
         return
     error = (got.double() - exact).abs().nan_to_num(nan=math.inf)
+    error[in_channels(_non_finite_as_in_torch(want, have))] = 0.0  # fails a check of its own, and no layer is to blame
     worst.fine = _merged(worst.fine, Largest.of(error, scale.size, start, have.shape))
     worst.coarse = _merged(worst.coarse, Largest.of(error, scale.coarse, start, have.shape))
     if have.ndim == 2 and have.shape[1] > 1:
@@ -218,6 +227,21 @@ def _measure(worst: Worst, scale: Scale, start: int, want: Expected, have: Tenso
         margin = want.exact[rows, top] - want.exact[rows, picked]
         size = torch.maximum(scale.size[rows, top, 0], scale.size[rows, picked, 0])
         worst.margins += relative(margin, size)[picked != top].tolist()
+
+
+def _non_finite_as_in_torch(want: Expected, have: Tensor) -> Tensor:
+    """Where the file has the NaN or the infinity that PyTorch has too, in its own precision and in float64."""
+    if not have.is_floating_point():
+        return torch.zeros_like(have, dtype=torch.bool)
+    infinite = torch.isinf(have) & (have == want.own) & (have == want.exact)
+    return infinite | (torch.isnan(have) & torch.isnan(want.own) & torch.isnan(want.exact))
+
+
+def _whose(number: int, as_in_torch: int) -> str:
+    """Says how many of the values that are not finite are PyTorch's as well."""
+    if not as_in_torch:
+        return ""
+    return f"; PyTorch itself gives {'them' if as_in_torch == number else f'{as_in_torch} of them'}"
 
 
 def _merged(one: Largest | None, other: Largest) -> Largest:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from jumpout_export.errors import ConversionError
@@ -19,10 +20,13 @@ from jumpout_export.export.axes import BATCH, Axes, choose_axes
 from jumpout_export.export.checks import first_line
 from jumpout_export.export.external import tie_data
 from jumpout_export.export.graph import default_opset, load_onnx
+from jumpout_export.export.operations import no_fast_path
+from jumpout_export.export.programs import program_facts
 from jumpout_export.export.protos import ABSOLUTE_PATH, messages
 from jumpout_export.export.quiet import converter_log
 from jumpout_export.export.samples import rows
 from jumpout_export.export.signature import fresh, input_names, only_tensors, outputs
+from jumpout_export.export.size_guards import check_sizes, traced_programs
 from jumpout_export.nn.batches import Batch
 from jumpout_export.nn.randomness import rng_restored
 
@@ -90,7 +94,10 @@ def convert(
     # One image alone would let the tracer take an axis of length 1 for one that broadcasts.
     traced = rows(batch, range(2), axes.batched) if axes.size is None and batch.size == 1 else batch
     names = input_names(folded, batch)
-    with converter_log() as said, rng_restored(), torch.no_grad():
+    _check_not_scripted(folded)
+    of_program = _check_program(folded, axes)
+    # Without a gradient torch's transformer layers are one operation, which the converter does not know.
+    with converter_log() as said, rng_restored(), torch.no_grad(), no_fast_path(), traced_programs() as programs:
         try:
             result = fresh(traced)(folded)
             results = [output.name for output in outputs(result, names)]
@@ -108,7 +115,10 @@ def convert(
                 verbose=False,
             )
             program = cast("torch.onnx.ONNXProgram", program)  # with dynamo=True it always returns one
+            restrictions = _check_sizes(programs, folded, traced, axes)
             model = None if external else program.model_proto
+        except ConversionError:
+            raise
         except Exception as error:  # the converter, and the user's forward in it, may raise anything
             raise ConversionError(_explain(error, axes, said)) from error
     data = path.with_name(f"{path.name}.data")
@@ -120,7 +130,7 @@ def convert(
     tied = tie_data(model, data, path.name) if data.exists() else None
     path.write_bytes(model.SerializeToString(deterministic=True))
     _check_valid(path)
-    return Converted(wanted, tuple(said), tied)
+    return Converted(wanted, (*said, *of_program, *restrictions), tied)
 
 
 class _OnlyTensors(nn.Module):
@@ -177,6 +187,37 @@ def _dynamic_shapes(model: nn.Module, batch: Batch, axes: Axes) -> Any:
     orders = [opened or None for opened in axes.opened()]
     args, kwargs = pytree.tree_unflatten(orders, pytree.tree_structure((batch.args, batch.kwargs)))
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+
+
+def _check_program(folded: nn.Module, axes: Axes) -> list[str]:
+    """Refuses what an exported program took for granted about open axes: a second trace of it does not see that."""
+    facts = program_facts(folded)
+    if facts is None:
+        return []
+    limit, condition = facts.sizes.restricted(axes.further)
+    if problem := (facts.sizes.fixed_batch() if axes.size is None else "") or limit:
+        raise ConversionError(problem)
+    return [condition] if condition and any(axes.opened()) else []
+
+
+def _check_not_scripted(model: nn.Module) -> None:
+    scripted = [
+        path or "the model" for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)
+    ]
+    if scripted:
+        raise ConversionError(
+            f"`{scripted[0]}` is scripted (torch.jit), which the converter does not take: use the module that it was "
+            "scripted from"
+        )
+
+
+def _check_sizes(programs: Sequence[ExportedProgram], folded: nn.Module, batch: Batch, axes: Axes) -> list[str]:
+    if not any(axes.opened()):
+        return []
+    if not programs:
+        return ["torch.onnx traced without torch.export.export: conditions on sizes were not read"]
+    hints = {name: f"leave `{name}` out of {_AXES_OPTION}" for name in axes.names} | {BATCH: _STATIC_HINT}
+    return check_sizes(programs[-1], folded, batch, axes, hints)
 
 
 def _bytes_of(model: nn.Module) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jumpout_export.export.protos import tensors
+from jumpout_export.render.numbers import count
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -47,6 +49,27 @@ def data_files(folder: Path, name: str) -> list[Path]:
     """Returns the data files in a folder that belong, or belonged, to an ONNX file of this name."""
     pattern = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{{_DIGITS}}}\.data")
     return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+
+
+def data_sizes(path: Path, model: ModelProto) -> dict[str, int]:
+    """Returns the files beside an ONNX file that its weights lie in, name to bytes.
+
+    Raises:
+        OSError: if one is missing.
+    """
+    names = {
+        entry.value
+        for tensor in tensors(model)
+        if tensor.data_location == tensor.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return {name: (path.parent / name).stat().st_size for name in sorted(names)}
+
+
+def describe_data(sizes: Mapping[str, int]) -> str:
+    """Returns such files as text, with their sizes."""
+    return ", ".join(f"{name} ({count(size, 'byte')})" for name, size in sizes.items())
 
 
 def changed_data(path: Path, model: ModelProto) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,7 +101,7 @@ def fold(model: nn.Module | ExportedProgram, example: Any = None, *, allow: Iter
     original = _eval_copy(module)
     unknown = [path for path in allow if path not in dict(original.named_modules())]
     if unknown:
-        raise ValueError(f"allow names no module of the model: {', '.join(map(repr, unknown))}")
+        raise ValueError(_not_allowed(unknown, [path for path, _ in original.named_modules() if path]))
     _refuse_layers_that_stay_random(original, allow)
     facts = program_facts(module)
     if facts is not None and facts.refused:
@@ -117,6 +118,13 @@ def fold(model: nn.Module | ExportedProgram, example: Any = None, *, allow: Iter
     batch = on_device(example_batch(example, original), _device(original))
     with untouched(module), rng_restored(), torch.no_grad():
         return _with_facts(_fold_with_proof(original, batch, allow), facts)
+
+
+def _not_allowed(unknown: Sequence[str], paths: Sequence[str]) -> str:
+    close = [path for name in unknown for path in difflib.get_close_matches(name, paths)]
+    some = joined([repr(path) for path in close or paths])
+    hint = f"did you mean {some}?" if close else f"it has {some or 'none'}"
+    return f"allow names no module of the model: {', '.join(map(repr, unknown))}; {hint}"
 
 
 def _with_facts(folded: Folded, facts: ProgramFacts | None) -> Folded:
@@ -144,6 +152,14 @@ def _fold_with_proof(original: nn.Module, batch: Batch, allow: tuple[str, ...]) 
     finally:
         for handle in handles:
             handle.remove()
+    drawn = {name: path for name, path in state.generators.items() if not allowed(path, allow)}
+    if drawn:
+        names = joined([f"`{name}`" for name in drawn])
+        raise NotFoldableError(
+            f"the model draws random numbers in eval mode, from a generator that it holds: {names}; draw them only "
+            "under `if self.training:`",
+            tuple(dict.fromkeys(drawn.values())),
+        )
     if state.matters and not allow:
         raise NotFoldableError(message, check="state")
     actions = {}

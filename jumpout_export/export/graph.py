@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.export.checks import counted, first_line
-from jumpout_export.export.external import changed_data, sha256_of
+from jumpout_export.export.external import changed_data, data_sizes, describe_data, sha256_of
 from jumpout_export.export.extras import require_onnx
+from jumpout_export.export.metadata import RANDOM, entries
 from jumpout_export.export.protos import ABSOLUTE_PATH, DEFAULT_DOMAINS, Site, messages, sites, tensors, texts
 from jumpout_export.export.refold_noise import RANDOM_OPERATORS
 from jumpout_export.export.refold_proof import Runner
 from jumpout_export.export.refold_read import read_noise
+from jumpout_export.export.unchanged import sha256_of_all, unchanged_checks
 from jumpout_export.export.value_sizes import inferred_values
 from jumpout_export.report import Check, VerifyReport
 
@@ -53,19 +55,26 @@ def inspect_onnx(path: str | os.PathLike[str]) -> VerifyReport:
     """
     require_onnx("onnx", "onnxruntime")
     path = Path(path)
+    before = sha256_of_all(path.parent, [path.name])
     model = load_onnx(path)
     checks = inspect_file(path, model)
+    data = usable_data(path, model, checks)
+    before |= sha256_of_all(path.parent, data)
+    notes = [
+        f"opset {default_opset(model)}, IR version {model.ir_version}, {len(model.graph.node)} nodes",
+        *_about_noise(model, checks),
+        *_about_purpose(model),
+        *_with_nan(model, checks),
+    ]
+    checks += unchanged_checks(path.parent, before)
     return VerifyReport(
         kind="inspect",
         passed=all(check.verdict == "pass" for check in checks),
         checks=checks,
         path=str(path),
-        sha256=file_sha256(path),
-        notes=[
-            f"opset {default_opset(model)}, IR version {model.ir_version}, {len(model.graph.node)} nodes",
-            *_about_noise(model, checks),
-            *_with_nan(model, checks),
-        ],
+        sha256=before[path.name],
+        data_files=data,
+        notes=notes,
     )
 
 
@@ -86,12 +95,18 @@ def inspect_file(path: Path, model: ModelProto) -> list[Check]:
         counted(
             "file/local paths", sorted({match[0] for text in texts(model) for match in ABSOLUTE_PATH.finditer(text)})
         ),
-        counted("file/external data", leaving),
+        counted("file/external data", leaving, "none" if leaving else _ship(path, model)),
         counted("file/input sizes", impossible(model.graph.input)),
         counted("file/value sizes", _large_values(model)),
         counted("file/tensors", [text for tensor in tensors(model) if (text := _broken(tensor))]),
     ]
     return [*checks, _onnx_checker(path, leaving), _onnxruntime_loads(path, leaving)]
+
+
+def usable_data(path: Path, model: ModelProto, checks: Iterable[Check]) -> dict[str, int]:
+    """Returns the files that the weights lie in, name to bytes; none where that check of the file failed."""
+    bad = any(check.verdict != "pass" for check in checks if check.name == "file/external data")
+    return {} if bad else data_sizes(path, model)
 
 
 def random_nodes(model: ModelProto) -> list[str]:
@@ -315,6 +330,21 @@ def _about_noise(model: ModelProto, checks: list[Check]) -> list[str]:
     except NotVerifiableError as error:
         refused = [str(error)]
     return ["the noise cannot be taken out", *refused] if refused else ["`jumpout-export fold` can take the noise out"]
+
+
+def _about_purpose(model: ModelProto) -> list[str]:
+    """What the metadata says about noise that is wanted; it excuses nothing."""
+    text = entries(model).get(RANDOM)
+    if text is None:
+        return []
+    if random_nodes(model):
+        return [f"the file's metadata says that it is {text}"]
+    return [f"the file's metadata says that it is {text}; but nothing in it is random"]
+
+
+def _ship(path: Path, model: ModelProto) -> str:
+    sizes = data_sizes(path, model)
+    return f"weights lie in {describe_data(sizes)}: ship all of these files" if sizes else "none"
 
 
 def _with_nan(model: ModelProto, checks: list[Check]) -> list[str]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 DTYPE = "jumpout_export.dtype"
 # A fold in float64 is this exact, in units of the largest output; a wrong one is off by far more.
 _EXACT = 1e-9
+# Of an output's size: a network that loses this much, by weights below 6e-8 for example, is another one.
+MOST_LOSS = 0.25
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
@@ -123,9 +125,12 @@ class PrecisionLoss:
             yield inputs
 
     def check(self) -> Check:
-        """Returns what was measured; it has no limit, because only the user knows what is good enough."""
+        """Returns the largest error in units of the output's size, against a limit that no useful network reaches.
+
+        What is good enough below it, only the user knows.
+        """
         scales = {name: scale for name, scale in self._scales.items() if scale.own_errors.numel()}
-        errors = {name: float(scale.own_errors.max()) for name, scale in scales.items()}
+        errors = {name: scale.own_coarse for name, scale in scales.items()}
         if self._problem:
             return counted("precision", [f"the two networks could not be compared: {self._problem}"])
         if not errors:
@@ -134,7 +139,14 @@ class PrecisionLoss:
         note = f"float16 against the model's own precision, {self._images} images: output `{worst}` is off by up to "
         note += f"{errors[worst]:.2%} of its size"
         note += f"; top-1 agrees on {self._same} of {self._classified}" if self._classified else ""
-        return Check(name="precision", measured=errors[worst], verdict="pass", note=note)
+        failed = not errors[worst] <= MOST_LOSS
+        return Check(
+            name="precision",
+            measured=errors[worst],
+            limit=MOST_LOSS,
+            verdict="fail" if failed else "pass",
+            note=f"{note}; float16 does not hold this network" if failed else note,
+        )
 
     def _add(self, batch: Batch, inputs: Batch) -> None:
         exact = with_tensors(batch, [v.double() if v.is_floating_point() else v for v in tensors(batch)])

@@ -11,10 +11,10 @@ from jumpout_export.export.samples import Sample, rows
 from jumpout_export.export.signature import Output
 from jumpout_export.nn.batches import Batch
 
-# Shares of the largest output. Far above what rounding in the model's own casts to float32 does to a float64 run, and
-# far below what other images do to a mean over the batch.
-_DOUBLE = 1e-6
-_SINGLE = 1e-4
+# Shares of the largest value of the channel and of the whole output. Far above what rounding does, and far below what
+# other images do to a mean over the batch; a channel that is a million times larger hides no other.
+_DOUBLE = 1e-6, 1e-10
+_SINGLE = 1e-4, 1e-5
 
 
 def depends_on_others(
@@ -37,10 +37,10 @@ def depends_on_others(
             axis = _batch_axis(whole.tensor, alone.tensor, size)
             if axis is not None:
                 mine = whole.tensor.select(axis, row)
-                problem = _difference(mine, alone.tensor.select(axis, 0), whole.tensor, double)
+                problem = _difference(mine, alone.tensor.select(axis, 0), _sizes(whole.tensor, axis), double)
                 text = f"{sample.group}: output `{whole.name}` of image {row} {problem}" if problem else ""
             else:
-                problem = _difference(whole.tensor, alone.tensor, whole.tensor, double)
+                problem = _difference(whole.tensor, alone.tensor, _sizes(whole.tensor, axis), double)
                 text = f"{sample.group}: output `{whole.name}` has no batch axis and {problem}" if problem else ""
             found[whole.name] = found.get(whole.name) or text
     return found
@@ -59,7 +59,16 @@ def _batch_axis(whole: Tensor, alone: Tensor, size: int) -> int | None:
     return None
 
 
-def _difference(together: Tensor, alone: Tensor, whole: Tensor, double: bool) -> str:
+def _sizes(whole: Tensor, axis: int | None) -> Tensor:
+    """The largest magnitude of every channel (dimension 1), or of the whole output where it has none."""
+    magnitude = whole.double().abs().nan_to_num(nan=0.0, posinf=0.0)
+    if axis != 0 or whole.ndim < 2 or not whole.numel():
+        return magnitude.max() if whole.numel() else magnitude
+    others = [dim for dim in range(whole.ndim) if dim != 1]
+    return magnitude.amax(others).reshape(-1, *[1] * (whole.ndim - 2))
+
+
+def _difference(together: Tensor, alone: Tensor, sizes: Tensor, double: bool) -> str:
     if together.shape != alone.shape:
         return f"has shape {list(alone.shape)} alone and {list(together.shape)} in its batch"
     if not together.is_floating_point():
@@ -68,7 +77,9 @@ def _difference(together: Tensor, alone: Tensor, whole: Tensor, double: bool) ->
     if not together.numel():
         return ""
     finite = torch.isfinite(together) & torch.isfinite(alone)  # what is not finite fails a check of its own
-    error = float(torch.where(finite, together - alone, torch.zeros_like(alone)).abs().max())
-    size = float(whole.abs().nan_to_num(nan=0.0, posinf=0.0).max())
-    limit = (_DOUBLE if double else _SINGLE) * size
+    errors = torch.where(finite, together - alone, torch.zeros_like(alone)).abs().double()
+    of_channel, of_output = _DOUBLE if double else _SINGLE
+    limits = (of_channel * sizes + of_output * sizes.max()).expand_as(errors)
+    worst = int((errors - limits).argmax())
+    error, limit = float(errors.flatten()[worst]), float(limits.flatten()[worst])
     return f"differs by {error:.2g} (limit {limit:.2g}) alone and in its batch" if error > limit else ""

@@ -7,6 +7,7 @@ PyTorch (`monte_carlo_sums.py`).
 
 from __future__ import annotations
 
+import copy
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,17 +19,18 @@ from jumpout_export.errors import JumpoutExportError, NotFoldableError, NotVerif
 from jumpout_export.export.audit import refuse_randomness
 from jumpout_export.export.checks import first_line, joined
 from jumpout_export.export.graph import load_onnx, random_nodes
+from jumpout_export.export.metadata import RANDOM
 from jumpout_export.export.monte_carlo_quiet import switched_off
 from jumpout_export.export.monte_carlo_sums import NoiseComparison
 from jumpout_export.export.refold import fold_onnx
 from jumpout_export.export.runner import run_providers
 from jumpout_export.export.session import LEVELS, open_session
-from jumpout_export.export.signature import fresh, input_names
+from jumpout_export.export.signature import fresh, input_names, only_tensors
 from jumpout_export.nn.batches import Batch, Progress
+from jumpout_export.nn.randomness import repeated
+from jumpout_export.render.numbers import count
 from jumpout_export.report import Check, ProviderReport, VerifyReport
 
-# In the metadata of a file that is random on purpose.
-RANDOM = "jumpout_export.random"
 _SEEDS = (
     "on the CPU, ONNX Runtime's Dropout starts each run from the next seed, so its first value stays dropped or kept "
     "for thousands of runs: call onnxruntime.set_seed with a random number before each run, as was done here"
@@ -52,8 +54,7 @@ def random_on_purpose(path: Path, allow: Iterable[str]) -> str:
     nodes = random_nodes(model)
     if not allow or not nodes:
         return ""
-    modules = ", ".join(f"`{entry}`" if entry else "the whole model" for entry in allow)
-    text = f"random on purpose: {len(nodes)} node{'s' * (len(nodes) > 1)} ({joined(nodes)}), allowed in {modules}"
+    text = f"random on purpose: {count(len(nodes), 'node')} ({joined(nodes)}), allowed in {_modules(allow)}"
     model.metadata_props.add(key=RANDOM, value=text)
     path.write_bytes(model.SerializeToString(deterministic=True))
     return text
@@ -70,10 +71,28 @@ def excused(checks: Iterable[Check], purpose: str) -> list[Check]:
     ]
 
 
-def no_golden(folder: Path | None) -> list[Check]:
-    """Returns a failed check if golden data is asked for: a file that is random on purpose has no such outputs."""
-    note = "a file that is random on purpose has no outputs to replay; leave golden data out"
-    return [] if folder is None else [Check(name="golden", verdict="fail", note=note)]
+def is_random(model: nn.Module, batch: Batch, allow: Iterable[str]) -> bool:
+    """Returns whether two runs differ where random numbers are allowed; then the file will be random on purpose.
+
+    That they agree proves nothing: rare noise may not show in two runs.
+
+    Args:
+        model: in eval mode, on the device of the batch; a copy is run.
+        batch: inputs.
+        allow: the modules whose noise is wanted; without any nothing is run.
+    """
+    if not tuple(allow):
+        return False
+    copied = copy.deepcopy(model)
+    return not repeated(lambda: only_tensors(fresh(batch)(copied)), other_seed=True)[1]
+
+
+def no_golden(allow: Iterable[str]) -> str:
+    """Returns why golden data cannot be had together with noise that is wanted."""
+    return (
+        "golden data cannot be made for a file that is random on purpose: there is no output to replay, because each "
+        f"depends on the random numbers allowed in {_modules(allow)} (allow, --allow); leave golden (--golden) out"
+    )
 
 
 def verify_random(
@@ -165,6 +184,10 @@ def _without_noise(
         report = run_providers(folded, quiet, quiet, batches, providers, seed=seed, progress=progress)
     report.checks = [_named("without noise/", check) for check in report.checks]
     return report
+
+
+def _modules(allow: Iterable[str]) -> str:
+    return ", ".join(f"`{entry}`" if entry else "the whole model" for entry in allow)
 
 
 def _named(prefix: str, check: Check) -> Check:

@@ -74,10 +74,21 @@ def record(model: nn.Module, batch: Batch, keep: Callable[[int, Tensor], None] |
     batch = fresh(batch)
     stack: list[str] = []
     seen = _Recorder(names, [value for value in tensors(batch) if isinstance(value, Tensor)], stack, keep)
-    with plain_calls(model), rng_restored(), torch.no_grad(), _no_fast_path(), module_stack(model, stack), seen:
+    with plain_calls(model), rng_restored(), torch.no_grad(), no_fast_path(), module_stack(model, stack), seen:
         result = batch(model)
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
     return Recording(seen.operations, result, [max(seen.producers(leaf), default=None) for leaf in leaves], names)
+
+
+@contextlib.contextmanager
+def no_fast_path() -> Iterator[None]:
+    """Switches the fast path of transformer layers off: it is one operation, of which nothing can be told apart."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Recorder(TorchDispatchMode):
@@ -179,14 +190,3 @@ def _storage(tensor: Tensor) -> int:
 def _named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-@contextlib.contextmanager
-def _no_fast_path() -> Iterator[None]:
-    """A transformer layer's fast path is one operation: nothing inside of it could be told apart."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

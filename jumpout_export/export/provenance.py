@@ -4,44 +4,64 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from jumpout_export.export.budget import describe_budget
+from jumpout_export.export.checks import joined
+from jumpout_export.export.metadata import PREFIX
+from jumpout_export.export.programs import program_batchnorms
 from jumpout_export.export.tolerance import PREFIX as TOLERANCE
+from jumpout_export.render.numbers import count
 from jumpout_export.report import BatchNormReport, FoldedLayer
 
-_PREFIX = "jumpout_export."
 
-
-def provenance(model: nn.Module, layers: Iterable[FoldedLayer], batchnorm: BatchNormReport | None) -> dict[str, str]:
+def provenance(
+    model: nn.Module,
+    layers: Iterable[FoldedLayer],
+    batchnorm: BatchNormReport | None,
+    dtype: torch.dtype | None = None,
+) -> dict[str, str]:
     """Returns the metadata of an exported file, keys sorted and prefixed with `jumpout_export.`.
 
     Args:
         model: the user's model, for the hash of its weights.
         layers: what became of its stochastic layers.
         batchnorm: the check of its BatchNorm layers, where one was made.
+        dtype: that the file computes in; by default the model's own.
+
+    Raises:
+        ValueError: if `batchnorm` has layers that the model has not.
     """
-    folded = [f"{layer.path or '.'}: {layer.kind}({layer.settings}) -> {layer.action}" for layer in layers]
+    if batchnorm is not None:
+        _refuse_other_model(model, batchnorm)
     facts = {
         "version": _version("jumpout-export"),
         "torch": torch.__version__,
         **{name: _version(name) for name in ("onnx", "onnxscript")},
         "onnxruntime": _onnxruntime_version(),
         "weights_sha256": weights_sha256(model),
-        "folded": "; ".join(folded) or "none",
+        "folded": describe_layers(layers),
         "batchnorm": _batchnorm_line(batchnorm),
-        "tolerance": describe_budget(),
+        "tolerance": describe_budget(dtype or _own_dtype(model)),
     }
-    return {f"{_PREFIX}{name}": facts[name] for name in sorted(facts)}
+    return {f"{PREFIX}{name}": facts[name] for name in sorted(facts)}
 
 
 def with_tolerance(facts: Mapping[str, str], tolerance: Mapping[str, str]) -> dict[str, str]:
     """Returns the metadata with the tolerance of each output added, keys sorted."""
-    lines = {f"{_PREFIX}{TOLERANCE}{name}": line for name, line in tolerance.items()}
+    lines = {f"{PREFIX}{TOLERANCE}{name}": line for name, line in tolerance.items()}
     return dict(sorted({**facts, **lines}.items()))
+
+
+def describe_layers(layers: Iterable[FoldedLayer]) -> str:
+    """Returns what became of each stochastic layer, as one line."""
+    lines = [f"{layer.path or '.'}: {layer.kind}({layer.settings}) -> {layer.action}" for layer in layers]
+    return "; ".join(lines) or "none"
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -54,12 +74,40 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _own_dtype(model: nn.Module) -> torch.dtype:
+    """The type of the model's first floating parameter or buffer; float32 without any."""
+    values = itertools.chain(model.parameters(), model.buffers())
+    return next((value.dtype for value in values if value.is_floating_point()), torch.float32)
+
+
 def _batchnorm_line(report: BatchNormReport | None) -> str:
     if report is None:
         return "not checked"
     worst = max((layer.w for layer in report.layers), default=0.0)
     origin = f", origin {report.origin}" if report.origin else ""
-    return f"{report.verdict}, largest W {worst:.4f} over {report.images} images{origin}"
+    return f"{report.verdict}, largest W {worst:.4f} over {count(report.images, 'image')}{origin}"
+
+
+def _refuse_other_model(model: nn.Module, report: BatchNormReport) -> None:
+    """A report may leave layers out, those that were not reached; an exported program names its layers differently."""
+    if program_batchnorms(model):
+        return
+    there = {name: module.num_features for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    # The wrappers of torch.compile and of parallel training are part of a path.
+    known = {_unwrapped(name): channels for name, channels in there.items()}
+    wrong = [
+        layer.name
+        for layer in report.layers
+        if _unwrapped(layer.name) not in known or layer.channels not in (0, known[_unwrapped(layer.name)])
+    ]
+    if wrong:
+        has = joined([f"`{layer.name}` ({layer.channels or '?'} channels)" for layer in report.layers])
+        own = joined([f"`{name}` ({channels} channels)" for name, channels in there.items()]) or "none"
+        raise ValueError(f"the BatchNorm report is of another model: it has layers {has}; the model has {own}")
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "module"))
 
 
 def _onnxruntime_version() -> str:

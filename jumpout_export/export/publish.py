@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,26 @@ from torch.export import ExportedProgram
 from jumpout_export.errors import ConversionError, NotFoldableError
 from jumpout_export.export.atomic import private_folder, writing
 from jumpout_export.export.audit import audit_model
-from jumpout_export.export.axes import Axes, choose_axes
-from jumpout_export.export.checks import first_line
-from jumpout_export.export.convert import convert, newest_opset
+from jumpout_export.export.axes import choose_axes
+from jumpout_export.export.convert import DEFAULT_OPSET, convert, newest_opset
+from jumpout_export.export.draft import Draft
 from jumpout_export.export.extras import require_onnx
 from jumpout_export.export.fold import fold, unwrap
-from jumpout_export.export.golden import FOLDER, Golden, compute_golden, staged_golden
-from jumpout_export.export.graph import file_sha256, inspect_file, load_onnx
+from jumpout_export.export.golden import FOLDER, staged_golden
+from jumpout_export.export.graph import inspect_file, load_onnx
 from jumpout_export.export.half import DTYPE, PrecisionLoss, check_dtype, half_batch, half_copy
-from jumpout_export.export.monte_carlo import RANDOM, excused, no_golden, random_on_purpose, verify_random
-from jumpout_export.export.programs import fixed_batch
+from jumpout_export.export.metadata import RANDOM
+from jumpout_export.export.monte_carlo import excused, is_random, no_golden, random_on_purpose, verify_random
+from jumpout_export.export.programs import fixed_batch, program_facts
 from jumpout_export.export.provenance import provenance, with_tolerance
 from jumpout_export.export.replace import replace_export
 from jumpout_export.export.runner import run_providers
 from jumpout_export.export.session import check_providers
 from jumpout_export.export.signature import onnx_batch
 from jumpout_export.export.verify import STATE_PASSED, first_and_all, not_run
-from jumpout_export.nn.batches import Batch, Progress
-from jumpout_export.report import BatchNormReport, Check, ExportReport, FoldedLayer, VerifyReport
+from jumpout_export.nn.batches import Progress
+from jumpout_export.report import BatchNormReport, Check, ExportReport
 
-# ONNX Runtime reads nothing older.
-_OLDEST_OPSET = 7
 _STEPS = 5
 
 
@@ -73,8 +71,8 @@ def export_onnx(
         calibration: batches to verify on (all of them), or one batch; default the example.
         providers: ONNX Runtime providers to verify on, of `cpu`, `cuda`. Where `cuda` cannot be used, its verdict is
             `not_run` and nothing is published.
-        opset: ONNX opset, up to the newest that ONNX Runtime accepts; default 18, in which torch's converter is
-            written. Honoured, or the check `convert` fails.
+        opset: ONNX opset, from 18, in which torch's converter is written and which is the default, up to the newest
+            that ONNX Runtime accepts. Honoured, or the check `convert` fails.
         dynamic_batch: leave the batch size open (verified at 1, 2 and 7; an image's result must not depend on the
             others in its batch), or fix it to the example's. Which inputs have an entry per image is found by trying.
         dynamic_axes: further open axes, for example {"image": {2: "height", 3: "width"}}; axes of one name have one
@@ -98,8 +96,8 @@ def export_onnx(
         A report, truthy exactly when the file was published. A failed check does not raise.
 
     Raises:
-        ValueError: if an argument is out of its range, a folder missing or not writable, the disk full, or there is
-            nothing to compare.
+        ValueError: if an argument is out of its range, a folder missing or not writable, the disk full, there is
+            nothing to compare, or golden data is asked for of a file that is random on purpose.
         TypeError: if an argument has the wrong type, or the model cannot be copied.
         ImportError: if onnx, onnxscript or onnxruntime is missing.
 
@@ -117,7 +115,7 @@ def export_onnx(
     batch = onnx_batch(example, model)
     batches = iter([batch]) if calibration is None else first_and_all(calibration, model, "calibration")[1]
 
-    draft = _Draft(target, providers, batchnorm)
+    draft = Draft(target, batchnorm)
     _tell(progress, "audit", 0)
     audit = audit_model(model)
     draft.add(audit.checks, audit.notes)
@@ -127,12 +125,14 @@ def export_onnx(
     try:
         folded = fold(model, batch, allow=allow)
     except NotFoldableError as error:
-        draft.add([Check(name=error.check, verdict="fail", note=str(error))])
+        draft.refuse(error, is_program=program_facts(model) is not None)
         return draft.report(not_run(providers, "the model has no deterministic eval network"))
     draft.add([STATE_PASSED], folded.notes)
     draft.folded = folded.layers
-    draft.metadata = provenance(model, folded.layers, batchnorm)
+    draft.metadata = provenance(model, folded.layers, batchnorm, dtype)
     network, original = folded.model.cpu(), folded.original.cpu()
+    if golden_folder and is_random(original, batch, allow):
+        raise ValueError(no_golden(allow))
     if dynamic_batch and (fixed := fixed_batch(model)):
         draft.add([Check(name="convert", verdict="fail", note=fixed)])
         return draft.report(not_run(providers, "the model was not converted"))
@@ -184,14 +184,15 @@ def export_onnx(
         _tell(progress, "verify", 4)
         if purpose:
             draft.metadata[RANDOM] = purpose
-            draft.add(no_golden(golden_folder))
+            if golden_folder:
+                raise ValueError(no_golden(allow))
             result = verify_random(file, original, batches, providers, allow=allow, seed=seed, progress=progress)
         else:
             result = run_providers(
                 file, original, network, batches, providers, allow=allow, seed=seed, progress=progress
             )
         draft.add([loss.check()] if loss else [])
-        report = draft.report(result, file)
+        report = draft.report(result, file, converted.data)
         if report:
             with writing(target), staged_golden(golden_data, golden_folder) as staged:
                 replace_export(file, converted.data, target, staged)
@@ -218,54 +219,6 @@ def check_arguments(
     require_onnx()
     _check_opset(opset)
     return target, golden_folder
-
-
-@dataclass
-class _Draft:
-    """What is known of the export so far."""
-
-    target: Path
-    providers: tuple[str, ...]
-    batchnorm: BatchNormReport | None
-    checks: list[Check] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    folded: tuple[FoldedLayer, ...] = ()
-    opset: int = 0
-    metadata: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def failed(self) -> bool:
-        return any(check.verdict == "fail" for check in self.checks)
-
-    def add(self, checks: Iterable[Check], notes: Iterable[str] = ()) -> None:
-        self.checks += checks
-        self.notes += notes
-
-    def golden(self, original: nn.Module, network: nn.Module, batch: Batch, axes: Axes) -> Golden | None:
-        """The golden data; without any, a failed check says why."""
-        try:
-            return compute_golden(original, network, batch, axes)
-        except Exception as error:  # the user's forward may raise anything
-            note = f"PyTorch itself cannot run the first images of the example: {first_line(error)}"
-            self.add([Check(name="golden", verdict="fail", note=note)])
-            return None
-
-    def report(self, result: VerifyReport, file: Path | None = None) -> ExportReport:
-        """The report; passed only if the comparison in `result` and every check did."""
-        self.add(result.checks, result.notes)
-        return ExportReport(
-            passed=bool(result) and all(check.verdict == "pass" for check in self.checks),
-            providers=result.providers,
-            first_divergence=result.first_divergence,
-            checks=self.checks,
-            path=str(self.target),
-            sha256=file_sha256(file) if file else "",
-            notes=self.notes,
-            folded=list(self.folded),
-            opset=self.opset,
-            batchnorm=self.batchnorm,
-            provenance=self.metadata,
-        )
 
 
 def _check_path(path: str | os.PathLike[str]) -> Path:
@@ -302,10 +255,11 @@ def _check_opset(opset: int | None) -> None:
     if not isinstance(opset, int) or isinstance(opset, bool):
         raise TypeError(f"opset must be an int, got {type(opset).__name__}")
     newest = newest_opset()
-    if not _OLDEST_OPSET <= opset <= newest:
+    if not DEFAULT_OPSET <= opset <= newest:
         raise ValueError(
-            f"opset must be in [{_OLDEST_OPSET}, {newest}], got {opset}; {newest} is the newest that the installed "
-            f"ONNX Runtime accepts (onnx knows {defs.onnx_opset_version()})"
+            f"opset must be in [{DEFAULT_OPSET}, {newest}], got {opset}; {newest} is the newest that the installed "
+            f"ONNX Runtime accepts (onnx knows {defs.onnx_opset_version()}), {DEFAULT_OPSET} the oldest that torch's "
+            "converter writes"
         )
 
 

@@ -11,10 +11,12 @@ from jumpout_export.export.atomic import private_folder, replace_file, writing
 from jumpout_export.export.checks import counted, first_line
 from jumpout_export.export.extras import require_onnx
 from jumpout_export.export.graph import default_opset, file_sha256, impossible, inspect_file, load_onnx
+from jumpout_export.export.metadata import entries
 from jumpout_export.export.protos import DEFAULT_DOMAINS, tensors
 from jumpout_export.export.refold_copies import neutral_copy, observed_copy
 from jumpout_export.export.refold_edit import count_nodes, cut_paths, external_files, take_out
 from jumpout_export.export.refold_masks import describe
+from jumpout_export.export.refold_metadata import correct_metadata
 from jumpout_export.export.refold_noise import Noise, Site
 from jumpout_export.export.refold_observe import observe
 from jumpout_export.export.refold_proof import Runner, prove
@@ -77,7 +79,7 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
     if noise.refused:
         return report
     report.folded = [_layer(site) for site in noise.sites]
-    notes += _rewrite(model, reading)
+    notes += _rewrite(model, reading, report.folded)
     written = reading.model if noise.sites or noise.removed else model
     if not noise.sites and not noise.removed:
         report.notes.append("there is nothing to fold")
@@ -92,6 +94,7 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
         report.passed = all(check.verdict == "pass" for check in report.checks)
         if report.passed:
             report.sha256 = file_sha256(file)
+            report.provenance = entries(written)
             replace_file(file, target)
     return report
 
@@ -141,7 +144,7 @@ def _take_in(model: ModelProto, path: Path) -> list[str]:
     return ["external data is taken into the file"]
 
 
-def _rewrite(model: ModelProto, reading: Reading) -> list[str]:
+def _rewrite(model: ModelProto, reading: Reading, layers: list[FoldedLayer]) -> list[str]:
     """Changes `reading.model`, or `model` if there is no noise; returns a note for each kind of change."""
     noise, notes, written = reading.noise, [], model
     if noise.sites or noise.removed:
@@ -151,6 +154,7 @@ def _rewrite(model: ModelProto, reading: Reading) -> list[str]:
         gone = before - count_nodes(written)
         notes = [f"function `{name}` is written out where it is called" for name in reading.inlined]
         notes.append(f"nodes removed: {gone}, of them random or in training mode: {len(noise.removed)}")
+    notes += correct_metadata(written, layers)
     if paths := cut_paths(written):
         notes.append(f"texts whose absolute paths are cut to file names: {paths}")
     return notes

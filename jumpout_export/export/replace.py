@@ -7,14 +7,16 @@ from pathlib import Path
 from jumpout_export.export.atomic import locked, replace_file
 from jumpout_export.export.external import data_files
 from jumpout_export.export.golden import FOLDER
+from jumpout_export.signals import defer_signals
 
 
 def replace_export(file: Path, data: Path | None, target: Path, golden: Path | None) -> None:
     """Moves everything to its place; killed at any moment it leaves no file beside the data of another.
 
     The weights come first, under a name that no other content has; the older golden data is away while the file is
-    replaced. An error or an interrupt before the file is replaced takes all of it back. Two calls for one folder wait
-    for each other. Weights that the older file used, or that a killed process left, are removed at the end.
+    replaced. An error or an interrupt before the file is replaced takes all of it back; a command is not interrupted
+    any more from the first move on. Two calls for one folder wait for each other. Weights that the older file used, or
+    that a killed process left, are removed at the end.
 
     Args:
         file: the finished file, in the file system of `target`.
@@ -31,6 +33,7 @@ def replace_export(file: Path, data: Path | None, target: Path, golden: Path | N
         file.stat()  # from here on, that it is gone means that it was moved
         older = data_files(target.parent, target.name)
         weights = target.with_name(data.name) if data else None
+        defer_signals()
         try:
             if data and weights:
                 replace_file(data, weights)

@@ -67,7 +67,7 @@ def run_providers(
         if not runner.sessions:
             break
         if progress is not None:
-            progress("verify", number, None)
+            progress("verify: sample", number + 1, None)
         expected = runner.run(sample)
         if expected and axes.size is None and sample.batch.size > 1 and sample.group != "data":
             runner.compare_alone(sample, expected)
@@ -215,8 +215,7 @@ class _Runner:
         if self._scales:
             coarse = [
                 f"PyTorch's own error on output `{name}` ({kind}) is {scale.own_coarse:.1%} of its size, above "
-                f"{max(_ILL_CONDITIONED, ceiling(scale.dtype)):.0%}: the model amplifies rounding, no file can be told "
-                "from a wrong one"
+                f"{max(_ILL_CONDITIONED, ceiling(scale.dtype)):.0%}: {scale.why}, no file can be told from a wrong one"
                 for (kind, name), scale in self._scales.items()
                 if scale.own_coarse > max(_ILL_CONDITIONED, ceiling(scale.dtype))
             ]
@@ -272,7 +271,8 @@ class _Runner:
 
     def _notes(self) -> list[str]:
         problem = self._reference.problem
-        notes = [f"error limit per output: {describe_budget(not problem)}"]
+        compared = dict.fromkeys(scale.dtype for scale in self._scales.values() if scale.own_errors.numel())
+        notes = [f"error limit per output: {describe_budget(dtype, not problem)}" for dtype in compared]
         if problem:
             notes.append(f"compared with PyTorch's own precision, because the model fails in float64: {problem}")
         notes += [

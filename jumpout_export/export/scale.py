@@ -11,6 +11,13 @@ from jumpout_export.export.reference import Expected
 _SMALLEST = 1e-3
 # Images that the medians are taken over; later ones would change them little.
 _MOST_IMAGES = 512
+# What rounding grows to in most values if it is amplified, and not if it decides between two: of the largest error.
+_FEW = 1e-3
+_AMPLIFIES = "the model amplifies rounding"
+_TIES = (
+    "PyTorch itself orders near ties differently in float32 and float64 (most values agree and few are others, as "
+    "after topk, sort, argmax or a comparison)"
+)
 
 
 class Scale:
@@ -26,6 +33,8 @@ class Scale:
         coarse: like `size`, but not below the size of the median channel: the ceiling's unit. A channel of nothing
             but rounding errors, such as a dead one after BatchNorm, is 100% wrong and harmless.
         own_errors: largest error of torch per channel, in units of `size`.
+        own_coarse: largest error of torch, in units of `coarse`.
+        why: what makes that error large where it is: few values that are others altogether, or all of them.
         channels: size of every channel in the median image.
         median: size of the median channel.
     """
@@ -35,6 +44,7 @@ class Scale:
         self.size = self.coarse = torch.empty(0)
         self.own_errors = torch.empty(0)
         self.own_coarse = 0.0
+        self.why = ""
         self.channels, self.median = torch.empty(0), 0.0
         self._typical: list[Tensor] = []
 
@@ -64,7 +74,11 @@ class Scale:
         if self.own_errors.numel() not in (0, len(errors)):
             self.own_errors = self.own_errors.max().expand(len(errors))
         self.own_errors = torch.maximum(errors, self.own_errors) if self.own_errors.numel() else errors
-        self.own_coarse = max(self.own_coarse, float(relative(own, self.coarse).max()))
+        shares = relative(own, self.coarse)
+        largest = float(shares.max())
+        if largest >= self.own_coarse:
+            self.why = _TIES if float(shares.median()) < _FEW * largest else _AMPLIFIES
+        self.own_coarse = max(self.own_coarse, largest)
 
     def _measure(self, magnitude: Tensor, typical: Tensor) -> None:
         channels = _nanmedian(torch.cat(self._typical), 0)

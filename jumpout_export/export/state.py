@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.checks import joined
+from jumpout_export.export.held import generator_snapshot, held_values, moved
 from jumpout_export.export.samples import noise_like
 from jumpout_export.export.signature import tensors, with_tensors
 from jumpout_export.nn.batches import Batch
@@ -21,9 +23,10 @@ from jumpout_export.nn.randomness import rng_restored, same_bits
 
 # A state such as a running maximum or minimum shows only after other values than the example's.
 _FACTORS = (4.0, 0.25, 1.0)
-# Calls that a counter is followed for: what happens at every hundredth call is not found, but noted.
-_COUNTED = 8
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+# Calls that a state is followed for: as many as the second number while it goes on changing, as a counter does. What
+# happens at every hundredth call is not found, but noted.
+_FOLLOWED = 8, 32
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,12 @@ class KeptState:
     Attributes:
         changed: names of the parameters, buffers and attributes that they change.
         matters: whether a call's result depends on the calls before it.
+        generators: random generators that are held somewhere and draw in every call, name to path of the module.
     """
 
     changed: tuple[str, ...]
     matters: bool
+    generators: dict[str, str]
 
 
 def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]) -> KeptState:
@@ -49,7 +54,7 @@ def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch],
     """
     fresh, used = copy.deepcopy(model), copy.deepcopy(model)
     # Of the copies: a module that pickles itself in its own way, such as einops' Rearrange, comes back in train mode.
-    before, before_used = snapshot(fresh), snapshot(used)
+    before, before_used = snapshot(fresh, held=True), snapshot(used, held=True)
     with torch.no_grad():
         with rng_restored():
             first = run(fresh, batch)
@@ -57,12 +62,21 @@ def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch],
             # Other values may be none that the model takes, such as a probability of 4.
             with rng_restored(), contextlib.suppress(Exception):
                 run(used, _other(batch, factor))
-        names = dict.fromkeys([*changes(before, snapshot(fresh)), *changes(before_used, snapshot(used))])
+        now = snapshot(used, held=True)
+        names = dict.fromkeys([*changes(before, snapshot(fresh, held=True)), *changes(before_used, now)])
         same = True
-        for _ in range(_COUNTED if names else 1):
+        drew: dict[str, str] = {}
+        for call in range(_FOLLOWED[1]):
+            generators = generator_snapshot(used)
             with rng_restored():
                 same = same and same_bits(first, run(used, batch))
-    return KeptState(tuple(names), not same)
+            # Only what moves from call to call: a generator that every call seeds anew gives the same each time.
+            drew |= moved(generators, generator_snapshot(used))
+            earlier, now = now, snapshot(used, held=True)
+            names |= dict.fromkeys(found := changes(earlier, now))
+            if not same or not names or (call + 1 >= _FOLLOWED[0] and not found):
+                break
+    return KeptState(tuple(names), not same, drew)
 
 
 @contextlib.contextmanager
@@ -78,23 +92,23 @@ def untouched(model: nn.Module) -> Iterator[None]:
     tensors_now = [tensor for tensor in (*model.parameters(), *model.buffers()) if _comparable(tensor)]
     values = [_cloned(tensor) for tensor in tensors_now]
     error = None
-    moved: list[str] = []
+    touched: list[str] = []
     try:
         yield
     except NotFoldableError as found:
         error = found
     finally:
-        moved = changes(before, snapshot(model))
-        if moved:
+        touched = changes(before, snapshot(model))
+        if touched:
             for now, saved in held:
                 _restore(now, saved)
             with torch.no_grad():
                 for tensor, value in zip(tensors_now, values, strict=True):
                     if not same_bits(tensor, value):
                         tensor.copy_(value)
-    if moved:
+    if touched:
         raise NotFoldableError(
-            f"the copy still calls the original: running a copy of the model changed {joined(moved)} in yours (now "
+            f"the copy still calls the original: running a copy of the model changed {joined(touched)} in yours (now "
             "restored); a function or hook that the model holds refers to the model itself, pass the module instead",
             check="copy",
         ) from error
@@ -102,16 +116,26 @@ def untouched(model: nn.Module) -> Iterator[None]:
         raise error
 
 
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Returns all parameters, buffers and plain attributes (tensors, numbers, strings, also in lists and dicts)."""
+def snapshot(model: nn.Module, *, held: bool = False) -> dict[str, Any]:
+    """Returns all parameters, buffers and plain attributes (tensors, numbers, strings, also in lists and dicts).
+
+    Args:
+        model: is only read.
+        held: whether the attributes of plain objects that modules hold are returned too.
+    """
     found: dict[str, Any] = {}
+    seen: dict[int, Any] = {}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         own = {**vars(module), "_modules": None}  # submodules are visited themselves
         for group in ("_parameters", "_buffers"):
             own.update(own.pop(group, {}))
         for name, value in own.items():
-            found[f"{prefix}{name}"] = [_frozen(leaf) for leaf in torch.utils._pytree.tree_leaves(value)]
+            if held:
+                for place, leaf in held_values(f"{prefix}{name}", value, seen):
+                    found.setdefault(place, []).append(_frozen(leaf))
+            else:
+                found[f"{prefix}{name}"] = [_frozen(leaf) for leaf in torch.utils._pytree.tree_leaves(value)]
     return found
 
 
@@ -125,6 +149,8 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def _frozen(leaf: Any) -> Any:
     if isinstance(leaf, Tensor) and _comparable(leaf):
         return _cloned(leaf)
+    if isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject:
+        return str(leaf.dtype), leaf.shape, leaf.tobytes()
     # A repr, because NaN differs from NaN; of any other object only the type is known to stay.
     return repr(leaf) if isinstance(leaf, _PLAIN) else type(leaf).__name__
 

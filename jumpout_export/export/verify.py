@@ -15,11 +15,12 @@ from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.audit import audit_model
 from jumpout_export.export.extras import require_onnx
 from jumpout_export.export.fold import fold, unwrap
-from jumpout_export.export.graph import can_be_run, file_sha256, inspect_file, load_onnx
+from jumpout_export.export.graph import can_be_run, inspect_file, load_onnx, usable_data
 from jumpout_export.export.half import half_batch, half_copy, is_half_file, takes_half
 from jumpout_export.export.runner import run_providers
 from jumpout_export.export.session import check_providers
 from jumpout_export.export.signature import onnx_batch
+from jumpout_export.export.unchanged import sha256_of_all, unchanged_checks
 from jumpout_export.nn.batches import Batch, Progress
 from jumpout_export.report import Check, ProviderReport, VerifyReport
 
@@ -40,7 +41,8 @@ def verify_onnx(
     The file is inspected (`inspect_onnx`) and run in ONNX Runtime, with its optimizer off and fully on, on all given
     images as they come, on batches of 1, 2 and 7 of them, and on random inputs of those sizes. Names, number, shapes
     and dtypes must agree exactly, nothing may be NaN or infinite, two runs on the CPU must agree bitwise, and the
-    error against a float64 copy of the model must stay within `export/budget.py`. The model must be free of randomness
+    error against a float64 copy of the model must stay within `export/budget.py`. A file that is changed meanwhile
+    fails; `sha256` is of the file before. The model must be free of randomness
     and state in eval mode, and with an open batch size images must not depend on each other. It is not changed.
 
     The constants of every BatchNorm are recomputed from its buffers and compared with those in the file, folded into
@@ -68,11 +70,14 @@ def verify_onnx(
     providers = check_providers(providers)
     require_onnx("onnx", "onnxruntime")
     path = Path(path)
+    before = sha256_of_all(path.parent, [path.name])
     proto = load_onnx(path)
     network: nn.Module = unwrap(model)
     first, batches = first_and_all(inputs, network, "inputs")
     audit = audit_model(network)
     checks = [*inspect_file(path, proto), *audit.checks]
+    data = usable_data(path, proto, checks)
+    before |= sha256_of_all(path.parent, data)
     notes = [*audit.notes]
     try:
         folded = fold(network, first)
@@ -94,13 +99,15 @@ def verify_onnx(
             result = run_providers(path, original, network, batches, providers, seed=seed, progress=progress)
         checks.append(STATE_PASSED)
     checks += result.checks
+    checks += unchanged_checks(path.parent, before)
     return VerifyReport(
         passed=bool(result) and all(check.verdict == "pass" for check in checks),
         providers=result.providers,
         first_divergence=result.first_divergence,
         checks=checks,
         path=str(path),
-        sha256=file_sha256(path),
+        sha256=before[path.name],
+        data_files=data,
         notes=[*notes, *result.notes],
     )
 

@@ -59,8 +59,17 @@ def repeated(run: Callable[[], Any], *, other_seed: bool) -> tuple[Any, bool]:
             result = run()
         with rng_restored():
             if other_seed:
-                _reseed()
+                reseed()
             return result, same_bits(result, run())
+
+
+def reseed(seed: int = 0x5EED) -> None:
+    """Seeds torch's (CPU and CUDA), NumPy's and Python's global generators; call it under `rng_restored`."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed CUDA once it is initialised
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def generator_states() -> tuple[Any, ...]:
@@ -151,15 +160,6 @@ class _RandomOperators(TorchDispatchMode):
             file, line = user_frame()
             self.calls.append(RandomCall(str(func), self._stack[-1] if self._stack else "", file, line))
         return result
-
-
-def _reseed() -> None:
-    seed = 0x5EED
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed CUDA once it is initialised
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-    np.random.seed(seed)
-    random.seed(seed)
 
 
 def _torch_states() -> list[Tensor]:

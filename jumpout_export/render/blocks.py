@@ -19,6 +19,7 @@ _STATES: dict[str, tuple[str, Tone]] = {
     "ok": ("✓", "good"),
     "pass": ("✓", "good"),
     "done": ("✓", "good"),
+    "pass, random on purpose": ("!", "warn"),
     "drift": ("✗", "bad"),
     "fail": ("✗", "bad"),
     "inconclusive": ("?", "warn"),

@@ -11,7 +11,12 @@ from jumpout_export.render.layer_table import kinds
 from jumpout_export.render.numbers import count, percent, score
 from jumpout_export.render.sections_batchnorm import batchnorm_sections
 from jumpout_export.render.sections_export import folded_section, parity_section
-from jumpout_export.render.sections_run import names_section, notes_section, training_section
+from jumpout_export.render.sections_run import (
+    environment_section,
+    notes_section,
+    provenance_section,
+    training_section,
+)
 from jumpout_export.report import BatchNormReport, Check, ExportReport, PipelineReport, Report, VerifyReport
 
 _TITLES = {
@@ -58,17 +63,17 @@ def _pipeline_sections(report: PipelineReport) -> list[Section]:
         sections += batchnorm_sections(report.after)
     if report.export is not None:
         sections += folded_section(report.export) + parity_section(report.export)
-        sections += names_section("provenance", "Provenance", report.export.provenance)
-    return sections + names_section("environment", "Environment", report.environment)
+        sections += provenance_section(report.export)
+    return sections + environment_section(report.environment)
 
 
 def _verify_sections(report: VerifyReport) -> list[Section]:
-    environment = names_section("environment", "Environment", report.environment)
+    environment = environment_section(report.environment)
     if not isinstance(report, ExportReport):
         return parity_section(report) + environment
     sections = batchnorm_sections(report.batchnorm) if report.batchnorm is not None else []
     sections += folded_section(report) + parity_section(report)
-    return sections + names_section("provenance", "Provenance", report.provenance) + environment
+    return sections + provenance_section(report) + environment
 
 
 def _pipeline_facts(report: PipelineReport) -> list[Fact]:

@@ -35,6 +35,16 @@ def headline(report: Report) -> tuple[Cell, str]:
     return _verify(report)
 
 
+def is_published(report: VerifyReport) -> bool:
+    """Returns whether the file that is reported on is there; an export or a fold that did not pass writes none."""
+    return report.passed or not isinstance(report, ExportReport)
+
+
+def says_little(check: Check) -> bool:
+    """Returns whether a check that failed shows only that something differs, and not which weights."""
+    return check.name.split("/")[-1] != "batchnorm constants"
+
+
 def worst_layer(report: BatchNormReport) -> BatchNormLayer | None:
     """Returns the layer with the largest W, one whose W is NaN only if there is no other; None without layers."""
     return max(report.layers, key=badness, default=None)
@@ -92,25 +102,26 @@ def _verify(report: VerifyReport) -> tuple[Cell, str]:
         if "pass" not in verdicts:
             return state("NOT RUN"), f"{file}: nothing was compared.{aside}"
         where = " and ".join(name for name, _ in _reasons(report, "pass"))
-        claim = _CLAIMS.get(report.kind, "equals the PyTorch model")
+        claim, verdict = _CLAIMS.get(report.kind, "equals the PyTorch model"), state("PASS")
         if isinstance(report, ExportReport) and "jumpout_export.random" in report.provenance:
             claim = "is random on purpose, NOT deterministic, with the distribution of the PyTorch model"
+            verdict = state("PASS, RANDOM ON PURPOSE")
         scope = total if set(verdicts) == {"pass"} else f"{verdicts.count('pass')} of {total}"
-        return state("PASS"), f"{file} {claim}: {scope} passed{f' on {where}' if where else ''}.{aside}"
-    failed = [check for check in report.checks if check.verdict == "fail"]
-    reasons = [f"{len(failed)} of {total} failed, first {_failure(failed[0])}"] if failed else []
+        return verdict, f"{file} {claim}: {scope} passed{f' on {where}' if where else ''}.{aside}"
+    unpublished = " Nothing was written; an older file, if there is one, is unchanged." * (not is_published(report))
+    failed = sorted((check for check in report.checks if check.verdict == "fail"), key=says_little)
+    reasons = [_where_it_starts(report.first_divergence)] if report.first_divergence is not None else []
+    reasons += [f"{len(failed)} of {total} failed, first {_failure(failed[0])}"] if failed else []
     explained = {check.name.split("/")[0] for check in failed}
     reasons += [
         f"{name} failed: {_ended(reason)}" for name, reason in _reasons(report, "fail") if name not in explained
     ]
     if not reasons and (aside or "not_run" in verdicts):
         skipped = f" {verdicts.count('not_run')} of {total} were not run." if "not_run" in verdicts else ""
-        return state("NOT VERIFIED"), f"{file} could not be verified here.{aside}{skipped}"
-    if report.first_divergence is not None:
-        reasons.append(f"The first layer that differs is `{report.first_divergence}`.")
+        return state("NOT VERIFIED"), f"{file} could not be verified here.{aside}{skipped}{unpublished}"
     if not reasons:
         reasons = [_ended(note) for note in report.notes] or ["nothing was compared."]
-    return state("FAIL"), f"{file}: {' '.join(reasons)}"
+    return state("FAIL"), f"{file}: {' '.join(reasons)}{unpublished}"
 
 
 def _pipeline(report: PipelineReport) -> tuple[Cell, str]:
@@ -142,6 +153,12 @@ def basename(path: str) -> str:
 
 def _open_interval(layer: BatchNormLayer, margin: float) -> str:
     return f"W lies between {score(layer.w_low)} and {score(layer.w_high)}, the margin is {number(margin)}"
+
+
+def _where_it_starts(layer: str) -> str:
+    if layer == ".":
+        return "The first difference is in what the model's own forward computes."
+    return f"The first layer that differs is `{layer}`."
 
 
 def _failure(check: Check) -> str:

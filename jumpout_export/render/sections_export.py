@@ -19,7 +19,8 @@ from jumpout_export.render.blocks import (
     Table,
     state,
 )
-from jumpout_export.render.numbers import number
+from jumpout_export.render.headline import is_published, says_little
+from jumpout_export.render.numbers import count, number
 from jumpout_export.report import Check, ExportReport, VerifyReport
 
 # With more checks the groups start folded away, below a table of those that did not pass.
@@ -56,7 +57,13 @@ def parity_section(report: VerifyReport) -> list[Section]:
         columns = (Column("provider"), Column("verdict"), Column("reason", "note"))
         rows = tuple((Cell(name), state(p.verdict), Cell(p.reason or "–")) for name, p in report.providers.items())
         blocks.append(Table(columns, rows))
-    facts = {"path": report.path, "SHA-256": report.sha256, "first layer that differs": report.first_divergence}
+    published = is_published(report)
+    facts = {
+        "path" if published else "not published": report.path,
+        "SHA-256": report.sha256 if published else "",
+        "weights in": ", ".join(f"{name} ({count(size, 'byte')})" for name, size in report.data_files.items()),
+        "first layer that differs": report.first_divergence,
+    }
     if isinstance(report, ExportReport) and report.opset:
         facts["opset"] = str(report.opset)
     file_rows = tuple((Cell(name), Cell(value)) for name, value in facts.items() if value)
@@ -142,8 +149,8 @@ def _group(check: Check) -> str:
     return "/".join(parts[: min(2, len(parts) - 1)])
 
 
-def _urgency(check: Check) -> int:
-    return ("fail", "not_run", "pass").index(check.verdict)
+def _urgency(check: Check) -> tuple[int, bool]:
+    return ("fail", "not_run", "pass").index(check.verdict), says_little(check)
 
 
 def _ratio(check: Check) -> float | None:

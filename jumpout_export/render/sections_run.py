@@ -6,8 +6,9 @@ from functools import partial
 
 from jumpout_export.render import plots
 from jumpout_export.render.blocks import Block, Cell, Column, Items, Plot, Plots, Section, Table
+from jumpout_export.render.headline import is_published
 from jumpout_export.render.numbers import number, percent
-from jumpout_export.report import BatchNormReport, Report, TrainingHistory
+from jumpout_export.report import BatchNormReport, ExportReport, Report, TrainingHistory
 
 
 def training_section(history: TrainingHistory | None) -> list[Section]:
@@ -49,14 +50,17 @@ def training_section(history: TrainingHistory | None) -> list[Section]:
     ]
 
 
-def names_section(key: str, title: str, values: dict[str, str]) -> list[Section]:
-    """Returns a two-column section of names and values; nothing if there are none."""
-    if not values:
-        return []
-    # The file's metadata has the package's name before each of ours.
-    rows = tuple((Cell(name.removeprefix("jumpout_export.")), Cell(value)) for name, value in values.items())
-    lead = "What this was made with." if key == "environment" else "What the file's own metadata says."
-    return [Section(key, title, lead, "", (Table((Column("name"), Column("value", "note")), rows),), background=True)]
+def environment_section(values: dict[str, str]) -> list[Section]:
+    """Returns command, versions and machine; nothing if they are not known."""
+    return _names("environment", "Environment", "What this was made with.", values)
+
+
+def provenance_section(report: ExportReport) -> list[Section]:
+    """Returns what the file's metadata says, or would have said; nothing if there is none."""
+    lead = "What the file's own metadata says."
+    if not is_published(report):
+        lead = "What the metadata of the file would say; it was not published."
+    return _names("provenance", "Provenance", lead, report.provenance)
 
 
 def notes_section(report: Report) -> list[Section]:
@@ -83,3 +87,11 @@ def _tables(history: TrainingHistory, accuracies: dict[str, list[float]]) -> lis
     if layers:
         blocks.append(Table(tuple(layer_columns), tuple(layers)))
     return blocks
+
+
+def _names(key: str, title: str, lead: str, values: dict[str, str]) -> list[Section]:
+    if not values:
+        return []
+    # The file's metadata has the package's name before each of ours.
+    rows = tuple((Cell(name.removeprefix("jumpout_export.")), Cell(value)) for name, value in values.items())
+    return [Section(key, title, lead, "", (Table((Column("name"), Column("value", "note")), rows),), background=True)]

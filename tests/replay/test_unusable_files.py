@@ -130,6 +130,15 @@ def test_a_model_without_a_usable_tolerance_is_refused(replay, broken, change, r
     replay.refused(2, rf"model\.onnx: .*{reason}", broken / "model.onnx")
 
 
+@pytest.mark.parametrize("program", ["program", "load"])
+def test_a_model_that_is_random_on_purpose_has_nothing_to_replay(replay, broken, program):
+    model = onnx.load(broken / "model.onnx")
+    model.metadata_props.add(key="jumpout_export.random", value="random on purpose: 1 node (\x1b[2J)\nallowed in `2`")
+    (broken / "model.onnx").write_bytes(model.SerializeToString())
+    reason = r"there is nothing to replay: its metadata says that it is random on purpose: 1 node \(\?\[2J\)$"
+    replay.refused(2, rf"model\.onnx: {reason}", broken / "model.onnx", program=getattr(replay, program))
+
+
 def test_a_tolerance_for_another_output_is_refused(replay, broken):
     model = onnx.load(broken / "model.onnx")
     with_tolerance("cap=1 median=1 sizes=1,1 limits=1,1")(model)

@@ -1,0 +1,105 @@
+"""What is known of an export so far, and the report it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from jumpout_export.errors import NotFoldableError
+from jumpout_export.export.axes import Axes
+from jumpout_export.export.checks import first_line
+from jumpout_export.export.external import describe_data
+from jumpout_export.export.golden import Golden, compute_golden
+from jumpout_export.export.graph import file_sha256
+from jumpout_export.nn.batches import Batch
+from jumpout_export.report import BatchNormReport, Check, ExportReport, FoldedLayer, VerifyReport
+
+
+@dataclass
+class Draft:
+    """Collects checks, notes and facts while a model is exported.
+
+    Attributes:
+        target: the file to write.
+        batchnorm: the check of the exported weights, where one was made.
+        checks: so far.
+        notes: so far.
+        folded: what became of each stochastic layer.
+        opset: of the file, 0 before there is one.
+        metadata: of the file.
+    """
+
+    target: Path
+    batchnorm: BatchNormReport | None
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    folded: tuple[FoldedLayer, ...] = ()
+    opset: int = 0
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check failed."""
+        return any(check.verdict == "fail" for check in self.checks)
+
+    def add(self, checks: Iterable[Check], notes: Iterable[str] = ()) -> None:
+        """Adds checks and notes."""
+        self.checks += checks
+        self.notes += notes
+
+    def refuse(self, error: NotFoldableError, is_program: bool) -> None:
+        """Adds the failed check of a model that has no deterministic eval network.
+
+        Args:
+            error: why.
+            is_program: whether it is an exported program, in which no noise can be allowed.
+        """
+        can_be_allowed = error.check == "randomness" and error.modules and not is_program
+        hint = _how_to_allow(error.modules) if can_be_allowed else ""
+        self.add([Check(name=error.check, verdict="fail", note=f"{error}{hint}")])
+
+    def golden(self, original: nn.Module, network: nn.Module, batch: Batch, axes: Axes) -> Golden | None:
+        """Returns the golden data; without any, a failed check says why."""
+        try:
+            return compute_golden(original, network, batch, axes)
+        except Exception as error:  # the user's forward may raise anything
+            note = f"PyTorch itself cannot run the first images of the example: {first_line(error)}"
+            self.add([Check(name="golden", verdict="fail", note=note)])
+            return None
+
+    def report(self, result: VerifyReport, file: Path | None = None, data: Path | None = None) -> ExportReport:
+        """Returns the report; passed only if the comparison in `result` and every check did.
+
+        Args:
+            result: the comparison.
+            file: the finished file that is published if the report passed.
+            data: the file its weights lie in.
+        """
+        self.add(result.checks, result.notes)
+        passed = bool(result) and all(check.verdict == "pass" for check in self.checks)
+        # Of a file that is not published nobody needs a hash: it would be taken for that of an older one.
+        data_files = {data.name: data.stat().st_size} if passed and data else {}
+        self.notes += [f"ship both files, {self.target.name} and {describe_data(data_files)}"] * bool(data_files)
+        return ExportReport(
+            passed=passed,
+            providers=result.providers,
+            first_divergence=result.first_divergence,
+            checks=self.checks,
+            path=str(self.target),
+            sha256=file_sha256(file) if passed and file else "",
+            data_files=data_files,
+            notes=self.notes,
+            folded=list(self.folded),
+            opset=self.opset,
+            batchnorm=self.batchnorm,
+            provenance=self.metadata,
+        )
+
+
+def _how_to_allow(modules: Iterable[str]) -> str:
+    paths = tuple(dict.fromkeys(modules))
+    options = " ".join(f"--allow {path or repr('')}" for path in paths)
+    return f". Noise of torch that is wanted in the served file (Monte-Carlo dropout) is allowed by module: {options}"

@@ -1,0 +1,63 @@
+"""Ctrl-C and SIGTERM: they end the command at once, or no longer, as soon as it publishes what it made."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import threading
+from typing import NoReturn
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_publishing = threading.Event()
+
+
+class Interrupted(SystemExit):
+    """Ends with 128 + the signal's number, as a shell reports it, and runs every `finally` on the way out."""
+
+
+def handle_signals() -> None:
+    """Lets a signal end the command as `interrupt` does; before the long imports, which would print a traceback."""
+    _publishing.clear()
+    for number in _NUMBERS:
+        signal.signal(number, _handler)
+    atexit.register(_ignore_if_publishing)
+
+
+def defer_signals() -> None:
+    """From here on no signal ends the command: a file is being published, and the exit code has to say so.
+
+    What is left is short: renames, the report, the result. Nothing happens where `handle_signals` was not called.
+    """
+    _publishing.set()
+
+
+def interrupt(number: int) -> NoReturn:
+    """Says so and ends the process.
+
+    Raises:
+        Interrupted: always.
+    """
+    # Typer would end with 1, which means that a check failed.
+    _say("interrupted")
+    raise Interrupted(128 + number)
+
+
+def _handler(number: int, _: object) -> None:
+    if not _publishing.is_set():
+        interrupt(number)
+    _say("interrupted too late: the file is being published, and the command ends with its own exit code")
+
+
+def _ignore_if_publishing() -> None:
+    """Python takes its handlers away before the process ends; a signal would then still change the exit code."""
+    for number in _NUMBERS:
+        if _publishing.is_set() and signal.getsignal(number) is _handler:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _say(text: str) -> None:
+    # Not through sys.stderr: the signal may come in the middle of a write there, or while it is caught.
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
