@@ -231,7 +231,7 @@ def test_a_relu_that_became_an_identity_is_named(residual):
     report = verify_onnx(edited(path, edit), model, images)
     assert report.first_divergence == "relu"
     assert "is off by" in report.notes[0]
-    assert headline(report)[1].endswith("The first layer that differs is `relu`.")
+    assert headline(report)[1].startswith("`bad.onnx`: The first layer that differs is `relu`.")
 
 
 def test_a_residual_sum_of_the_wrong_branch_names_the_forward_and_its_line(residual):
