@@ -80,8 +80,8 @@ def test_every_ablation_is_a_jumpout_layer_and_wrong_settings_are_refused():
     layer = make_regularizer("jumpout", p=0.1, normalize="none", alpha=1.0)()
     assert isinstance(layer, Jumpout)
     assert isinstance(make_regularizer("none")(), nn.Identity)
-    with pytest.raises(ValueError, match="kind must be one of none, dropout, jumpout, concrete, got 'droput'"):
-        make_regularizer("droput")
+    with pytest.raises(ValueError, match="kind must be one of none, dropout, jumpout, concrete, got 'drop'"):
+        make_regularizer("drop")
     with pytest.raises(ValueError, match="p must be"):
         make_regularizer("jumpout", p=1.5)
 
