@@ -44,11 +44,11 @@ bench: setup  ## check, time, write benchmarks/results/*.json, the README's tabl
 	$(BIN)/python benchmarks/readme.py
 
 paper: setup  ## the paper's tables and figures on DATA=, a folder with CIFAR-10, sized for two CPU cores (an hour)
-	$(if $(DATA),,$(error make paper needs DATA=, a folder with CIFAR-10; experiments/README.md says in which layouts))
+	$(if $(DATA),,$(error make paper needs DATA=, a folder with CIFAR-10: train/CLASS/*.png and test/CLASS/*.png or a standard distribution))
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.paper --data $(DATA)
 
 paper-gpu:  ## the full protocol of CIFAR10(s) on DATA= and a GPU, in the Python that is there
-	$(if $(DATA),,$(error make paper-gpu needs DATA=, a folder with CIFAR-10; experiments/README.md says in which layouts))
+	$(if $(DATA),,$(error make paper-gpu needs DATA=, a folder with CIFAR-10: train/CLASS/*.png and test/CLASS/*.png or a standard distribution))
 	$(PYTHON) -m experiments.paper --data $(DATA) --protocol gpu --workers 3
 
 cuda-check: setup  ## compile the CUDA kernels for sm_80, sm_90, sm_100 and PTX; needs nvcc, no GPU
