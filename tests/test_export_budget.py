@@ -305,3 +305,22 @@ def test_ties_that_pytorch_orders_otherwise_in_float64_are_told_from_an_amplifie
         whys[name] = scale.why
     assert whys["amplified"] == "the model amplifies rounding"
     assert whys["swapped"].startswith("PyTorch itself orders near ties differently in float32 and float64")
+
+
+class Picky(nn.Linear):
+    def __init__(self, allowed):
+        super().__init__(3, 2)
+        self.allowed = allowed
+
+    def forward(self, x):
+        if not self.allowed(x):
+            raise ValueError("not my data")
+        return super().forward(x)
+
+
+def test_own_errors_are_measured_on_inputs_near_the_given_ones_that_the_model_takes():
+    ones = onnx_batch(torch.ones(5, 3), nn.Linear(3, 2))
+    near = list(Reference(Picky(lambda x: bool(((x >= 0) & (x <= 1)).all())), ones).nearby(ones))
+    assert sum(len(output.own) for (output,) in near) == 25
+    assert len({output.own.numpy().tobytes() for (output,) in near}) == 5
+    assert list(Reference(Picky(lambda x: bool((x == 1).all())), ones).nearby(ones)) == []

@@ -8,13 +8,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from jumpout_export.export.atomic import private_folder, writing
 from jumpout_export.export.axes import Axes
 from jumpout_export.export.reference import Reference
-from jumpout_export.export.samples import jittered, rows
+from jumpout_export.export.samples import rows
 from jumpout_export.export.scale import representable
 from jumpout_export.export.signature import tensors
 from jumpout_export.export.tolerance import tolerance_line
@@ -56,7 +55,7 @@ def compute_golden(original: nn.Module, folded: nn.Module, batch: Batch, axes: A
     batch = rows(batch, range(count), axes.batched)
     reference = Reference(original, batch, folded=folded)
     expected = reference(batch)
-    again = [reference(other) for other in jittered(batch, torch.Generator().manual_seed(0))]
+    again = list(reference.nearby(batch))
     return Golden(
         inputs=dict(zip(reference.inputs, tensors(batch), strict=True)),
         outputs={one.name: representable(one.exact, one.own.dtype).to(one.own.dtype) for one in expected},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.audit import refuse_randomness
 from jumpout_export.export.checks import counted, first_line
+from jumpout_export.export.samples import jittered
 from jumpout_export.export.signature import Output, fresh, input_names, only_tensors, outputs, tensors, with_tensors
 from jumpout_export.nn.batches import Batch
 from jumpout_export.nn.randomness import (
@@ -106,6 +107,14 @@ class Reference:
             )
             for one, two in zip(own, exact, strict=True)
         ]
+
+    def nearby(self, batch: Batch) -> Iterator[list[Expected]]:
+        """Yields every output for inputs close to those of a batch, as long as the model takes them."""
+        for other in jittered(batch, torch.Generator().manual_seed(0)):
+            try:
+                yield self(other)
+            except Exception:  # a forward may refuse what is not exactly its data; then less is known of its rounding
+                return
 
     def _precision(self, batch: Batch) -> torch.dtype | None:
         """The most precise type that the model computes in; of float64, which any constant may have, not alone."""

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from jumpout_export.errors import NotVerifiableError
@@ -20,7 +19,7 @@ from jumpout_export.export.divergence_samples import Suspects
 from jumpout_export.export.independence import depends_on_others
 from jumpout_export.export.placement import check_placement
 from jumpout_export.export.reference import Expected, Reference
-from jumpout_export.export.samples import Sample, jittered, samples
+from jumpout_export.export.samples import Sample, samples
 from jumpout_export.export.scale import Scale, Scales, source
 from jumpout_export.export.session import LEVELS, Session, open_session
 from jumpout_export.export.signature import Output, tensors
@@ -189,9 +188,8 @@ class _Runner:
         """Where a limit is exceeded, on more inputs: a few images alone show too little of PyTorch's own errors."""
         beyond = set().union(*(comparison.beyond(has_reference) for _, comparison in self.sessions))
         for kind in beyond & self._examples.keys():
-            for batch in jittered(self._examples[kind], torch.Generator().manual_seed(0)):
-                for output in self._reference(batch):
-                    self._scales[kind, output.name].add(output, new=False)
+            for output in itertools.chain.from_iterable(self._reference.nearby(self._examples[kind])):
+                self._scales[kind, output.name].add(output, new=False)
 
     def located(self, report: VerifyReport, path: Path, original: nn.Module, first: Batch) -> VerifyReport:
         """Returns the report with the verdict on the BatchNorm constants, and with the first layer that differs."""

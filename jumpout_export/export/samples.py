@@ -87,16 +87,16 @@ def noise_like(batch: Batch, generator: torch.Generator) -> Batch:
 
 
 def jittered(batch: Batch, generator: torch.Generator, least: int = 24) -> Iterator[Batch]:
-    """Yields the batch with inputs changed by up to 2^-10 of themselves, until `least` images were yielded.
+    """Yields the batch with inputs smaller by up to 2^-10 of themselves, until `least` images were yielded.
 
     The model rounds differently on each, while every output keeps about its size: so often is a rounding error drawn
-    anew.
+    anew. Smaller, so that what is in [0, 1] or [-1, 1] stays there.
     """
     for _ in range(-(-least // batch.size)):
         values = []
         for value in tensors(batch):
-            noise = torch.rand(value.shape, generator=generator) * 2 - 1 if value.is_floating_point() else None
-            values.append(value if noise is None else value * (1 + noise * 2**-10).to(value))
+            noise = torch.rand(value.shape, generator=generator) if value.is_floating_point() else None
+            values.append(value if noise is None else value * (1 - noise * 2**-10).to(value))
         yield with_tensors(batch, values)
 
 
