@@ -6,7 +6,9 @@ With y = sum_i w_i x_i without noise, and each x_i dropped with probability p' =
     Var[y with noise] / Var[y]  = k^(2 - 2 alpha) (1 + rho (1 - k) / k),   rho = sum_i w_i^2 E[x_i^2] / Var[y]
 
 hold exactly where the noise is that layer's input and there is none before; rho = 0 and rho = 1 bound the variance
-for the rho in between.
+for the rho in between. In a network with noise everywhere that is so at the first noisy layer only, so each layer's
+own noise is measured alone too. Behind a max pooling the closed form does not hold: the maximum of several noisy
+values is not a noisy maximum.
 """
 
 from __future__ import annotations
@@ -26,8 +28,7 @@ from experiments.results import Ratio, digits
 from experiments.watch import noise_layers, rate
 from jumpout_export import Jumpout
 
-Mode = Literal["batch", "stored"]
-_DRAWS = 8
+Mode = Literal["batch", "stored", "alone"]
 
 
 @dataclass(frozen=True)
@@ -39,29 +40,40 @@ class _Moments:
     rho: dict[str, Tensor]
 
 
-def measure_ratios(network: nn.Module, x: Tensor, draws: int = _DRAWS) -> list[Ratio]:
-    """Returns a row per layer behind noise and BatchNorm mode; the network is left as it was.
+def measure_ratios(network: nn.Module, x: Tensor, *, alone: bool = False, draws: int = 8) -> list[Ratio]:
+    """Returns a row per layer behind noise and mode; the network is left as it was.
 
     Args:
         network: on the device of `x`.
         x: a batch of images.
-        draws: how often the noise is drawn.
+        alone: also measure each layer with the noise at its own input only.
+        draws: how often the noise is drawn, at least 2.
     """
     behind = _layers_behind_noise(network, x)
+    noise = list(behind.values())
     rows = []
     for mode in ("batch", "stored"):
-        with _mode(network, mode, noise=False):
-            plain = _moments(network, x, behind)
-        noisy, rates = [], []
-        with _mode(network, mode, noise=True):
-            for _ in range(draws):
-                noisy.append(_moments(network, x, behind))
-                rates.append({name: rate(layer) for name, layer in noise_layers(network).items()})
-        for name, noise in behind.items():
-            layer = network.get_submodule(noise)
-            alpha = layer.alpha if isinstance(layer, Jumpout) else 1.0
-            rows.append(_row(name, mode, alpha, [1 - values[noise] for values in rates], plain, noisy))
+        rows += _rows(network, x, mode, behind, noise, draws)
+    for name, source in behind.items() if alone else ():
+        rows += _rows(network, x, "alone", {name: source}, [source], draws)
     return rows
+
+
+def _rows(
+    network: nn.Module, x: Tensor, mode: Mode, behind: dict[str, str], noisy_layers: list[str], draws: int
+) -> Iterator[Ratio]:
+    """The rows of some layers while some noise layers are on."""
+    with _mode(network, mode, []):
+        plain = _moments(network, x, behind)
+    noisy, keeps = [], []
+    with _mode(network, mode, noisy_layers):
+        for _ in range(draws):
+            noisy.append(_moments(network, x, behind))
+            keeps.append({name: 1 - rate(network.get_submodule(name)) for name in noisy_layers})
+    for name, source in behind.items():
+        layer = network.get_submodule(source)
+        alpha = layer.alpha if isinstance(layer, Jumpout) else 1.0
+        yield _row(name, mode, alpha, [values[source] for values in keeps], plain, noisy)
 
 
 def _row(name: str, mode: Mode, alpha: float, keeps: list[float], plain: _Moments, noisy: list[_Moments]) -> Ratio:
@@ -105,7 +117,7 @@ def _layers_behind_noise(network: nn.Module, x: Tensor) -> dict[str, str]:
     watched = [(name, module) for name, module in network.named_modules() if name in noise or _is_linear(module)]
     handles = [module.register_forward_hook(lambda *_, name=name: note(name)) for name, module in watched]
     try:
-        with _mode(network, "stored", noise=False), torch.no_grad():
+        with _mode(network, "stored", []), torch.no_grad():
             network(x[:2])
     finally:
         for handle in handles:
@@ -148,19 +160,18 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def _mode(network: nn.Module, mode: Mode, *, noise: bool) -> Iterator[None]:
-    """BatchNorm and noise layers in the modes asked for; flags and buffers as before afterwards."""
+def _mode(network: nn.Module, mode: Mode, noisy_layers: list[str]) -> Iterator[None]:
+    """BatchNorm in the mode asked for, some noise layers on; flags and buffers as before afterwards."""
     modules = list(network.modules())
     flags = [module.training for module in modules]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    silent = set(noise_layers(network).values())
     try:
         network.eval()
         for module in modules:
             if isinstance(module, _BatchNorm):
                 module.train(mode == "batch")
-            elif module in silent:
-                module.train(noise)
+        for name in noisy_layers:
+            network.get_submodule(name).train()
         yield
     finally:
         for module, flag in zip(modules, flags, strict=True):

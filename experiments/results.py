@@ -36,7 +36,8 @@ class Ratio(BaseModel):
 
     Attributes:
         layer: the convolution or linear layer behind the noise, whose output BatchNorm sees.
-        mode: whether the BatchNorm layers normalise by the batch's statistics or the stored ones.
+        mode: whether the BatchNorm layers normalise by the `batch`'s statistics or the `stored` ones while all noise
+            is on; `alone`: stored ones, and only the noise at this layer's input is on.
         keep: k = 1 - p', averaged over the layer's calls.
         mean: slope of the channels' means with noise on those without.
         mean_error: its standard error, over repeated draws of the noise.

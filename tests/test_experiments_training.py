@@ -148,7 +148,7 @@ def test_ratios_at_the_first_noisy_layer_follow_the_closed_form(images, p, alpha
     x = normalise(images.train)
     network(x)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    rows = measure_ratios(network, x, draws=12)
+    rows = measure_ratios(network, x, alone=True, draws=12)
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     first = next(row for row in rows if row.mode == "stored")
@@ -157,6 +157,13 @@ def test_ratios_at_the_first_noisy_layer_follow_the_closed_form(images, p, alpha
     assert first.mean == pytest.approx((1 - p) ** (1 - alpha), abs=max(6 * first.mean_error, 1e-3))
     assert first.variance == pytest.approx(first.variance_expected, abs=max(6 * first.variance_error, 2e-3))
     assert 6 * first.variance_error < 0.05  # the bound above says something
+    alone = {row.layer: row for row in rows if row.mode == "alone"}
+    assert list(alone) == ["conv2", "conv4", "conv5", "fc1", "fc2", "head"]
+    for layer in ("conv2", "conv5", "fc2", "head"):  # the others lie behind max pooling
+        row = alone[layer]
+        assert row.mean == pytest.approx(row.mean_expected, abs=max(6 * row.mean_error, 1e-3))
+        assert row.variance == pytest.approx(row.variance_expected, abs=max(6 * row.variance_error, 2e-3))
+        assert 6 * row.variance_error < 0.3
 
 
 def test_the_closed_form_tells_a_wrong_scale(images):
@@ -183,6 +190,7 @@ def test_a_run_ends_with_check_fix_export_and_a_result(images, tmp_path):
     assert served.w_after < 1e-3 < max(served.w.values())
     assert result.epochs[-1].test_accuracy == pytest.approx(served.accuracy, abs=1e-4)
     assert {row.mode for row in result.epochs[0].ratios} == {"batch", "stored"}
+    assert {row.mode for row in result.epochs[-1].ratios} == {"batch", "stored", "alone"}
 
 
 TOML = (
