@@ -188,8 +188,8 @@ def test_one_changed_weight_fails(name, corrupt):
     worst = found(report)["cpu/off/data/worst error"]
     assert worst.measured > 10 * worst.limit
     assert "output `output`, image" in worst.note
-    folded = {"batchnorm constants"} if name.startswith("conv") else set()
-    assert {name.split("/")[0] for name in found(report)} == {"cpu", *folded}
+    constants = "batchnorm constants" if name.startswith("conv") else "weights"
+    assert {name.split("/")[0] for name in found(report)} == {"cpu", constants}
     assert report.first_divergence == name.split(".")[0]
 
 

@@ -158,6 +158,16 @@ def last_node_first(model: Any) -> None:
     model.graph.insert_before(nodes[0], nodes[-1])
 
 
+def changed_row(model: Any) -> None:
+    """Changes a row of the embedding that the example does not read."""
+    import onnx_ir
+
+    value = next(value for value in model.graph.initializers.values() if list(value.shape) == [50, 4])
+    table = value.const_value.numpy().copy()
+    table[41] += 1
+    value.const_value = onnx_ir.tensor(table)
+
+
 CASES = {
     "nan weights": Case(
         "all outputs NaN",
@@ -262,6 +272,16 @@ CASES = {
         "",
         "in train mode: `1`; the eval network was taken",
         example=images,
+    ),
+    "row": Case(
+        "a wrong weight that the example does not read",
+        "the converter's graph with a row of an embedding changed; the example holds other words",
+        lambda: nn.Sequential(nn.Embedding(50, 4), nn.Linear(4, 2)).eval(),
+        "verify",
+        "weights",
+        "has 4 of 200 values wrong in the file, the first at [41, 0]",
+        example=lambda: torch.arange(4).reshape(2, 2),
+        edit=changed_row,
     ),
     "opset": Case(
         "opset 13 asked for, 18 written",

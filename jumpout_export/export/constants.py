@@ -85,7 +85,7 @@ def batchnorms_in_file(
         batch: images on the CPU.
         size: the file's batch size, None where it is open.
     """
-    if not _batchnorm_names(original):
+    if not batchnorm_names(original):
         return [], []
     images = rows(batch, range(min(2, batch.size) if size is None else size))
     try:
@@ -117,7 +117,7 @@ def locate_batchnorms(recording: Recording, path: Path, model: ModelProto) -> li
 
 def constants_check(model: nn.Module, located: list[Located]) -> Check | None:
     """Returns the verdict on all BatchNorms, None for a model without one."""
-    names = _batchnorm_names(model)
+    names = batchnorm_names(model)
     if not names and not located:
         return None
     calls = {name: [one for one in located if one.name == name] for name in [*names, *(one.name for one in located)]}
@@ -138,8 +138,8 @@ def constants_check(model: nn.Module, located: list[Located]) -> Check | None:
     )
 
 
-def _batchnorm_names(model: nn.Module) -> list[str]:
-    """Also of an exported program's, whose modules have lost their classes but not the names of their buffers."""
+def batchnorm_names(model: nn.Module) -> list[str]:
+    """Returns module paths, also of an exported program's, whose modules lost their classes, not the buffers' names."""
     return [name.rpartition(".")[0] for name, _ in model.named_buffers() if name.endswith("running_mean")]
 
 

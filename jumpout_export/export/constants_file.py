@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jumpout_export.export.copies import inlined
+
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
@@ -72,10 +74,7 @@ class FileConstants:
     """
 
     def __init__(self, path: Path, model: ModelProto) -> None:
-        if model.functions:
-            from onnx import inliner
-
-            model = inliner.inline_local_functions(model)
+        model = inlined(model)
         self._folder = str(path.parent)
         self._nodes: list[NodeProto] = list(model.graph.node)
         given = {value.name for value in model.graph.input}  # has only a default value: the caller may pass another

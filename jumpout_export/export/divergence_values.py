@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from jumpout_export.export.refold_edit import external_files
+from jumpout_export.export.copies import copy_data, inlined
 from jumpout_export.export.session import Level, open_session
 
 if TYPE_CHECKING:
@@ -56,29 +55,19 @@ def file_values(
         inputs: in the graph's order.
         bytes_per_run: bound on the values that are held at once.
     """
-    model = _inlined(model)
+    model = inlined(model)
     nodes = {name: f"{node.op_type} {node.name or name}" for node in model.graph.node for name in node.output if name}
     outputs = [value.name for value in model.graph.output]
     sizes = _sizes(model, inputs)
     inner = {name: sizes.get(name, bytes_per_run) for name in nodes if name not in outputs and sizes.get(name) != 0}
     with tempfile.TemporaryDirectory() as folder:
-        for name in external_files(model):
-            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path.parent / name, Path(folder) / name)
+        copy_data(path, model, Path(folder))
         for number, names in enumerate(_chunks(inner, bytes_per_run)):
             session = open_session(_marked(model, names, Path(folder)), provider, level)
             for name, tensor in zip(session.outputs, session.run(inputs), strict=True):
                 is_output = name in outputs
                 if (number == 0) if is_output else tensor.is_floating_point():
                     yield FileValue(name, f"`{name}` ({nodes.get(name, 'an input')})", tensor, is_output)
-
-
-def _inlined(model: ModelProto) -> ModelProto:
-    if not model.functions:
-        return model
-    from onnx import inliner
-
-    return inliner.inline_local_functions(model)
 
 
 def _sizes(model: ModelProto, inputs: list[Tensor]) -> dict[str, int]:

@@ -10,10 +10,11 @@ from torch import nn
 
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.export.axes import Axes, declared_axes
+from jumpout_export.export.branches import Branches
 from jumpout_export.export.budget import FACTOR, ceiling, describe_budget
 from jumpout_export.export.checks import counted, first_line
 from jumpout_export.export.compare import Comparison
-from jumpout_export.export.constants import batchnorms_in_file, constants_check
+from jumpout_export.export.constants import batchnorm_names, batchnorms_in_file, constants_check
 from jumpout_export.export.cuda import explain_driver
 from jumpout_export.export.divergence_samples import Suspects
 from jumpout_export.export.independence import depends_on_others
@@ -23,6 +24,7 @@ from jumpout_export.export.samples import Sample, samples
 from jumpout_export.export.scale import Scale, Scales, source
 from jumpout_export.export.session import LEVELS, Session, open_session
 from jumpout_export.export.signature import Output, tensors
+from jumpout_export.export.weights import weights_check
 from jumpout_export.nn.batches import Batch, Progress
 from jumpout_export.nn.randomness import same_bits
 from jumpout_export.report import Check, ProviderReport, VerifyReport
@@ -62,16 +64,19 @@ def run_providers(
     axes = runner.axes(first)
     for sample in samples(iter([first]), axes, seed, runner.can_run):
         runner.prime(sample)
-    for number, sample in enumerate(samples(itertools.chain([first], iterator), axes, seed, runner.can_run)):
-        if not runner.sessions:
-            break
-        if progress is not None:
-            progress("verify: sample", number + 1, None)
-        expected = runner.run(sample)
-        if expected and axes.size is None and sample.batch.size > 1 and sample.group != "data":
-            runner.compare_alone(sample, expected)
+    with Branches(path) as branches:
+        for number, sample in enumerate(samples(itertools.chain([first], iterator), axes, seed, runner.can_run)):
+            if not runner.sessions:
+                break
+            if progress is not None:
+                progress("verify: sample", number + 1, None)
+            expected = runner.run(sample)
+            if expected:
+                branches.run(sample.batch)
+            if expected and axes.size is None and sample.batch.size > 1 and sample.group != "data":
+                runner.compare_alone(sample, expected)
     report = runner.report(providers)
-    return runner.located(report, path, original, first)
+    return runner.located(report, path, original, first, branches.check())
 
 
 class _Runner:
@@ -191,12 +196,15 @@ class _Runner:
             for output in itertools.chain.from_iterable(self._reference.nearby(self._examples[kind])):
                 self._scales[kind, output.name].add(output, new=False)
 
-    def located(self, report: VerifyReport, path: Path, original: nn.Module, first: Batch) -> VerifyReport:
-        """Returns the report with the verdict on the BatchNorm constants, and with the first layer that differs."""
+    def located(
+        self, report: VerifyReport, path: Path, original: nn.Module, first: Batch, branches: Check | None
+    ) -> VerifyReport:
+        """Returns the report with the verdicts on what no value shows, and with the first layer that differs."""
         size = self._axes.size if self._axes is not None else None
         batchnorms, notes = batchnorms_in_file(path, original, first, size)
-        check = constants_check(original, batchnorms)
-        checks = report.checks + ([check] if check is not None else [])
+        folded_into = {one.path for one in batchnorms if one.where} | set(batchnorm_names(original))
+        more = (constants_check(original, batchnorms), weights_check(path, original, folded_into), branches)
+        checks = report.checks + [check for check in more if check is not None]
         found = self._suspects.look(path, original, report.checks, batchnorms, size is not None)
         return report.model_copy(
             update={

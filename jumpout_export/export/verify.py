@@ -46,7 +46,9 @@ def verify_onnx(
     and state in eval mode, and with an open batch size images must not depend on each other. It is not changed.
 
     The constants of every BatchNorm are recomputed from its buffers and compared with those in the file, folded into
-    another layer or not. Where values differ, the first layer that does is named by its module path in
+    another layer or not. The other weights are looked for in the file bit for bit: one with wrong values fails, one
+    that is not there is named. A branch of an If, or a body of a Loop, that no input runs fails. Where values differ,
+    the first layer that does is named by its module path in
     `first_divergence` (`.` for what the model's own forward computes), with what was seen there as the first note.
 
     Args:

@@ -1,0 +1,222 @@
+"""What no sample shows: weights that no input reaches, and branches that no input takes."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from onnx import helper as h
+from torch import nn
+
+from jumpout_export import export_onnx
+from jumpout_export.export.verify import verify_onnx
+from jumpout_export.export.weights import weights_check
+
+
+class Tokens(nn.Module):
+    """Of 50 embedded words the samples below use 5."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.norm, self.head = nn.Embedding(50, 6), nn.LayerNorm(6), nn.Linear(6, 3, bias=False)
+
+    def forward(self, x):
+        return self.head(self.norm(self.words(x)))
+
+
+WORDS = torch.arange(20).reshape(4, 5) % 5
+
+
+def changed(path, constant, change):
+    model = onnx.load(path)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == constant)
+    array = numpy_helper.to_array(tensor).copy()
+    change(array)
+    tensor.CopyFrom(numpy_helper.from_array(array, constant))
+    onnx.save(model, path)
+
+
+def the(report, name):
+    return next(check for check in report.checks if check.name == name)
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    model = Tokens().eval()
+    report = export_onnx(model, tmp_path / "m.onnx", WORDS)
+    assert report, report.checks
+    assert the(report, "weights").note == "4 of 4 weights are in the file bit for bit"
+    return model, tmp_path / "m.onnx"
+
+
+def test_a_wrong_row_that_no_image_reads_fails_and_is_named(tokens):
+    model, path = tokens
+
+    def spoil(array):
+        array[41, 2] = 7
+
+    changed(path, "words.weight", spoil)
+    report = verify_onnx(path, model, WORDS)
+    failed = [check.name for check in report.checks if check.verdict != "pass"]
+    assert not report
+    assert failed == ["weights"]  # every value that was compared agrees
+    value = float(model.words.weight.detach()[41, 2])
+    assert the(report, "weights").note == (
+        f"`words.weight` has 1 of 300 values wrong in the file, the first at [41, 2]: 7 instead of "
+        f"{value:.9g}; 3 of 4 weights are in the file bit for bit"
+    )
+
+
+def test_a_weight_that_is_not_there_is_named_and_no_failure(tokens):
+    model, path = tokens
+    with torch.no_grad():
+        model.words.weight[5:].normal_()  # where no image of these looks
+    assert verify_onnx(path, model, WORDS)
+    assert weights_check(path, model, set()).note == (
+        "3 of 4 weights are in the file bit for bit; known by the outputs alone: `words.weight`"
+    )
+    assert weights_check(path, model, {"words"}).note == "3 of 3 weights are in the file bit for bit"
+
+
+@pytest.mark.parametrize("swap", [False, True], ids=["as it is", "swapped"])
+def test_weights_are_found_in_both_layouts_and_in_subgraphs(tmp_path, swap):
+    model = nn.Linear(40, 30).eval()
+    weight = model.weight.detach().numpy()
+    node = h.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight.T if swap else weight, "inner"))
+    graph = h.make_graph([node], "inner", [], [h.make_tensor_value_info("w", TensorProto.FLOAT, None)])
+    output = h.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    node = h.make_node("If", ["c"], ["y"], then_branch=graph, else_branch=graph)
+    whole = h.make_graph([node], "g", [h.make_tensor_value_info("c", TensorProto.BOOL, [])], [output])
+    onnx.save(h.make_model(whole), tmp_path / "m.onnx")
+    assert weights_check(tmp_path / "m.onnx", model, set()).note == (
+        "1 of 2 weights are in the file bit for bit; known by the outputs alone: `bias`"
+    )
+
+
+def test_constants_with_common_values_are_no_wrong_weights(tmp_path):
+    """Zeros, ones and masks have most of their values in common, and are not one another."""
+
+    class Masks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(64))
+            self.register_buffer("mask", (torch.arange(64) % 3 == 0).float())
+            pruned = torch.zeros(64)
+            pruned[[3, 17, 40]] = torch.tensor([0.1, 0.2, 0.3])
+            self.pruned = nn.Parameter(pruned)
+
+    others = {"a": torch.zeros(64), "b": (torch.arange(64) % 3 < 2).float(), "c": torch.rand(64)}
+    constants = [numpy_helper.from_array(one.numpy(), key) for key, one in others.items()]
+    graph = h.make_graph([], "g", [], [h.make_tensor_value_info("a", TensorProto.FLOAT, [64])], constants)
+    onnx.save(h.make_model(graph), tmp_path / "m.onnx")
+    check = weights_check(tmp_path / "m.onnx", Masks(), set())
+    assert check.verdict == "pass"
+    assert check.note.startswith("0 of 3 weights")
+
+
+def test_an_unreadable_constant_fails(tmp_path):
+    output = h.make_tensor_value_info("w", TensorProto.FLOAT, [6])
+    broken = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[6], raw_data=b"123")
+    onnx.save(h.make_model(h.make_graph([], "g", [], [output], [broken])), tmp_path / "m.onnx")
+    check = weights_check(tmp_path / "m.onnx", nn.Linear(6, 1), set())
+    assert check.verdict == "fail"
+    assert check.note.startswith("the weights could not be looked for in the file: ")
+
+
+def branch(name, weight, nodes=()):
+    """A subgraph that multiplies x, of the graph around it, with a weight."""
+    nodes = [*nodes, h.make_node("MatMul", ["x", f"{name}_w"], [f"{name}_y"])]
+    output = h.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, ["n", 2])
+    return h.make_graph(nodes, name, [], [output], [numpy_helper.from_array(weight, f"{name}_w")])
+
+
+def write_switch(path, small, large, limit=24, nested=False):
+    """A file that multiplies with `small` up to `limit` numbers, with `large` above."""
+    nodes = [h.make_node("Size", ["x"], ["size"]), h.make_node("Greater", ["size", "limit"], ["is_large"])]
+    switch = h.make_node(
+        "If",
+        ["is_large"],
+        ["out" if nested else "y"],
+        name="switch",
+        then_branch=branch("large", large),
+        else_branch=branch("small", small),
+    )
+    constants = [numpy_helper.from_array(np.int64(limit), "limit"), numpy_helper.from_array(np.array(True), "true")]
+    if nested:
+        outer = h.make_graph([switch], "outer", [], [h.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 2])])
+        switch = h.make_node("If", ["true"], ["y"], name="outer", then_branch=outer, else_branch=branch("dead", small))
+    x = h.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
+    y = h.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
+    graph = h.make_graph([*nodes, switch], "g", [x], [y], constants)
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9), path)
+
+
+class Product(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(6.0).reshape(3, 2))
+
+    def forward(self, x):
+        return {"y": x @ self.weight}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["top", "nested"])
+def test_a_branch_that_no_sample_takes_fails_until_one_does(tmp_path, nested):
+    model, path = Product().eval(), tmp_path / "m.onnx"
+    right = model.weight.detach().numpy()
+    inside = " in then_branch of outer (If)" if nested else ""
+    write_switch(path, right, right * 3, nested=nested)
+    report = verify_onnx(path, model, torch.randn(4, 3))
+    assert [check.name for check in report.checks if check.verdict != "pass"] == ["branches"]
+    assert the(report, "branches").note == (
+        f"the then_branch of switch (If){inside} was never run; give inputs that take it, what is in it is not verified"
+    )
+    report = verify_onnx(path, model, torch.randn(9, 3))
+    assert the(report, "branches").verdict == "pass"
+    assert any(check.name.startswith("cpu/off/data") for check in report.checks if check.verdict == "fail")
+    write_switch(path, right, right, nested=nested)
+    report = verify_onnx(path, model, torch.randn(9, 3))
+    assert report, report.checks
+    assert the(report, "branches").note == f"{3 if nested else 2} of {3 if nested else 2} were run"
+
+
+def test_a_loop_that_never_goes_round_fails(tmp_path):
+    model, path = Product().eval(), tmp_path / "m.onnx"
+    weight = numpy_helper.from_array(model.weight.detach().numpy(), "w")
+    body = h.make_graph(
+        [h.make_node("Identity", ["c"], ["c_out"]), h.make_node("Neg", ["v"], ["v_out"])],
+        "body",
+        [
+            h.make_tensor_value_info("i", TensorProto.INT64, []),
+            h.make_tensor_value_info("c", TensorProto.BOOL, []),
+            h.make_tensor_value_info("v", TensorProto.FLOAT, None),
+        ],
+        [
+            h.make_tensor_value_info("c_out", TensorProto.BOOL, []),
+            h.make_tensor_value_info("v_out", TensorProto.FLOAT, None),
+        ],
+    )
+    nodes = [
+        h.make_node("MatMul", ["x", "w"], ["product"]),
+        h.make_node("Size", ["x"], ["size"]),
+        h.make_node("Div", ["size", "many"], ["rounds"]),
+        h.make_node("Loop", ["rounds", "", "product"], ["y"], name="rounds_of_many", body=body),
+    ]
+    x = h.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
+    y = h.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
+    graph = h.make_graph(nodes, "g", [x], [y], [weight, numpy_helper.from_array(np.int64(60), "many")])
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9), path)
+    note = the(verify_onnx(path, model, torch.randn(4, 3)), "branches").note
+    assert note.startswith("the body of rounds_of_many (Loop) was never run")
+
+
+def test_weights_beside_the_file_are_looked_for_and_run(tmp_path):
+    model, path = Product().eval(), tmp_path / "m.onnx"
+    right = model.weight.detach().numpy()
+    write_switch(path, right, right)
+    whole = onnx.load(path)
+    onnx.save(whole, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    report = verify_onnx(path, model, torch.randn(9, 3))
+    assert report, report.checks
+    assert the(report, "weights").note == "1 of 1 weights are in the file bit for bit"
