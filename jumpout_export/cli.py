@@ -5,23 +5,18 @@ Exit codes: 0 passed; 1 a check failed; 2 wrong usage; 3 could not be verified h
 
 from __future__ import annotations
 
-import errno
 import itertools
 import shutil
 import sys
-import traceback
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from torch import nn
 
-from jumpout_export import cli_info, cli_ranks, loading, signals
+from jumpout_export import cli_info, cli_ranks
 from jumpout_export import demo as demo_module
-from jumpout_export.batchnorm.check import check_batchnorm
-from jumpout_export.batchnorm.kinds import serves_with_statistics
-from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+from jumpout_export.cli_batchnorm import check_before_export, check_bn, recalibrate_bn
+from jumpout_export.cli_errors import run
 from jumpout_export.cli_options import (
     BatchSize,
     Data,
@@ -29,33 +24,20 @@ from jumpout_export.cli_options import (
     DtypeOption,
     Dynamic,
     ExternalData,
-    Fail,
     InputShape,
     Json,
-    Layers,
-    Method,
-    Model,
     ModelOrProgram,
-    NeededData,
     NumImages,
     OnnxFile,
     Providers,
-    RefuseIfWorse,
     ReportDir,
     Seed,
-    TrainingBatchSize,
-    Warn,
     Weights,
 )
 from jumpout_export.cli_work import (
-    FAILED,
-    NOT_VERIFIED,
-    PASSED,
     TORCH_DTYPES,
-    WRONG_USAGE,
     build_model,
     check_folder,
-    drop_stdout,
     exit_code,
     is_program,
     parse_dynamic,
@@ -66,13 +48,11 @@ from jumpout_export.cli_work import (
     try_first_batch,
     working,
 )
-from jumpout_export.errors import JumpoutExportError, LoadError, NotVerifiableError
+from jumpout_export.errors import LoadError
 from jumpout_export.export.graph import inspect_onnx
 from jumpout_export.export.publish import check_arguments, export_onnx
 from jumpout_export.export.refold import check_target, fold_onnx
 from jumpout_export.export.verify import verify_onnx
-from jumpout_export.nn.batches import Progress
-from jumpout_export.report import BatchNormReport, PipelineReport
 
 app = typer.Typer(
     name="jumpout-export",
@@ -83,19 +63,6 @@ app = typer.Typer(
     help="Check BatchNorm between training and serving, and export ONNX files proven free of training-time noise.\n\n"
     "Exit codes: 0 passed, 1 a check failed, 2 wrong usage, 3 could not be verified here.",
 )
-
-
-_DISK_FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
-# Arguments of the library that its messages begin with, as the command line names them.
-_OPTIONS = {
-    "allow": "--allow",
-    "dtype": "--dtype",
-    "dynamic_axes": "--dynamic",
-    "golden": "--golden",
-    "opset": "--opset",
-    "path": "OUT.onnx",
-    "refuse_if_worse": "--refuse-if-worse",
-}
 
 
 @app.callback()
@@ -175,7 +142,7 @@ def export(
         try_first_batch(network, batches)
         if recalibrate and is_program(model):
             raise LoadError(f"--recalibrate: the exported program {model} has no BatchNorm layers; give the factory")
-        batchnorm = _check_before_export(network, model, batches, data, recalibrate, images, progress)
+        batchnorm = check_before_export(network, model, batches, data, recalibrate, images, progress)
         result = export_onnx(
             network,
             out,
@@ -227,119 +194,8 @@ def verify(
     raise typer.Exit(exit_code(result))
 
 
-@app.command("check-bn")
-def check_bn(
-    model: Model,
-    data: NeededData,
-    weights: Weights = None,
-    images: NumImages = 4096,
-    warn: Warn = 0.05,
-    fail: Fail = 0.15,
-    training_batch_size: TrainingBatchSize = None,
-    batch_size: BatchSize = 128,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    json: Json = False,
-    report: ReportDir = None,
-) -> None:
-    """Check whether the stored BatchNorm statistics agree with what serving sees."""
-    check_folder(report, "--report")
-    with working() as progress:
-        network = build_model(model, weights, device)
-        batches = cli_ranks.own_share(read_batches(data, None, batch_size, seed))
-        try_first_batch(network, batches)
-        with cli_ranks.process_group() as group:
-            result = check_batchnorm(
-                network,
-                batches,
-                images=images,
-                warn=warn,
-                fail=fail,
-                training_batch_size=training_batch_size,
-                process_group=group,
-                progress=progress,
-            )
-    show(result, json, report)
-    raise typer.Exit(exit_code(result))
-
-
-@app.command("recalibrate-bn")
-def recalibrate_bn(
-    model: Model,
-    data: NeededData,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="NEW.safetensors", help="where to write the new weights")
-    ] = None,
-    weights: Weights = None,
-    method: Annotated[Method, typer.Option(help="exact, batch or variance")] = Method.exact,
-    layers: Layers = None,
-    refuse_if_worse: RefuseIfWorse = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the table, write nothing")] = False,
-    images: NumImages = 4096,
-    warn: Warn = 0.05,
-    fail: Fail = 0.15,
-    training_batch_size: TrainingBatchSize = None,
-    batch_size: BatchSize = 128,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    json: Json = False,
-    report: ReportDir = None,
-) -> None:
-    """Recalibrate the BatchNorm statistics on the data and save the weights as safetensors."""
-    check_folder(report, "--report")
-    if (output is None) != dry_run:
-        raise LoadError("give either -o NEW.safetensors or --dry-run")
-    if output is not None and output.suffix != ".safetensors":
-        raise LoadError(f"-o {output} must end in .safetensors")
-    if output is not None and not output.parent.is_dir():
-        raise LoadError(f"-o {output}: the folder {output.parent} does not exist")
-    with working() as progress:
-        network = build_model(model, weights, device)
-        batches = cli_ranks.own_share(read_batches(data, None, batch_size, seed))
-        try_first_batch(network, batches)
-        with cli_ranks.process_group() as group:
-            check = partial(
-                check_batchnorm,
-                network,
-                batches,
-                images=images,
-                warn=warn,
-                fail=fail,
-                training_batch_size=training_batch_size,
-                outputs=False,
-                process_group=group,
-                progress=progress,
-            )
-            before = check()
-            done = recalibrate_batchnorm(
-                network,
-                batches,
-                method.value,
-                images=images,
-                layers=layers,
-                outputs=True,
-                refuse_if_worse=refuse_if_worse,
-                process_group=group,
-                progress=progress,
-            )
-            before.outputs = done.outputs
-            after = check()
-    result = PipelineReport(
-        title=f"recalibrate-bn {model}, method {method.value}",
-        before=before,
-        after=after,
-        environment=demo_module.environment(),
-        notes=[
-            f"BatchNorm layers recalibrated: {len(done.layers)}; passes over the data: {done.passes}",
-            *([done.note] if done.note else []),
-            "dry run: nothing was written" if output is None else f"weights written to {output}",
-        ],
-    )
-    if output is not None and cli_ranks.rank() == 0:
-        signals.defer_signals()
-        loading.save_weights(network, output)
-    show(result, json, report)
-    raise typer.Exit(exit_code(result))
+app.command("check-bn")(check_bn)
+app.command("recalibrate-bn")(recalibrate_bn)
 
 
 @app.command()
@@ -383,66 +239,4 @@ def info(json: Json = False) -> None:
 
 def main() -> NoReturn:
     """Runs the command line and ends the process with its exit code."""
-    signals.handle_signals()
-    try:
-        app()
-    except SystemExit as ending:  # how typer ends, with the verdict or its own message about a wrong option
-        # torchrun ends all processes once one fails: the verdict is left to the one that prints the report.
-        cli_ranks.leave(ending.code if isinstance(ending.code, int) and cli_ranks.rank() == 0 else PASSED)
-    except LoadError as error:
-        _fail(error, WRONG_USAGE)
-    except NotVerifiableError as error:
-        _fail(error, NOT_VERIFIED)
-    except JumpoutExportError as error:
-        _fail(error, FAILED)
-    except ImportError as error:  # an extra is missing; the message names it
-        _fail(error, NOT_VERIFIED)
-    except (ValueError, TypeError) as error:
-        _fail(_with_option(str(error)), WRONG_USAGE)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:  # stdout of `--help` among others
-            drop_stdout()
-            _fail(f"{error.filename or 'a file'} cannot be written: {error.strerror}", WRONG_USAGE)
-        traceback.print_exc()  # neither passed nor failed: it says why nothing was verified
-        cli_ranks.leave(NOT_VERIFIED)
-    cli_ranks.leave(PASSED)
-
-
-def _fail(error: object, code: int) -> NoReturn:
-    where = f"rank {cli_ranks.rank()}: " if cli_ranks.world_size() > 1 else ""
-    typer.echo(f"error: {where}{error}", err=True)
-    cli_ranks.leave(code)
-
-
-def _with_option(message: str) -> str:
-    """The message with the option in front whose argument of `export_onnx` it begins with."""
-    argument = message.split(maxsplit=1)[0].rstrip(":") if message else ""
-    return f"{_OPTIONS[argument]}: {message}" if argument in _OPTIONS else message
-
-
-def _check_before_export(
-    network: nn.Module,
-    model: str,
-    batches: Any,
-    data: str | None,
-    recalibrate: bool,
-    images: int,
-    progress: Progress,
-) -> BatchNormReport | None:
-    if is_program(model):
-        typer.echo(
-            f"BatchNorm was not checked: the exported program {model} is a graph without BatchNorm layers; for that "
-            "run check-bn on the factory",
-            err=True,
-        )
-        return None
-    if data is None:
-        if recalibrate:
-            raise LoadError("--recalibrate needs real images: give --data")
-        typer.echo("BatchNorm was not checked: that needs --data", err=True)
-        return None
-    if not any(map(serves_with_statistics, network.modules())):
-        return None
-    if recalibrate:
-        recalibrate_batchnorm(network, batches, images=images, progress=progress)
-    return check_batchnorm(network, batches, images=images, progress=progress)
+    run(app)

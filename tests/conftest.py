@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -27,6 +28,21 @@ def restored_signals():
     yield
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs the command line in this process; returns exit code, stdout and stderr."""
+    from jumpout_export import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["jumpout-export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capfd.readouterr()
+        return end.value.code or 0, captured.out, captured.err
+
+    return run
 
 
 def pytest_runtest_setup(item):

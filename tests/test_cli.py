@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
 from jumpout_export import cli
+from jumpout_export.cli_work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
 from jumpout_export.console import progress_on_stderr
 
 FACTORIES = """
@@ -120,23 +121,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["jumpout-export", *map(str, arguments)])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with pytest.raises(SystemExit) as end:
-                cli.main()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        captured = capsys.readouterr()
-        return end.value.code or 0, captured.out, captured.err
-
-    return run
-
-
 def calibrated(path):
     """Weights whose BatchNorm agrees with data.npz."""
     import cli_factories
@@ -152,7 +136,7 @@ def test_export_writes_the_file_and_says_that_it_passed(folder, run):
     code, out, err = run(
         "export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--report", "r", "--golden", "g"
     )
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     assert "PASS" in out
     assert "export" in err
     onnx.checker.check_model("m.onnx", full_check=True)
@@ -163,7 +147,7 @@ def test_export_writes_the_file_and_says_that_it_passed(folder, run):
 def test_export_prints_json_alone_on_stdout(folder, run):
     code, out, err = run("export", "cli_factories:model", "m.onnx", "--input-shape", "2,1,8,8", "--json")
     report = json.loads(out)
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     assert report["passed"]
     assert report["providers"]["cpu"]["verdict"] == "pass"
     assert [layer["path"] for layer in report["folded"]] == ["2"]
@@ -177,7 +161,7 @@ def test_a_failed_export_exits_1_names_the_module_and_touches_no_file(folder, ru
     (folder / "m.onnx").write_bytes(b"older")
     before = sorted(os.listdir())
     code, out, _ = run("export", f"cli_factories:{factory}", "m.onnx", "--data", "data.npz")
-    assert code == cli.FAILED
+    assert code == FAILED
     assert "FAIL" in out
     assert any(name in out for name in named.split("|"))
     if factory != "nan_variance":
@@ -188,7 +172,7 @@ def test_a_failed_export_exits_1_names_the_module_and_touches_no_file(folder, ru
 
 def test_a_model_left_in_train_mode_is_exported_as_its_eval_network_and_the_report_says_so(folder, run):
     code, out, err = run("export", "cli_factories:one_child_in_train_mode", "m.onnx", "--data", "data.npz", "--json")
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     notes = " ".join(json.loads(out)["notes"])
     assert "train mode" in notes
     assert "2" in notes
@@ -198,18 +182,18 @@ def test_cuda_asked_for_and_unusable_exits_3(folder, run):
     if torch.cuda.is_available():
         pytest.skip("CUDA is usable here")
     code, out, err = run("export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--providers", "cpu,cuda")
-    assert code == cli.NOT_VERIFIED
+    assert code == NOT_VERIFIED
     assert "pip install" in out
     assert not (folder / "m.onnx").exists()
     code, _, err = run("export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--device", "cuda")
-    assert code == cli.NOT_VERIFIED
+    assert code == NOT_VERIFIED
     assert "sees no usable CUDA device" in err
 
 
 def test_verify_passes_on_the_exported_file_and_fails_on_a_corrupted_one(folder, run):
     run("export", "cli_factories:model", "m.onnx", "--data", "data.npz")
     code, out, err = run("verify", "m.onnx", "--against", "cli_factories:model", "--data", "data.npz")
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     assert "PASS" in out
     model = onnx.load("m.onnx")
     weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
@@ -218,13 +202,13 @@ def test_verify_passes_on_the_exported_file_and_fails_on_a_corrupted_one(folder,
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, "bad.onnx")
     code, out, err = run("verify", "bad.onnx", "--against", "cli_factories:model", "--data", "data.npz")
-    assert code == cli.FAILED
+    assert code == FAILED
     assert "FAIL" in out
 
 
 def test_check_bn_tells_drift_from_agreement(folder, run):
     code, out, err = run("check-bn", "cli_factories:model", "--data", "data.npz")
-    assert code == cli.FAILED  # buffers as initialised, never trained
+    assert code == FAILED  # buffers as initialised, never trained
     assert "drift" in out
     calibrated("good.safetensors")
     code, out, err = run(
@@ -239,7 +223,7 @@ def test_check_bn_tells_drift_from_agreement(folder, run):
         300,
     )
     assert json.loads(out)["verdict"] == "ok"
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
 
 
 def test_check_bn_that_cannot_decide_exits_3(folder, run):
@@ -258,22 +242,22 @@ def test_check_bn_that_cannot_decide_exits_3(folder, run):
         "--json",
     )
     assert json.loads(out)["verdict"] == "inconclusive"
-    assert code == cli.NOT_VERIFIED
+    assert code == NOT_VERIFIED
 
 
 def test_recalibrate_bn_writes_new_weights_that_pass_the_check(folder, run):
     code, out, err = run("recalibrate-bn", "cli_factories:model", "--data", "data.npz", "-o", "new.safetensors")
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     assert "new.safetensors" in out
     assert "num_batches_tracked" in " ".join(load_file("new.safetensors"))
     code, _, err = run("check-bn", "cli_factories:model", "--weights", "new.safetensors", "--data", "data.npz")
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
 
 
 def test_recalibrate_bn_dry_run_writes_nothing(folder, run):
     before = sorted(os.listdir())
     code, out, err = run("recalibrate-bn", "cli_factories:model", "--data", "data.npz", "--dry-run")
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     assert "dry run" in out
     assert set(os.listdir()) - set(before) <= {"__pycache__"}
 
@@ -297,28 +281,28 @@ def test_recalibrate_bn_takes_margins_and_its_exit_code_from_the_check_afterward
     arguments = ["recalibrate-bn", "cli_factories:model", "--data", "data.npz", "--dry-run", "--json"]
     code, out, _ = run(*arguments, "--method", "variance")
     assert json.loads(out)["after"]["verdict"] == "drift"  # the mean stays as it was
-    assert code == cli.FAILED
+    assert code == FAILED
     code, out, err = run(*arguments, "--method", "variance", "--warn", 0.8, "--fail", 0.9)
     report = json.loads(out)
     assert (report["before"]["warn"], report["after"]["warn"], report["after"]["fail"]) == (0.8, 0.8, 0.9)
     assert report["after"]["verdict"] == "ok"
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     code, _, err = run(*arguments, "--warn", 0.3)
-    assert code == cli.WRONG_USAGE
+    assert code == WRONG_USAGE
     assert "warn <= fail" in err
 
 
 def test_recalibrate_bn_of_some_layers_leaves_the_others(folder, run):
     arguments = ["recalibrate-bn", "cli_factories:two_norms", "--data", "data.npz", "-o", "new.safetensors"]
     code, _, err = run(*arguments, "--layers", "0")
-    assert code == cli.FAILED, err  # the other one still drifts
+    assert code == FAILED, err  # the other one still drifts
     saved = load_file("new.safetensors")
     assert not torch.equal(saved["0.running_mean"], torch.zeros(1))
     assert torch.equal(saved["2.running_mean"], torch.zeros(4))
     code, _, err = run(*arguments, "--layers", "0", "--layers", "2")
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     code, _, err = run(*arguments, "--layers", "1")
-    assert code == cli.WRONG_USAGE
+    assert code == WRONG_USAGE
     assert "got '1'; allowed are '0', '2'" in err
 
 
@@ -332,19 +316,19 @@ def test_recalibrate_bn_refuses_what_makes_the_outputs_worse(folder, run):
     np.savez("labelled.npz", inputs=inputs.numpy(), labels=labels.numpy())
     arguments = ["recalibrate-bn", "cli_factories:softened", "-o", "new.safetensors"]
     code, _, err = run(*arguments, "--data", "labelled.npz", "--refuse-if-worse")
-    assert code == cli.FAILED
+    assert code == FAILED
     assert "the negative log likelihood rises from" in err
     assert not (folder / "new.safetensors").exists()
-    assert run(*arguments, "--data", "labelled.npz")[0] == cli.PASSED
+    assert run(*arguments, "--data", "labelled.npz")[0] == PASSED
     np.savez("plain.npz", inputs=inputs.numpy())
     code, _, err = run(*arguments, "--data", "plain.npz", "--refuse-if-worse")
-    assert code == cli.WRONG_USAGE
+    assert code == WRONG_USAGE
     assert "refuse_if_worse needs labels" in err
 
 
 def test_recalibrate_bn_says_where_outputs_cannot_be_compared(folder, run):
     code, out, err = run("recalibrate-bn", "cli_factories:picks", "--data", "data.npz", "--dry-run", "--json")
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     assert "The effect on the outputs was not measured: the outputs change shape" in " ".join(json.loads(out)["notes"])
 
 
@@ -357,20 +341,20 @@ def random_file(path):
 
 def test_inspect_proves_or_refutes(folder, run):
     run("export", "cli_factories:model", "m.onnx", "--input-shape", "2,1,8,8")
-    assert run("inspect", "m.onnx")[0] == cli.PASSED
+    assert run("inspect", "m.onnx")[0] == PASSED
     random_file("random.onnx")
     code, out, err = run("inspect", "random.onnx")
-    assert code == cli.FAILED
+    assert code == FAILED
     assert "noise" in out
     (folder / "broken.onnx").write_bytes(b"\x08\x0a garbage")
     code, out, err = run("inspect", "broken.onnx")
-    assert code == cli.WRONG_USAGE
+    assert code == WRONG_USAGE
     assert "broken.onnx" in err
 
 
 def test_info_prints_build_facts(run):
     code, out, err = run("info")
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     assert torch.__version__ in out
     assert "cpu_kernels" in out
     assert "torch" in json.loads(run("info", "--json")[1])
@@ -419,7 +403,7 @@ WRONG = [
 def test_wrong_usage_exits_2_and_says_what_is_wrong(folder, run, arguments, message):
     before = sorted(os.listdir())
     code, out, err = run(*arguments)
-    assert code == cli.WRONG_USAGE
+    assert code == WRONG_USAGE
     assert message in err
     assert out == ""
     assert set(os.listdir()) - set(before) <= {"__pycache__"}
@@ -472,7 +456,7 @@ TOO_LATE = "interrupted too late: the file is being published, and the command e
 def test_a_signal_once_the_file_is_being_published_does_not_change_the_exit_code(folder, number, event, name):
     done = process(EXPORT, before=signal_at(number, event, name))
     assert TOO_LATE in done.stderr
-    assert done.returncode == cli.PASSED, done.stderr
+    assert done.returncode == PASSED, done.stderr
     assert "PASS" in done.stdout
     assert {"report.json", "report.html"} <= set(os.listdir("r"))
     assert (folder / "m.onnx").exists()
@@ -481,7 +465,7 @@ def test_a_signal_once_the_file_is_being_published_does_not_change_the_exit_code
 def test_a_signal_at_the_very_end_of_the_process_does_not_change_the_exit_code(folder):
     # Registered first, it runs last: Python has left our code, and takes the signal handlers away next.
     done = process(EXPORT[:-2], before="atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))")
-    assert done.returncode == cli.PASSED, done.stderr
+    assert done.returncode == PASSED, done.stderr
     assert (folder / "m.onnx").exists()
 
 
@@ -506,7 +490,7 @@ def test_a_signal_while_another_command_puts_its_file_in_place_comes_too_late(fo
     }[command]
     done = process([command, *arguments], before=signal_at(signal.SIGINT, "os.rename", name))
     assert TOO_LATE in done.stderr
-    assert done.returncode == cli.PASSED, done.stderr
+    assert done.returncode == PASSED, done.stderr
     assert os.path.exists(name[1:])
 
 
@@ -538,7 +522,7 @@ def test_a_result_that_cannot_be_printed_is_one_line_and_exits_2(folder, argumen
     with open("/dev/full", "w") as full:
         done = process(arguments, stdout=full)
     assert [line for line in done.stderr.splitlines() if "error" in line.lower()] == [message]
-    assert done.returncode == cli.WRONG_USAGE
+    assert done.returncode == WRONG_USAGE
     assert "Traceback" not in done.stderr
     assert (folder / "m.onnx").exists() == ("export" in arguments)
 
@@ -549,14 +533,14 @@ def test_a_report_that_cannot_be_written_is_one_line_and_names_what_was_publishe
     )
     done = process(EXPORT, before=limit)
     assert "error: --report r cannot be written: File too large; m.onnx was published" in done.stderr.splitlines()
-    assert done.returncode == cli.WRONG_USAGE
+    assert done.returncode == WRONG_USAGE
     assert "Traceback" not in done.stderr
 
 
 def test_a_missing_package_for_the_report_names_what_was_published(folder, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     code, _, err = run(*EXPORT)
-    assert code == cli.NOT_VERIFIED
+    assert code == NOT_VERIFIED
     assert "pip install 'jumpout-export[report" in err
     assert "; m.onnx was published" in err
     assert (folder / "m.onnx").exists()
@@ -578,14 +562,14 @@ def test_an_exported_program_says_that_its_batchnorm_was_not_checked(folder, run
 
     torch.export.save(torch.export.export(cli_factories.model().eval(), (torch.ones(2, 1, 8, 8),)), "m.pt2")
     code, _, err = run("export", "m.pt2", "m.onnx", "--data", "data.npz", "--batch-size", 2, "--static")
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     assert err.count("BatchNorm was not checked: the exported program m.pt2 is a graph without BatchNorm layers") == 1
 
 
 @pytest.mark.parametrize(("command", "takes"), [("export", 1), ("check-bn", 0), ("recalibrate-bn", 0)])
 def test_the_help_offers_an_exported_program_where_the_command_takes_one(run, command, takes):
     code, out, _ = run(command, "--help")
-    assert code == cli.PASSED
+    assert code == PASSED
     assert "package.module:factory" in out
     assert out.count("file.pt2") == takes
 
@@ -604,7 +588,7 @@ def test_a_missing_package_exits_3_and_names_the_extra(folder, run, monkeypatch,
     (folder / "images" / "cat" / "1.png").write_bytes(b"")
     monkeypatch.setitem(sys.modules, package, None)
     code, _, err = run(*arguments)
-    assert code == cli.NOT_VERIFIED
+    assert code == NOT_VERIFIED
     assert f"pip install 'jumpout-export[{extra}" in err
     assert not (folder / "m.onnx").exists()
 
@@ -621,15 +605,15 @@ def test_data_that_does_not_fit_the_model_is_wrong_usage(folder, run, command):
         "recalibrate-bn": ["recalibrate-bn", "cli_factories:model", "--dry-run"],
     }[command]
     code, _, err = run(*arguments, "--data", "wrong.npz")
-    assert code == cli.WRONG_USAGE
+    assert code == WRONG_USAGE
     assert "the model cannot run a batch of (4, 5, 8, 8) float32: RuntimeError" in err
     assert "Traceback" not in err
     code, _, err = run(*arguments, "--data", "bytes.npz")
-    assert code == cli.WRONG_USAGE
+    assert code == WRONG_USAGE
     assert "convert images to float in [0, 1]" in err
 
 
-@pytest.mark.parametrize(("factory", "code"), [("exits", cli.WRONG_USAGE), ("exits_later", cli.NOT_VERIFIED)])
+@pytest.mark.parametrize(("factory", "code"), [("exits", WRONG_USAGE), ("exits_later", NOT_VERIFIED)])
 def test_code_of_the_user_that_exits_does_not_pass_for_a_verdict(folder, run, factory, code):
     actual, _, err = run("check-bn", f"cli_factories:{factory}", "--data", "data.npz")
     assert actual == code
@@ -638,7 +622,7 @@ def test_code_of_the_user_that_exits_does_not_pass_for_a_verdict(folder, run, fa
 
 def test_prints_of_the_user_do_not_spoil_the_json(folder, run):
     code, out, err = run("export", "cli_factories:prints", "m.onnx", "--input-shape", "2,1,8,8", "--json")
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     assert json.loads(out)["passed"]
     assert "hello" in err
 
@@ -653,21 +637,21 @@ def test_prints_of_the_user_do_not_spoil_the_json(folder, run):
 )
 def test_a_file_in_place_of_a_folder_is_found_before_the_work(folder, run, arguments):
     code, _, err = run(*arguments)
-    assert code == cli.WRONG_USAGE
+    assert code == WRONG_USAGE
     assert "data.npz must be a folder, it is a file" in err
     assert not (folder / "m.onnx").exists()
 
 
 def test_two_named_inputs_of_random_shape(folder, run):
     code, _, err = run("export", "cli_factories:two", "m.onnx", "--input-shape", "x:5,4", "--input-shape", "y:5,2")
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     assert [value.name for value in onnx.load("m.onnx").graph.input] == ["x", "y"]
 
 
 def test_a_closed_pipe_does_not_change_the_exit_code(folder):
     command = f"{sys.executable} -m jumpout_export export cli_factories:model m.onnx --input-shape 2,1,8,8"
     script = f"{command} 2>/dev/null | head -1; exit ${{PIPESTATUS[0]}}"
-    assert subprocess.run(["bash", "-c", script], check=False, capture_output=True).returncode == cli.PASSED
+    assert subprocess.run(["bash", "-c", script], check=False, capture_output=True).returncode == PASSED
 
 
 def test_an_unexpected_failure_is_neither_passed_nor_failed(run, monkeypatch):
@@ -676,5 +660,5 @@ def test_an_unexpected_failure_is_neither_passed_nor_failed(run, monkeypatch):
 
     monkeypatch.setattr(cli.cli_info, "facts", broken)
     code, _, err = run("info")
-    assert code == cli.NOT_VERIFIED
+    assert code == NOT_VERIFIED
     assert "a bug of ours" in err

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from jumpout_export import cli
+from jumpout_export.cli_work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
 
 
 def noisy(op="Dropout", shape=("batch", 4)):
@@ -41,39 +40,22 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def run(monkeypatch, capfd):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["jumpout-export", *map(str, arguments)])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with pytest.raises(SystemExit) as end:
-                cli.main()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        captured = capfd.readouterr()
-        return end.value.code or 0, captured.out, captured.err
-
-    return run
-
-
 def test_fold_writes_the_file_and_says_what_it_took_out(folder, run):
     code, out, err = run("fold", "noisy.onnx", "out.onnx", "--report", "report")
-    assert code == cli.PASSED, err
+    assert code == PASSED, err
     assert "drop (Dropout)" in out
     assert (
         out.rstrip().splitlines()[-1].startswith("✓ PASS: `out.onnx` is the same network without training-time noise")
     )
     assert err == ""
     assert {"report.json", "report.html"} <= set(os.listdir("report"))
-    assert run("inspect", "out.onnx")[0] == cli.PASSED
+    assert run("inspect", "out.onnx")[0] == PASSED
 
 
 def test_fold_prints_json_alone_on_stdout(folder, run):
     code, out, _ = run("fold", "noisy.onnx", "out.onnx", "--json")
     report = json.loads(out)
-    assert code == cli.PASSED
+    assert code == PASSED
     assert (report["kind"], report["passed"], report["path"]) == ("fold", True, "out.onnx")
     assert [layer["path"] for layer in report["folded"]] == ["drop (Dropout)"]
 
@@ -81,7 +63,7 @@ def test_fold_prints_json_alone_on_stdout(folder, run):
 def test_fold_says_that_there_was_nothing_to_fold(folder, run):
     run("fold", "noisy.onnx", "once.onnx")
     code, out, _ = run("fold", "once.onnx", "twice.onnx")
-    assert code == cli.PASSED
+    assert code == PASSED
     assert "there is nothing to fold" in out
     assert (folder / "once.onnx").read_bytes() == (folder / "twice.onnx").read_bytes()
 
@@ -90,16 +72,16 @@ def test_what_cannot_be_folded_exits_1_with_the_node_and_leaves_an_older_file(fo
     (folder / "out.onnx").write_bytes(b"older")
     before = sorted(os.listdir())
     code, out, err = run("fold", "added.onnx", "out.onnx")
-    assert code == cli.FAILED
+    assert code == FAILED
     assert "noise (RandomNormalLike) draws normal numbers that are added in add (Add)" in out
     assert err == ""
     assert (folder / "out.onnx").read_bytes() == b"older"
     assert sorted(os.listdir()) == before
     code, out, _ = run("inspect", "added.onnx")
-    assert code == cli.FAILED
+    assert code == FAILED
     assert "the noise cannot be taken out" in out
     code, out, _ = run("inspect", "noisy.onnx")
-    assert code == cli.FAILED
+    assert code == FAILED
     assert "`jumpout-export fold` can take the noise out" in " ".join(out.split())
 
 
@@ -122,7 +104,7 @@ def test_a_wrong_use_exits_2_with_one_line(folder, run, arguments, message):
     (folder / "text.onnx").write_text("no model\n")
     before = sorted(os.listdir())
     code, out, err = run("fold", *arguments)
-    assert code == cli.WRONG_USAGE
+    assert code == WRONG_USAGE
     assert out == ""
     assert message in err
     assert len(err.splitlines()) == 1
@@ -132,10 +114,10 @@ def test_a_wrong_use_exits_2_with_one_line(folder, run, arguments, message):
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs Linux's /proc")
 def test_a_file_that_cannot_be_read_or_written_exits_2(folder, run):
     code, out, err = run("fold", "/proc/self/mem", "out.onnx")  # a file whose first byte nobody may read
-    assert (code, out) == (cli.WRONG_USAGE, "")
+    assert (code, out) == (WRONG_USAGE, "")
     assert err == "error: /proc/self/mem: not a readable ONNX model ([Errno 5] Input/output error)\n"
     code, out, err = run("fold", "noisy.onnx", "/proc/out.onnx")  # a folder that takes no files
-    assert (code, out) == (cli.WRONG_USAGE, "")
+    assert (code, out) == (WRONG_USAGE, "")
     assert err.startswith("error: /proc/out.onnx cannot be written: ")
     assert len(err.splitlines()) == 1
 
@@ -148,7 +130,7 @@ def test_no_random_inputs_exits_3(folder, run):
     model.graph.node[2].input[0] = "h2"
     onnx.save(model, "fixed.onnx")
     code, out, err = run("fold", "fixed.onnx", "out.onnx")
-    assert code == cli.NOT_VERIFIED
+    assert code == NOT_VERIFIED
     assert out == ""
     assert "cannot be run on random inputs of any size that was tried" in err
     assert not os.path.exists("out.onnx")
@@ -159,7 +141,7 @@ def test_without_a_package_it_exits_3_and_names_the_extra(folder, package):
     code = f"import sys; sys.modules[{package!r}] = None; from jumpout_export.cli import main; main()"
     command = [sys.executable, "-c", code, "fold", "noisy.onnx", "out.onnx"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == cli.NOT_VERIFIED, done.stderr
+    assert done.returncode == NOT_VERIFIED, done.stderr
     assert f"error: {package} cannot be imported" in done.stderr
     assert "pip install 'jumpout-export[onnx]'" in done.stderr
     assert not (folder / "out.onnx").exists()
@@ -212,7 +194,7 @@ def test_a_hostile_file_fails_with_its_reason_and_nothing_is_written(folder, run
     before = sorted(str(path) for path in folder.rglob("*"))
     more = {"fold": ["inner/out.onnx"], "verify": ["--against", "hostile_factory:model", "--input-shape", "2,4"]}
     code, out, err = run(command, "inner/hostile.onnx", *more.get(command, []))
-    assert code == cli.FAILED, err
+    assert code == FAILED, err
     assert problem in " ".join(out.split())
     assert "Traceback" not in err
     assert "onnxruntime:" not in err

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import pickle
-import signal
 import struct
 import sys
 import time
@@ -20,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from jumpout_export import cli, loading
+from jumpout_export import loading
+from jumpout_export.cli_work import FAILED, PASSED, WRONG_USAGE
 from jumpout_export.export import limits
 
 FACTORY = """
@@ -45,24 +45,16 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def refused(folder, monkeypatch, capfd):
+def refused(folder, run):
     """Runs a command that must end with one of `codes` and say `text`, soon, and leave everything as it was."""
 
     def refused(*arguments, codes, text):
-        monkeypatch.setattr(sys, "argv", ["jumpout-export", *map(str, arguments)])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         before, start = tree(folder), time.monotonic()
-        try:
-            with pytest.raises(SystemExit) as end:
-                cli.main()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        out, err = capfd.readouterr()
-        assert end.value.code in codes, (end.value.code, out, err)
+        code, out, err = run(*arguments)
+        assert code in codes, (code, out, err)
         assert "Traceback" not in out + err
         errors = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == (1 if end.value.code == cli.WRONG_USAGE else 0), err
+        assert len(errors) == (1 if code == WRONG_USAGE else 0), err
         assert text in " ".join(out.split()) + err, out + err
         assert tree(folder) == before
         assert time.monotonic() - start < 30
@@ -207,7 +199,7 @@ def beside(folder):
 def test_a_hostile_model_is_refused_with_its_reason(beside, refused, command, make, text):
     (beside / "model.onnx").write_bytes(make().SerializeToString())
     more = {"inspect": [], "fold": ["inner/out.onnx"], "verify": AGAINST}[command]
-    refused(command, "inner/model.onnx", *more, codes={cli.FAILED, cli.WRONG_USAGE}, text=text)
+    refused(command, "inner/model.onnx", *more, codes={FAILED, WRONG_USAGE}, text=text)
 
 
 @pytest.mark.parametrize("command", ["inspect", "fold", "verify"])
@@ -226,20 +218,18 @@ def test_what_is_no_model_is_named(beside, refused, command, content, text):
     path = beside / "model.onnx"
     os.mkfifo(path) if content is None else path.write_bytes(content)
     more = {"inspect": [], "fold": ["inner/out.onnx"], "verify": AGAINST}[command]
-    refused(command, "inner/model.onnx", *more, codes={cli.WRONG_USAGE}, text=text)
+    refused(command, "inner/model.onnx", *more, codes={WRONG_USAGE}, text=text)
 
 
 def test_a_file_that_asks_for_more_memory_than_there_is_fails(folder, refused):
     onnx.save(computed_size(), "model.onnx")
-    refused(
-        "verify", "model.onnx", *AGAINST, codes={cli.FAILED}, text="it asks for more memory than this machine has free"
-    )
+    refused("verify", "model.onnx", *AGAINST, codes={FAILED}, text="it asks for more memory than this machine has free")
 
 
 def test_a_file_that_never_ends_is_stopped(folder, refused, monkeypatch):
     monkeypatch.setattr(limits, "SECONDS", 0.2)
     onnx.save(endless(), "model.onnx")
-    refused("verify", "model.onnx", *AGAINST, codes={cli.FAILED}, text="one run takes longer than 0.2 seconds")
+    refused("verify", "model.onnx", *AGAINST, codes={FAILED}, text="one run takes longer than 0.2 seconds")
 
 
 def test_limits_leave_the_process_as_it_was_and_a_right_file_alone(folder):
@@ -305,7 +295,7 @@ ARRAYS = {
 @pytest.mark.parametrize(("make", "text"), ARRAYS.values(), ids=ARRAYS.keys())
 def test_hostile_arrays_are_refused_and_nothing_in_them_is_executed(folder, refused, make, text):
     (folder / "data.npz").write_bytes(make())
-    refused("export", "hostile_factory:model", "out.onnx", "--data", "data.npz", codes={cli.WRONG_USAGE}, text=text)
+    refused("export", "hostile_factory:model", "out.onnx", "--data", "data.npz", codes={WRONG_USAGE}, text=text)
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(folder, refused, monkeypatch):
@@ -317,7 +307,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(fo
         for _ in range(65):
             entry.write(bytes(1 << 24))
     command = ["export", "hostile_factory:model", "out.onnx", "--data", "data.npz"]
-    refused(*command, codes={cli.WRONG_USAGE}, text="data.npz unpacks to 1 GiB; at most 1 are read")
+    refused(*command, codes={WRONG_USAGE}, text="data.npz unpacks to 1 GiB; at most 1 are read")
 
 
 def png(width=8, height=8):
@@ -353,7 +343,7 @@ def test_hostile_images_are_refused_with_their_name(folder, refused, content):
     path = folder / "images" / "class" / "evil.png"
     os.mkfifo(path) if content is None else path.write_bytes(content)
     command = ["export", "hostile_factory:images", "out.onnx", "--data", "images"]
-    refused(*command, codes={cli.WRONG_USAGE}, text="evil.png cannot be read")
+    refused(*command, codes={WRONG_USAGE}, text="evil.png cannot be read")
 
 
 def safetensors(header, data=b""):
@@ -380,12 +370,12 @@ WEIGHTS = {
 def test_hostile_weights_are_refused(folder, refused, content):
     (folder / "w.safetensors").write_bytes(content)
     command = ["export", "hostile_factory:model", "out.onnx", "--weights", "w.safetensors", "--input-shape", "2,4"]
-    refused(*command, codes={cli.WRONG_USAGE}, text="weights w.safetensors cannot be read as tensors only")
+    refused(*command, codes={WRONG_USAGE}, text="weights w.safetensors cannot be read as tensors only")
 
 
 def test_what_the_tests_look_for_they_find(folder, refused):
     onnx.save(model_of([helper.make_node("Tanh", ["input"], ["output"])]), "model.onnx")
     with pytest.raises(AssertionError):
-        refused("verify", "model.onnx", *AGAINST, codes={cli.FAILED, cli.WRONG_USAGE}, text="")
+        refused("verify", "model.onnx", *AGAINST, codes={FAILED, WRONG_USAGE}, text="")
     with pytest.raises(AssertionError):
-        refused("fold", "model.onnx", "out.onnx", codes={cli.PASSED}, text="")  # it writes a file
+        refused("fold", "model.onnx", "out.onnx", codes={PASSED}, text="")  # it writes a file
