@@ -577,6 +577,10 @@ def test_half_precision_is_exported_verified_and_measured_against_the_model(tmp_
     verified = verify_onnx(path, model, X)
     assert verified, found(verified)
     assert "compared with the model in float16, which the file's metadata names as its type" in verified.notes
+    # 1, 2 and 7 are rows of the first batch; `verify` sees X alone, the export X and two more images.
+    assert note(verified, "precision").startswith(
+        "float16 against the model's own precision, 4 images: output `output`"
+    )
     with torch.no_grad():
         model.linear.weight[0, 0] += 0.1 * model.linear.weight.abs().max()
     assert not verify_onnx(path, model, X)

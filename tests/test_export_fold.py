@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jumpout_export import Jumpout
+from jumpout_export import Jumpout, export_onnx
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.fold import fold, fold_model
 from jumpout_export.nn.randomness import same_bits
@@ -275,6 +275,28 @@ def test_wrong_arguments_are_named():
         fold_model(nn.Linear(8, 8), "x")
     with pytest.raises(ValueError, match="the model cannot run the example: RuntimeError: mat1 and mat2"):
         fold_model(nn.Linear(3, 8), X)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_scripted_model_and_one_without_values_are_refused_in_words(tmp_path):
+    scripted = torch.jit.script(nn.Linear(3, 2))
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(3, 2))
+    for model, error, says in (
+        (scripted, TypeError, r"is a TorchScript module, which torch\.export cannot trace; give the nn\.Module"),
+        (
+            empty,
+            ValueError,
+            r"the model's `0\.weight` has no values: they are on the meta device; load the weights first",
+        ),
+    ):
+        with pytest.raises(error, match=says):
+            fold_model(model)
+        with pytest.raises(error, match=says):
+            export_onnx(model, tmp_path / "m.onnx", torch.randn(2, 3))
+        with pytest.raises(error, match=says):
+            export_onnx(model, tmp_path / "m.onnx", torch.randn(2, 3), dtype=torch.float16)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_compiled_model_is_folded_as_the_model_it_wraps():

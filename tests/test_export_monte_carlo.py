@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 from typer.testing import CliRunner
 
@@ -160,6 +160,36 @@ def test_the_right_file_passes_and_wrong_ones_fail_by_name(published, tmp_path):
     report = compared(changed(path, tmp_path / "off.onnx", without_training), noisy())
     assert failed(report)["cpu/off/random"] == "runs do not differ: the noise is gone"
     assert report.providers["cpu"].verdict == "fail"
+
+
+def larger_batches_doubled(graph):
+    """The output is twice as large from five images on."""
+    node, output = graph.node[-1], graph.output[0].name
+    node.output[0] = "before"
+    constants = {"four": np.int64(4), "one": np.float32(1), "two": np.float32(2), "first": np.array([0])}
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
+    graph.node.extend(
+        [
+            helper.make_node("Shape", ["before"], ["shape"]),
+            helper.make_node("Gather", ["shape", "first"], ["images"]),
+            helper.make_node("Greater", ["images", "four"], ["many"]),
+            helper.make_node("Where", ["many", "two", "one"], ["factor"]),
+            helper.make_node("Mul", ["before", "factor"], [output]),
+        ]
+    )
+
+
+def test_noise_that_cannot_be_switched_off_is_compared_at_several_batch_sizes(tmp_path):
+    model = network(Mask())
+    report = export_onnx(model, tmp_path / "model.onnx", X, allow="2")
+    assert report, failed(report)
+    names = {check.name for check in report.checks}
+    assert {f"cpu/off/batch={size}/distribution" for size in (1, 2, 7)} <= names
+    wrong = changed(tmp_path / "model.onnx", tmp_path / "wrong.onnx", larger_batches_doubled)
+    assert set(failed(compared(wrong, model))) == {"cpu/off/batch=7/distribution"}
+    fixed = export_onnx(model, tmp_path / "fixed.onnx", X, allow="2", dynamic_batch=False)
+    assert fixed, failed(fixed)
+    assert "cpu/off/distribution" in {check.name for check in fixed.checks}
 
 
 def test_other_outputs_fail_before_anything_is_drawn(published):

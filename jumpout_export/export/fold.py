@@ -210,10 +210,27 @@ def unwrap(model: Any) -> Any:
     """Returns the module inside a `torch.compile` wrapper, which would compile anew for every copy.
 
     Of an exported program it is the eval network (`as_module`); anything else that is no module stays what it is.
+
+    Raises:
+        TypeError: for a TorchScript module.
+        ValueError: for a module on the meta device.
     """
     model = as_module(model)
     inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise TypeError(
+            f"the model ({type(inner).__name__}) is a TorchScript module, which torch.export cannot trace; give the "
+            "nn.Module that it was made of"
+        )
+    if not isinstance(inner, nn.Module):
+        return model
+    empty = next((name for name, value in [*inner.named_parameters(), *inner.named_buffers()] if value.is_meta), None)
+    if empty is not None:
+        raise ValueError(
+            f"the model's `{empty}` has no values: they are on the meta device; load the weights first "
+            '(model.to_empty(device="cpu"), then load_state_dict)'
+        )
+    return inner
 
 
 def _eval_copy(model: Any) -> nn.Module:

@@ -20,6 +20,7 @@ from jumpout_export.export.scale import Scale
 from jumpout_export.export.signature import fresh, input_names, outputs, tensors, with_tensors
 from jumpout_export.nn.batches import Batch
 from jumpout_export.nn.randomness import rng_restored
+from jumpout_export.render.numbers import count
 from jumpout_export.report import Check
 
 if TYPE_CHECKING:
@@ -136,8 +137,8 @@ class PrecisionLoss:
         if not errors:
             return counted("precision", [], "no floating-point output")
         worst = max(errors, key=lambda name: errors[name])
-        note = f"float16 against the model's own precision, {self._images} images: output `{worst}` is off by up to "
-        note += f"{errors[worst]:.2%} of its size"
+        note = f"float16 against the model's own precision, {count(self._images, 'image')}: output `{worst}` is off "
+        note += f"by up to {errors[worst]:.2%} of its size"
         note += f"; top-1 agrees on {self._same} of {self._classified}" if self._classified else ""
         failed = not errors[worst] <= MOST_LOSS
         return Check(

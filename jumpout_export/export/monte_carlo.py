@@ -2,7 +2,7 @@
 
 Nothing here proves a file deterministic. What is compared: the network with its dropout switched off, value by value as
 any other file; and with the noise on, mean and spread of every output value over independent runs of ONNX Runtime and
-PyTorch (`monte_carlo_sums.py`).
+PyTorch (`monte_carlo_sums.py`); at one batch size, or at several where the noise cannot be switched off.
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ def verify_random(
     report = _without_noise(
         path, original, first, iterator, providers, allow=tuple(allow), seed=seed, progress=progress
     )
+    # Where nothing was compared without noise, the distributions have to tell whether other batch sizes are right.
+    sizes = (2,) if report.checks else (2, 1, 7)
     names = input_names(original, first)
     if any("(Dropout)" in node for node in random_nodes(load_onnx(path))) and "cpu" in providers:
         report.notes.append(_SEEDS)
@@ -132,11 +134,16 @@ def verify_random(
             label = f"{provider}/{level}"
             try:
                 session = open_session(path, provider, level)
-                comparison = NoiseComparison(session, original, first, names, seed)
+                made = [NoiseComparison(session, original, first, names, seed, size) for size in sizes]
+                comparisons = {comparison.size: comparison for comparison in made}  # one where the file fixes its size
                 if level == "off":
-                    verdicts = [_named(f"{label}/", check) for check in comparison.checks(runs)]
+                    verdicts = [
+                        _named(f"{label}/batch={size}/" if len(comparisons) > 1 else f"{label}/", check)
+                        for size, comparison in comparisons.items()
+                        for check in comparison.checks(runs)
+                    ]
                 else:
-                    report.notes.append(_about_optimizer(comparison, provider, runs))
+                    report.notes.append(_about_optimizer(made[0], provider, runs))
             except NotVerifiableError as error:
                 report.providers[provider] = ProviderReport(verdict="not_run", reason=str(error))
                 verdicts = [Check(name=provider, verdict="not_run", note=str(error))]

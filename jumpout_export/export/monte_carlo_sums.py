@@ -7,8 +7,11 @@ signs, Efron 1969), so the limit holds without an approximation, for rare and he
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -26,8 +29,6 @@ from jumpout_export.report import Check
 _PILOTS = 16
 # Of all values together, that a right file fails.
 _FALSE_ALARM = 1e-6
-# Images; more would only repeat the comparison.
-_IMAGES = 2
 # Share of an output's size that is put down to rounding.
 _ROUNDING, _ROUNDING_HALF = 1e-4, 1e-2
 
@@ -42,10 +43,16 @@ def limit_of(values: int) -> float:
 
 
 class NoiseComparison:
-    """One session against the model, on a few images, with the noise of both on."""
+    """One session against the model, on a few images, with the noise of both on.
 
-    def __init__(self, session: Session, original: nn.Module, first: Batch, names: list[str], seed: int) -> None:
-        """Takes the session's fixed batch size, or two images.
+    Attributes:
+        size: number of images.
+    """
+
+    def __init__(
+        self, session: Session, original: nn.Module, first: Batch, names: list[str], seed: int, images: int = 2
+    ) -> None:
+        """Takes the session's fixed batch size, or so many images.
 
         Args:
             session: on the file.
@@ -53,12 +60,14 @@ class NoiseComparison:
             first: inputs on the CPU.
             names: of the model's inputs.
             seed: of PyTorch's noise.
+            images: of `first`, repeated if it has fewer.
         """
         self._session, self._names, self._seed = session, names, seed
         self._seeds = torch.Generator().manual_seed(seed)
         self._model = copy.deepcopy(original)
         open_batch = all(not isinstance(shape[0], int) for shape in session.shapes if shape)
-        self._batch = rows(first, range(_IMAGES)) if open_batch else first
+        self._batch = rows(first, range(images)) if open_batch else first
+        self.size = self._batch.size
 
     def is_random(self) -> bool:
         """Returns whether one of a few runs differs from the first."""
@@ -71,7 +80,7 @@ class NoiseComparison:
         Args:
             runs: of either side.
         """
-        with rng_restored(), torch.no_grad():
+        with rng_restored(), _seed_drawn_anew(), torch.no_grad():
             torch.manual_seed(self._seed)
             expected = self._torch()
             wrong = self._wrong(expected)
@@ -133,6 +142,17 @@ class NoiseComparison:
 
     def _file(self) -> list[Tensor]:
         return self._session.run(tensors(self._batch))
+
+
+@contextlib.contextmanager
+def _seed_drawn_anew() -> Iterator[None]:
+    """ONNX Runtime's seed is one of the process and cannot be read: it is left as it starts, drawn by chance."""
+    import onnxruntime
+
+    try:
+        yield
+    finally:
+        onnxruntime.set_seed(secrets.randbelow(1 << 31))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from jumpout_export.export.audit import audit_model
 from jumpout_export.export.extras import require_onnx
 from jumpout_export.export.fold import fold, unwrap
 from jumpout_export.export.graph import can_be_run, inspect_file, load_onnx, usable_data
-from jumpout_export.export.half import half_batch, half_copy, is_half_file, takes_half
+from jumpout_export.export.half import PrecisionLoss, half_copy, is_half_file, takes_half
 from jumpout_export.export.runner import run_providers
 from jumpout_export.export.session import check_providers
 from jumpout_export.export.signature import onnx_batch
@@ -89,16 +89,16 @@ def verify_onnx(
     else:
         notes += folded.notes
         result = not_run(providers, "the file is not run")
+        loss: PrecisionLoss | None = None
         if can_be_run(checks):
             original, network = folded.original.cpu(), folded.model.cpu()
             if is_half_file(proto) and not takes_half(first):
-                original, network, batches = (
-                    half_copy(original, first),
-                    half_copy(network, first),
-                    map(half_batch, batches),
-                )
+                half, network = half_copy(original, first), half_copy(network, first)
+                loss = PrecisionLoss(original, half)
+                original, batches = half, loss.watch(batches)
                 notes.append("compared with the model in float16, which the file's metadata names as its type")
             result = run_providers(path, original, network, batches, providers, seed=seed, progress=progress)
+            checks += [loss.check()] if loss is not None else []
         checks.append(STATE_PASSED)
     checks += result.checks
     checks += unchanged_checks(path.parent, before)
