@@ -531,6 +531,8 @@ def test_axes_of_one_name_must_have_one_size_and_a_fixed_batch_is_not_open():
         choose_axes(PerImage(), batch, True, {"x": {1: "n"}, "scale": {1: "n"}})
     with pytest.raises(ValueError, match=r"cannot be open: dynamic_batch=False \(--static\) fixes the batch size"):
         choose_axes(PerImage(), batch, False, {"scale": {0: "batch"}})
+    with pytest.raises(ValueError, match=r"axis 0 of input `x` is the batch, which dynamic_batch=False .* fixes"):
+        choose_axes(PerImage(), batch, False, {"x": {0: "time"}})
     odd = onnx_batch((A, torch.ones(1, 3), A), PerImage())
     with pytest.raises(ValueError, match="axis 0 of input `scale` is no batch: it has 1 entries, the example holds 4"):
         choose_axes(PerImage(), odd, True, {"scale": {0: "batch"}})

@@ -1,5 +1,7 @@
 """What no sample shows: weights that no input reaches, and branches that no input takes."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -9,6 +11,7 @@ from onnx import helper as h
 from torch import nn
 
 from jumpout_export import export_onnx
+from jumpout_export.export.signature import onnx_batch
 from jumpout_export.export.verify import verify_onnx
 from jumpout_export.export.weights import weights_check
 
@@ -68,15 +71,133 @@ def test_a_wrong_row_that_no_image_reads_fails_and_is_named(tokens):
     )
 
 
-def test_a_weight_that_is_not_there_is_named_and_no_failure(tokens):
+def test_a_constant_with_the_name_of_a_weight_has_to_be_that_weight(tokens):
     model, path = tokens
     with torch.no_grad():
-        model.words.weight[5:].normal_()  # where no image of these looks
-    assert verify_onnx(path, model, WORDS)
-    assert weights_check(path, model, set()).note == (
+        model.words.weight[5:] *= 1.5  # most values are others, none that an image reads
+    report = verify_onnx(path, model, WORDS)
+    assert [check.name for check in report.checks if check.verdict != "pass"] == ["weights"]
+    assert "`words.weight` has 270 of 300 values wrong in the file, the first at [5, 0]" in the(report, "weights").note
+
+
+def test_a_weight_that_is_not_there_is_named_and_no_failure(tokens):
+    model, path = tokens
+    proto = onnx.load(path)
+    for message in (*proto.graph.initializer, *(node for node in proto.graph.node)):
+        if isinstance(message, onnx.NodeProto):
+            message.input[:] = ["table" if name == "words.weight" else name for name in message.input]
+        elif message.name == "words.weight":
+            message.name = "table"
+    onnx.save(proto, path)
+    assert the(verify_onnx(path, model, WORDS), "weights").note == "4 of 4 weights are in the file bit for bit"
+    with torch.no_grad():
+        model.words.weight[5:].normal_()
+    assert the(verify_onnx(path, model, WORDS), "weights").note == (
         "3 of 4 weights are in the file bit for bit; known by the outputs alone: `words.weight`"
     )
-    assert weights_check(path, model, {"words"}).note == "3 of 3 weights are in the file bit for bit"
+
+
+class WeightNorm(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Clamped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(8, 8) * 2)
+
+    def forward(self, x):
+        return x @ self.w.clamp(-3, 3)
+
+
+class Biased(nn.Module):
+    """An attention bias, and a causal mask: the converter adds them once and for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("bias", -(torch.arange(64).reshape(8, 8) % 7).float())
+        self.register_buffer("mask", torch.full((8, 8), -1e4).triu(1))
+
+    def forward(self, x):
+        return (x @ x.mT + (self.bias + self.mask)).softmax(-1)
+
+
+class Grid(nn.Module):
+    def __init__(self):
+        super().__init__()
+        weight = torch.randint(-20, 20, (16, 16)) / 8
+        weight[:, ::3] += 0.01
+        self.w = nn.Parameter(weight)
+
+    def forward(self, x):
+        return x @ ((self.w * 8).round() / 8)
+
+
+MADE = {
+    "weight_norm": (WeightNorm, (5, 8)),
+    "clamp": (Clamped, (5, 8)),
+    "mask": (Biased, (3, 8, 4)),
+    "grid": (Grid, (5, 16)),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_the_model_makes_of_weights_is_no_wrong_weight_and_is_compared_too(name, tmp_path):
+    make, shape = MADE[name]
+    torch.manual_seed(0)
+    model, path = make().eval(), tmp_path / "m.onnx"
+    x = torch.randn(shape)
+    report = export_onnx(model, path, x)
+    assert report, report.checks
+    largest = max(onnx.load(path).graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
+
+    def spoil(array):
+        array.flat[5] += 3
+
+    changed(path, largest.name, spoil)
+    note = the(verify_onnx(path, model, x), "weights").note
+    assert re.search(rf"`{re.escape(largest.name)}`.* 1 of {np.prod(largest.dims)} values wrong", note), note
+
+
+def test_every_copy_of_a_weight_is_looked_at(tokens):
+    """One right copy does not excuse a wrong one."""
+    model, path = tokens
+    proto = onnx.load(path)
+    table = next(tensor for tensor in proto.graph.initializer if tensor.name == "words.weight")
+    wrong = numpy_helper.to_array(table).copy()
+    wrong[30] += 1
+    proto.graph.initializer.append(numpy_helper.from_array(wrong, "second"))
+    gather = next(node for node in proto.graph.node if "words.weight" in node.input)
+    gather.input[:] = ["second" if name == "words.weight" else name for name in gather.input]
+    onnx.save(proto, path)
+    report = verify_onnx(path, model, WORDS)
+    assert "`words.weight` has 6 of 300 values wrong in the file, there `second`" in the(report, "weights").note
+
+
+def test_tables_of_integers_and_weights_beside_a_batchnorm_are_looked_at(tmp_path):
+    class Mapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("remap", torch.randperm(50, generator=torch.Generator().manual_seed(0)))
+            self.w, self.table = nn.Parameter(torch.randn(6, 4, 1)), nn.Parameter(torch.randn(50, 4))
+            self.bn = nn.BatchNorm1d(6)
+
+        def forward(self, x):
+            return self.bn(torch.conv1d(self.table[self.remap[x]].mT, self.w))
+
+    model, path = Mapped().eval(), tmp_path / "m.onnx"
+    assert the(export_onnx(model, path, WORDS), "weights").note == "2 of 2 weights are in the file bit for bit"
+
+    def spoil(array):
+        array[41] += 1
+
+    names = {tuple(tensor.dims): tensor.name for tensor in onnx.load(path).graph.initializer}
+    changed(path, names[50,], spoil)
+    assert "`remap` has 1 of 50 values wrong" in the(verify_onnx(path, model, WORDS), "weights").note
+    assert export_onnx(model, path, WORDS)
+    changed(path, names[50, 4], spoil)
+    assert "`table` has 4 of 200 values wrong" in the(verify_onnx(path, model, WORDS), "weights").note
 
 
 @pytest.mark.parametrize("swap", [False, True], ids=["as it is", "swapped"])
@@ -89,7 +210,7 @@ def test_weights_are_found_in_both_layouts_and_in_subgraphs(tmp_path, swap):
     node = h.make_node("If", ["c"], ["y"], then_branch=graph, else_branch=graph)
     whole = h.make_graph([node], "g", [h.make_tensor_value_info("c", TensorProto.BOOL, [])], [output])
     onnx.save(h.make_model(whole), tmp_path / "m.onnx")
-    assert weights_check(tmp_path / "m.onnx", model, set()).note == (
+    assert weights_check(tmp_path / "m.onnx", model, onnx_batch(torch.randn(2, 40), model)).note == (
         "1 of 2 weights are in the file bit for bit; known by the outputs alone: `bias`"
     )
 
@@ -106,20 +227,51 @@ def test_constants_with_common_values_are_no_wrong_weights(tmp_path):
             pruned[[3, 17, 40]] = torch.tensor([0.1, 0.2, 0.3])
             self.pruned = nn.Parameter(pruned)
 
+        def forward(self, x):
+            return x * self.scale + self.mask + self.pruned
+
     others = {"a": torch.zeros(64), "b": (torch.arange(64) % 3 < 2).float(), "c": torch.rand(64)}
     constants = [numpy_helper.from_array(one.numpy(), key) for key, one in others.items()]
     graph = h.make_graph([], "g", [], [h.make_tensor_value_info("a", TensorProto.FLOAT, [64])], constants)
     onnx.save(h.make_model(graph), tmp_path / "m.onnx")
-    check = weights_check(tmp_path / "m.onnx", Masks(), set())
+    check = weights_check(tmp_path / "m.onnx", Masks(), onnx_batch(torch.randn(2, 64), Masks()))
     assert check.verdict == "pass"
     assert check.note.startswith("0 of 3 weights")
+
+
+def test_a_weight_that_resembles_another_is_not_taken_for_a_wrong_copy_of_it(tmp_path):
+    """A fine-tuned copy that is kept in the module and not used; the file holds the other one, and holds it right."""
+
+    class Kept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.used = nn.Linear(40, 30, bias=False), nn.Linear(40, 30, bias=False)
+            with torch.no_grad():
+                self.before.weight.copy_(self.used.weight)
+                self.before.weight[3] += 1
+
+        def forward(self, x):
+            return self.used(x)
+
+    model, x = Kept().eval(), torch.randn(4, 40)
+    report = export_onnx(model, tmp_path / "m.onnx", x)
+    assert report, report.checks
+    note = "1 of 2 weights are in the file bit for bit; known by the outputs alone: `before.weight`"
+    assert the(report, "weights").note == note
+
+    def spoil(array):
+        array[7, 7] += 1
+
+    name = onnx.load(tmp_path / "m.onnx").graph.initializer[0].name
+    changed(tmp_path / "m.onnx", name, spoil)
+    assert "`used.weight` has 1 of 1200 values wrong" in the(verify_onnx(tmp_path / "m.onnx", model, x), "weights").note
 
 
 def test_an_unreadable_constant_fails(tmp_path):
     output = h.make_tensor_value_info("w", TensorProto.FLOAT, [6])
     broken = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[6], raw_data=b"123")
     onnx.save(h.make_model(h.make_graph([], "g", [], [output], [broken])), tmp_path / "m.onnx")
-    check = weights_check(tmp_path / "m.onnx", nn.Linear(6, 1), set())
+    check = weights_check(tmp_path / "m.onnx", nn.Linear(6, 1), onnx_batch(torch.randn(2, 6), nn.Linear(6, 1)))
     assert check.verdict == "fail"
     assert check.note.startswith("the weights could not be looked for in the file: ")
 
@@ -178,7 +330,8 @@ def test_a_branch_that_no_sample_takes_fails_until_one_does(tmp_path, nested):
     write_switch(path, right, right, nested=nested)
     report = verify_onnx(path, model, torch.randn(9, 3))
     assert report, report.checks
-    assert the(report, "branches").note == f"{3 if nested else 2} of {3 if nested else 2} were run"
+    others = ", constants and sizes in the file rule the others out"
+    assert the(report, "branches").note == (f"3 of 4 were run{others}" if nested else "2 of 2 were run")
 
 
 def test_a_loop_that_never_goes_round_fails(tmp_path):
@@ -220,3 +373,43 @@ def test_weights_beside_the_file_are_looked_for_and_run(tmp_path):
     report = verify_onnx(path, model, torch.randn(9, 3))
     assert report, report.checks
     assert the(report, "weights").note == "1 of 1 weights are in the file bit for bit"
+
+
+def constant_condition(kind):
+    """Nodes that make `c`, which is always true: x has three columns, which the file declares."""
+    if kind == "constants":
+        return [h.make_node("Not", ["false"], ["c"])]
+    shape = [h.make_node("Shape", ["x"], ["shape"]), h.make_node("Gather", ["shape", "at"], ["columns"])]
+    return [*shape, h.make_node("Equal", ["columns", "three"], ["c"])]
+
+
+@pytest.mark.parametrize("kind", ["constants", "sizes"])
+def test_a_branch_that_no_input_can_take_is_no_failure(tmp_path, kind):
+    model, path = Product().eval(), tmp_path / "m.onnx"
+    right = model.weight.detach().numpy()
+    constants = {"false": np.array(False), "at": np.int64(1), "three": np.int64(3)}
+    switch = h.make_node("If", ["c"], ["y"], then_branch=branch("right", right), else_branch=branch("dead", right * 2))
+    x = h.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
+    y = h.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
+    values = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = h.make_graph([*constant_condition(kind), switch], "g", [x], [y], values)
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9), path)
+    report = verify_onnx(path, model, torch.randn(4, 3))
+    assert the(report, "branches").note == "1 of 2 were run, constants and sizes in the file rule the others out"
+    assert report, report.checks
+
+
+def test_sizes_that_a_file_claims_inside_rule_nothing_out(tmp_path):
+    """Only the sizes of its inputs are held to."""
+    model, path = Product().eval(), tmp_path / "m.onnx"
+    right = model.weight.detach().numpy()
+    nodes = [h.make_node("Identity", ["x"], ["inner"]), h.make_node("Shape", ["inner"], ["shape"])]
+    nodes += [h.make_node("Gather", ["shape", "at"], ["images"]), h.make_node("Less", ["images", "nine"], ["c"])]
+    nodes += [h.make_node("If", ["c"], ["y"], then_branch=branch("a", right), else_branch=branch("b", right * 2))]
+    values = [numpy_helper.from_array(np.int64(0), "at"), numpy_helper.from_array(np.int64(9), "nine")]
+    x = h.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
+    y = h.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
+    lie = [h.make_tensor_value_info("inner", TensorProto.FLOAT, [4, 3])]
+    graph = h.make_graph(nodes, "g", [x], [y], values, value_info=lie)
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9), path)
+    assert "was never run" in the(verify_onnx(path, model, torch.randn(4, 3)), "branches").note

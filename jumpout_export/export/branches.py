@@ -7,17 +7,20 @@ any depth, and ONNX Runtime's profile says which of these ran.
 from __future__ import annotations
 
 import copy
-import json
+import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+from jumpout_export.errors import NotVerifiableError
 from jumpout_export.export.checks import counted, first_line
 from jumpout_export.export.copies import copy_data, inlined
 from jumpout_export.export.graph import load_onnx
 from jumpout_export.export.limits import run_within_limits, within_memory
 from jumpout_export.export.protos import Site, sites
+from jumpout_export.export.settled import left_open
 from jumpout_export.export.signature import tensors
 from jumpout_export.nn.batches import Batch
 from jumpout_export.report import Check
@@ -26,6 +29,18 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 _MARK = "jumpout_export_branch_"
+_MARKED = re.compile(rf'"({_MARK}\d+)_kernel_time"')
+_FILE = "marked.onnx"
+# ONNX Runtime's profile holds so many events, and no more.
+_MOST_EVENTS = 999_000
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A subgraph: the name that its node has in the copy, and where it is for a person."""
+
+    node: str
+    where: str
 
 
 class Branches:
@@ -37,7 +52,7 @@ class Branches:
 
     def __init__(self, path: Path) -> None:
         self._problem = ""
-        self._marks: dict[str, str] = {}
+        self._marks: dict[str, _Branch] = {}
         self._seen: set[str] = set()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         try:
@@ -48,7 +63,7 @@ class Branches:
             self._marks = _mark(model)
             self._folder = tempfile.TemporaryDirectory()
             copy_data(path, model, self._where)
-            (self._where / "marked.onnx").write_bytes(model.SerializeToString())
+            (self._where / _FILE).write_bytes(model.SerializeToString())
         except Exception as error:  # a file may hold anything
             self._problem = first_line(error)
 
@@ -72,10 +87,19 @@ class Branches:
             return counted("branches", [f"which branches of the file run could not be seen: {self._problem}"])
         if not self._marks:
             return None
-        never = [f"the {where} was never run" for mark, where in self._marks.items() if mark not in self._seen]
-        if never:
-            never[-1] += "; give inputs that take it, what is in it is not verified"
-        return counted("branches", never, f"{len(self._marks)} of {len(self._marks)} were run")
+        never = {mark: branch for mark, branch in self._marks.items() if mark not in self._seen}
+        possible = _still_possible(self._where / _FILE) if never else set()
+        wrong = [
+            f"the {branch.where} was never run"
+            for branch in never.values()
+            if any(name.endswith(branch.node) for name in possible)  # what is inlined gets a prefix
+        ]
+        if wrong:
+            wrong[-1] += "; give inputs that take it, what is in it is not verified"
+        run = f"{len(self._marks) - len(never)} of {len(self._marks)} were run"
+        return counted(
+            "branches", wrong, f"{run}, constants and sizes in the file rule the others out" if never else run
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +120,7 @@ class Branches:
         options.log_severity_level = 4
         session = within_memory(
             lambda: onnxruntime.InferenceSession(
-                str(self._where / "marked.onnx"), options, providers=["CPUExecutionProvider"], enable_fallback=0
+                str(self._where / _FILE), options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         )
         names = [value.name for value in session.get_inputs()]
@@ -105,43 +129,47 @@ class Branches:
             run_within_limits(session, [value.name for value in session.get_outputs()], feeds)
         finally:
             profile = Path(session.end_profiling())
-        events = json.loads(profile.read_text(encoding="utf-8"))
+        seen, events = set(), 0
+        with profile.open(encoding="utf-8") as lines:  # an event each; of a Loop there may be very many
+            for line in lines:
+                events += 1
+                seen |= set(_MARKED.findall(line))
         profile.unlink()
-        return {event["name"].removesuffix("_kernel_time") for event in events if event.get("cat") == "Node"}
+        if events > _MOST_EVENTS and seen != self._marks.keys():
+            raise NotVerifiableError(f"one run has more than {_MOST_EVENTS} events")
+        return seen
+
+
+def _still_possible(marked: Path) -> set[str]:
+    """The nodes whose branches inputs decide; all of them where that cannot be worked out."""
+    model = load_onnx(marked)
+    try:
+        return left_open(model)
+    except Exception:  # onnx and onnxscript raise a dozen types without a common base
+        return {site.node.name for site in sites(model)}
 
 
 def _subgraphs(site: Site) -> Iterator[tuple[str, GraphProto]]:
     for attribute in site.node.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            if not _settled(site, attribute.name):
+            if graph.output:
                 yield attribute.name, graph
 
 
-def _settled(site: Site, branch: str) -> bool:
-    """Whether the condition of an If is a constant that never takes this branch."""
-    from onnx import numpy_helper
-
-    if site.node.op_type != "If" or len(site.node.input) != 1:
-        return False
-    condition = site.constants.get(site.node.input[0])
-    if condition is None:
-        return False
-    return bool(numpy_helper.to_array(condition).reshape(-1)[0]) != (branch == "then_branch")
-
-
-def _mark(model: ModelProto) -> dict[str, str]:
-    """Puts a named Identity before the first output of every subgraph; returns its name -> where that is."""
+def _mark(model: ModelProto) -> dict[str, _Branch]:
+    """Puts a named Identity before an output of every subgraph; returns its name -> what it marks."""
     from onnx import helper
 
-    marks: dict[str, str] = {}
-    for branch, graph, where in _found(sites(model)):
-        mark = f"{_MARK}{len(marks)}"
-        output = graph.output[0]
-        graph.node.append(helper.make_node("Identity", [output.name], [mark], name=mark))
-        output.name = mark
-        marks[mark] = f"{branch} of {where}"
+    marks: dict[str, _Branch] = {}
+    found = [(site, list(_subgraphs(site))) for site in sites(model)]
+    for number, (site, graphs) in enumerate(found):
+        for branch, graph in graphs:
+            node, mark = f"{_MARK}node_{number}_", f"{_MARK}{len(marks)}"
+            # An Identity of a sequence needs opset 14.
+            output = next((value for value in graph.output if value.type.HasField("tensor_type")), graph.output[0])
+            graph.node.append(helper.make_node("Identity", [output.name], [mark], name=mark))
+            output.name = mark
+            marks[mark] = _Branch(node, f"{branch} of {site.where}")
+        if graphs:
+            site.node.name = node
     return marks
-
-
-def _found(every: Iterable[Site]) -> list[tuple[str, Any, str]]:
-    return [(name, graph, site.where) for site in every for name, graph in _subgraphs(site) if graph.output]

@@ -62,18 +62,24 @@ class Recording:
     names: dict[int, str]
 
 
-def record(model: nn.Module, batch: Batch, keep: Callable[[int, Tensor], None] | None = None) -> Recording:
+def record(
+    model: nn.Module,
+    batch: Batch,
+    keep: Callable[[int, Tensor], None] | None = None,
+    constants: list[Tensor] | None = None,
+) -> Recording:
     """Returns the operations that the model runs on a batch; generators are restored, hooks removed.
 
     Args:
         model: in eval mode. It is run as it is, so pass a copy of one that keeps state.
         batch: its inputs; the model gets copies.
         keep: called with the index and the result of every operation, before anything can change the result in place.
+        constants: gets what the operations make of weights and numbers alone, copied where it is no part of a weight.
     """
     names = {id(tensor): name for name, tensor in _named_weights(model)}
     batch = fresh(batch)
     stack: list[str] = []
-    seen = _Recorder(names, [value for value in tensors(batch) if isinstance(value, Tensor)], stack, keep)
+    seen = _Recorder(names, [value for value in tensors(batch) if isinstance(value, Tensor)], stack, keep, constants)
     with plain_calls(model), rng_restored(), torch.no_grad(), no_fast_path(), module_stack(model, stack), seen:
         result = batch(model)
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -101,8 +107,10 @@ class _Recorder(TorchDispatchMode):
         inputs: list[Tensor],
         stack: list[str],
         keep: Callable[[int, Tensor], None] | None,
+        constants: list[Tensor] | None,
     ) -> None:
         super().__init__()
+        self._constants = constants
         self.operations: list[Operation] = []
         self._names = names
         self._stack = stack
@@ -157,6 +165,8 @@ class _Recorder(TorchDispatchMode):
             self._producers[id(tensor)] = (index,)
             if self._keep is not None:
                 self._keep(index, tensor)
+            if self._constants is not None and not from_data:
+                self._constants.append(tensor.detach() if _shares(tensor, reads) else tensor.detach().clone())
         for tensor in _changed(func, args):
             storage = _storage(tensor)
             self._written[storage] = (*self._written.get(storage, ()), len(self.operations) - 1)
@@ -181,6 +191,10 @@ def _only_reshaped(result: Tensor, source: Tensor) -> bool:
         and result.is_contiguous()
         and source.is_contiguous()
     )
+
+
+def _shares(result: Tensor, sources: list[Tensor]) -> bool:
+    return any(_storage(result) == _storage(source) for source in sources)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -14,13 +14,13 @@ from jumpout_export.export.branches import Branches
 from jumpout_export.export.budget import FACTOR, ceiling, describe_budget
 from jumpout_export.export.checks import counted, first_line
 from jumpout_export.export.compare import Comparison
-from jumpout_export.export.constants import batchnorm_names, batchnorms_in_file, constants_check
+from jumpout_export.export.constants import batchnorms_in_file, constants_check
 from jumpout_export.export.cuda import explain_driver
 from jumpout_export.export.divergence_samples import Suspects
 from jumpout_export.export.independence import depends_on_others
 from jumpout_export.export.placement import check_placement
 from jumpout_export.export.reference import Expected, Reference
-from jumpout_export.export.samples import Sample, samples
+from jumpout_export.export.samples import Sample, rows, samples
 from jumpout_export.export.scale import Scale, Scales, source
 from jumpout_export.export.session import LEVELS, Session, open_session
 from jumpout_export.export.signature import Output, tensors
@@ -75,8 +75,8 @@ def run_providers(
                 branches.run(sample.batch)
             if expected and axes.size is None and sample.batch.size > 1 and sample.group != "data":
                 runner.compare_alone(sample, expected)
-    report = runner.report(providers)
-    return runner.located(report, path, original, first, branches.check())
+        branched = branches.check()
+    return runner.located(runner.report(providers), path, original, first, branched)
 
 
 class _Runner:
@@ -202,8 +202,8 @@ class _Runner:
         """Returns the report with the verdicts on what no value shows, and with the first layer that differs."""
         size = self._axes.size if self._axes is not None else None
         batchnorms, notes = batchnorms_in_file(path, original, first, size)
-        folded_into = {one.path for one in batchnorms if one.where} | set(batchnorm_names(original))
-        more = (constants_check(original, batchnorms), weights_check(path, original, folded_into), branches)
+        images = rows(first, range(min(2, first.size) if size is None else size))
+        more = (constants_check(original, batchnorms), weights_check(path, original, images, batchnorms), branches)
         checks = report.checks + [check for check in more if check is not None]
         found = self._suspects.look(path, original, report.checks, batchnorms, size is not None)
         return report.model_copy(
