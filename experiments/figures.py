@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -69,10 +70,10 @@ def _band(axes: Axes, curves: list[list[float]], label: str, **style: Any) -> No
     """Mean over seeds, with the range between them."""
     x = range(1, len(curves[0]) + 1)
     mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
-    axes.plot(x, mean, label=label, **style)
+    (line,) = axes.plot(x, mean, label=label, **style)
     if len(curves) > 1:
         low, high = ([f(values) for values in zip(*curves, strict=True)] for f in (min, max))
-        axes.fill_between(x, low, high, alpha=0.15, color=style.get("color"), linewidth=0)
+        axes.fill_between(x, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
 
 
 def _active_units(groups: Groups, file: Path) -> bool:
@@ -85,7 +86,7 @@ def _active_units(groups: Groups, file: Path) -> bool:
             results = groups[name]
             for layer in results[0].epochs[0].active:
                 _band(one, [[epoch.active[layer].mean for epoch in result.epochs] for result in results], layer)
-            one.set(title=name, xlabel="epoch", ylabel="fraction of active units, training", ylim=(0, 0.8))
+            one.set(title=name, xlabel="epoch", ylabel="fraction of active units, training", ylim=(0.35, 0.65))
         axes[-1].legend(fontsize=7)
 
     return _save(file, len(found), paint)
@@ -99,18 +100,31 @@ def _rates(groups: Groups, file: Path) -> bool:
     def paint(axes: Any) -> None:
         for one, batchnorm in zip(axes, (True, False), strict=True):
             some = [group for group in found if group[0].config.options.get("batchnorm", True) == batchnorm]
-            for kind in sorted({order(group[0])[0] for group in some}):
+            for number, kind in enumerate(sorted({order(group[0])[0] for group in some})):
                 points = sorted((mean_rate(group), group) for group in some if order(group[0])[0] == kind)
-                means = [statistics.fmean(result.served.accuracy for result in group) for _, group in points]
-                errors = [
-                    statistics.stdev(result.served.accuracy for result in group) if len(group) > 1 else 0.0
-                    for _, group in points
-                ]
-                one.errorbar([rate for rate, _ in points], means, errors, marker="o", capsize=3, label=kind)
+                _errorbars(one, points, lambda result: result.served.accuracy, f"C{number}", kind)
+                if batchnorm:
+                    label = f"{kind}, recalibrated"
+                    _errorbars(one, points, lambda result: result.served.accuracy_after, f"C{number}", label, "--")
             one.set(title="with BatchNorm" if batchnorm else "without", xlabel="mean p'", ylabel="test accuracy")
-        axes[0].legend()
+        axes[0].legend(fontsize=7, loc="lower left")
 
     return _save(file, 2, paint)
+
+
+def _errorbars(
+    axes: Any,
+    points: list[tuple[float, list[Result]]],
+    value: Callable[[Result], float],
+    colour: str,
+    label: str,
+    line: str = "-",
+) -> None:
+    """Mean and standard deviation over seeds against the rate."""
+    means = [statistics.fmean(map(value, group)) for _, group in points]
+    errors = [statistics.stdev(map(value, group)) if len(group) > 1 else 0.0 for _, group in points]
+    style = {"marker": "o", "capsize": 3, "linestyle": line, "color": colour, "label": label}
+    axes.errorbar([rate for rate, _ in points], means, errors, **style)
 
 
 def _ratios(groups: Groups, file: Path) -> bool:
@@ -124,18 +138,18 @@ def _ratios(groups: Groups, file: Path) -> bool:
         return statistics.fmean(value(ratio) for ratio in ratios if ratio.mode == mode)
 
     def paint(axes: Any) -> None:
-        for one, (what, value) in zip(
-            axes, (("mean", lambda ratio: ratio.mean), ("variance", lambda ratio: ratio.variance)), strict=True
-        ):
-            for number, (label, result) in enumerate(found.items()):
-                for mode, line in (("batch", "-"), ("stored", "--")):
-                    curve = [average(epoch.ratios, mode, value) for epoch in result.epochs]
-                    one.plot(range(1, len(curve) + 1), curve, line, color=f"C{number}", label=f"{label}, {mode}")
+        values = {"mean": lambda ratio: ratio.mean, "variance": lambda ratio: ratio.variance}
+        modes = {"batch": "BatchNorm in batch mode", "stored": "stored statistics"}
+        for one, (what, mode) in zip(axes, itertools.product(values, modes), strict=True):
+            for number, (label, result) in enumerate(sorted(found.items())):
+                curve = [average(epoch.ratios, mode, values[what]) for epoch in result.epochs]
+                one.plot(range(1, len(curve) + 1), curve, color=f"C{number}", label=label)
             one.axhline(1, color="black", linewidth=0.8)
-            one.set(title=f"{what} with noise / without", xlabel="epoch", ylabel="average over layers")
-        axes[-1].legend(fontsize=6)
+            one.set(title=f"{what} with noise / without,\n{modes[mode]}", xlabel="epoch")
+        axes[0].set(ylabel="average over layers")
+        axes[-1].legend(fontsize=7)
 
-    return _save(file, 2, paint)
+    return _save(file, 4, paint, width=3.2)
 
 
 def _learning_curves(groups: Groups, file: Path) -> bool:
@@ -171,7 +185,7 @@ def _depth(groups: Groups, file: Path) -> bool:
             curves = [list(result.served.w.values()) for result in results]
             _band(axes[0], curves, results[0].config.label, marker=".")
         axes[0].axhline(0.05, color="black", linewidth=0.8, linestyle=":")
-        axes[0].set(xlabel="BatchNorm layer, in call order", ylabel="W", yscale="log")
+        axes[0].set(xlabel="BatchNorm layer, in call order", ylabel="W", xticks=range(1, len(curves[0]) + 1, 2))
         axes[0].legend(fontsize=7)
 
     return _save(file, 1, paint, width=6.0)

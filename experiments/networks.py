@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 Regularizer = Callable[[], nn.Module]
 Placement = Literal["post_relu", "original"]
+PlainPlacement = Literal["post_relu", "post_pooling", "v3"]
 
 
 class Plain(nn.Sequential):
@@ -27,7 +28,8 @@ class Plain(nn.Sequential):
         batchnorm: whether a BatchNorm stands before each ReLU.
         classes: number of outputs.
         image: channels, height and width of an image.
-        v3_placement: regularize the inputs of the fully connected layers only, as cifar_lasagne does.
+        placement: `post_relu`: a regularizer after each ReLU; `post_pooling`: behind the max-pooling where one follows
+            the ReLU; `v3`: the inputs of the fully connected layers only, as cifar_lasagne does.
 
     Shape:
         Input: (N, *image); output: (N, classes).
@@ -42,23 +44,27 @@ class Plain(nn.Sequential):
         batchnorm: bool = True,
         classes: int = 10,
         image: tuple[int, int, int] = (3, 32, 32),
-        v3_placement: bool = False,
+        placement: PlainPlacement = "post_relu",
     ) -> None:
         super().__init__()
+        if placement not in get_args(PlainPlacement):
+            raise ValueError(f"placement must be one of {', '.join(get_args(PlainPlacement))}, got {placement!r}")
         width, *size = image
         for index, channels in enumerate(convolutions):
             name = f"conv{index + 1}"
             if channels == 0:
                 self.add_module(f"pool{index + 1}", nn.MaxPool2d(2))
+                if placement == "post_pooling":
+                    self.add_module(f"pool{index + 1}_noise", regularizer())
                 size = [axis // 2 for axis in size]
                 continue
             self.add_module(name, nn.Conv2d(width, channels, 3, padding=1, bias=not batchnorm))
-            self._activation(
-                name, nn.BatchNorm2d(channels) if batchnorm else None, None if v3_placement else regularizer
-            )
+            pooled = convolutions[index + 1 : index + 2] == (0,)
+            noisy = placement == "post_relu" or (placement == "post_pooling" and not pooled)
+            self._activation(name, nn.BatchNorm2d(channels) if batchnorm else None, regularizer if noisy else None)
             width = channels
         self.add_module("flatten", nn.Flatten())
-        if v3_placement:
+        if placement == "v3":
             self.add_module("noise", regularizer())
         width *= math.prod(size)
         for index, features in enumerate(hidden):

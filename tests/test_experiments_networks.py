@@ -66,9 +66,23 @@ def test_the_original_placement_of_a_wide_resnet_is_on_a_signed_tensor():
     assert signs == [True] * 3
 
 
-def test_v3_placement_has_noise_before_each_fully_connected_layer_only():
-    names = [name for name, module in cifar10s(nn.Dropout, v3_placement=True).named_modules() if name.endswith("noise")]
-    assert names == ["noise", "fc1_noise", "fc2_noise"]
+@pytest.mark.parametrize(
+    ("placement", "noisy"),
+    [
+        ("post_relu", ["conv1_noise", "conv2_noise", "conv4_noise", "conv5_noise", "fc1_noise", "fc2_noise"]),
+        ("post_pooling", ["conv1_noise", "pool3_noise", "conv4_noise", "pool6_noise", "fc1_noise", "fc2_noise"]),
+        ("v3", ["noise", "fc1_noise", "fc2_noise"]),
+    ],
+)
+def test_the_placement_says_where_the_noise_is(placement, noisy):
+    network = cifar10s(nn.Dropout, placement=placement)
+    assert [name for name, _ in network.named_modules() if name.endswith("noise")] == noisy
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_an_unknown_placement_is_refused():
+    with pytest.raises(ValueError, match="placement must be one of post_relu, post_pooling, v3, got 'before'"):
+        cifar10s(nn.Dropout, placement="before")
 
 
 def test_a_depth_that_no_wide_resnet_has_is_refused():

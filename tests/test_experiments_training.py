@@ -106,6 +106,19 @@ def test_bfloat16_trains_and_float16_needs_cuda(images):
         train(config(training={"epochs": 1, "precision": "float16"}), images, 0, CPU)
 
 
+@pytest.mark.slow
+def test_a_compiled_step_trains_the_same_network(images):
+    plain = {"regularizer": {"kind": "none"}, "training": {"epochs": 1, "batch_size": 50, "learning_rate": 0.01}}
+    _, (eager,) = train(config(**plain), images, 0, CPU)
+    plain["training"]["compile"] = True
+    network, (compiled,) = train(config(**plain), images, 0, CPU)
+    assert compiled.train_loss == pytest.approx(eager.train_loss, rel=1e-3)
+    assert compiled.active.keys() == eager.active.keys()
+    for name, spread in compiled.active.items():
+        assert spread.mean == pytest.approx(eager.active[name].mean, abs=0.02)
+    assert all("_orig_mod" not in name for name in network.state_dict())
+
+
 def test_a_loss_that_is_no_number_ends_the_run(images):
     settings = config(options={"width": 0.125, "batchnorm": False}, training={"epochs": 2, "learning_rate": 1e6})
     with pytest.raises(ValueError, match=r"the training loss is \S+ in epoch \d; lower learning_rate"):
