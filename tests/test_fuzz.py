@@ -15,6 +15,7 @@ import resource
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,11 @@ from torch import nn
 
 from jumpout_export import inspect_onnx, loading, verify_onnx
 from jumpout_export.errors import JumpoutExportError
+from jumpout_export.export.program_file import load_program
 from jumpout_export.export.refold import fold_onnx
 
 SEED = 7
-COUNTS = {"onnx": 1500, "npz": 400, "safetensors": 400}
+COUNTS = {"onnx": 1500, "npz": 400, "safetensors": 400, "pt2": 300}
 SECONDS = 150
 # What the package says it raises, all of which end the command line with one line.
 DOCUMENTED = (JumpoutExportError, ValueError, TypeError)
@@ -358,6 +360,30 @@ def fuzz_safetensors(fuzz: Fuzz, rng: random.Random, count: int) -> None:
         fuzz.start(str(number))
         path.write_bytes(data if number == 0 else mutated(data, rng))
         fuzz.check(lambda: loading.load_weights(network(), path) or True)
+
+
+def fuzz_pt2(fuzz: Fuzz, rng: random.Random, count: int) -> None:
+    path = fuzz.folder / "program.pt2"
+    torch.export.save(torch.export.export(network().eval(), (torch.randn(3, 6),)), path)
+    data = path.read_bytes()
+    for number in range(count):
+        fuzz.start(str(number))
+        changed = (mutated, with_changed_entry)[number % 2]
+        path.write_bytes(data if number == 0 else changed(data, rng))
+        fuzz.check(lambda: load_program(path))
+
+
+def with_changed_entry(data: bytes, rng: random.Random) -> bytes:
+    """The archive with one of its files mutated and every checksum right."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as before, zipfile.ZipFile(stream, "w") as after:
+        names = before.namelist()
+        model = next(name for name in names if name.endswith("models/model.json"))
+        chosen = rng.choice((model, model, rng.choice(names)))
+        for name in names:
+            content = before.read(name)
+            after.writestr(name, mutated(content, rng) if name == chosen else content)
+    return stream.getvalue()
 
 
 def fuzz_crash(fuzz: Fuzz, *_) -> None:
