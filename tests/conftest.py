@@ -25,6 +25,7 @@ def restored_signals():
     """The command line, run in this process, takes Ctrl-C and SIGTERM."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = [signal.getsignal(number) for number in numbers]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with Ctrl-C ignored
     yield
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)

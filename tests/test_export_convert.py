@@ -420,6 +420,26 @@ def test_the_first_axis_may_be_named_where_the_batch_size_is_fixed():
     assert axes.batched == (False,)
 
 
+def test_a_sequence_model_may_take_time_first(tmp_path):
+    """Axis 0 is the time, of which steps depend on one another; the batch is fixed and comes second."""
+
+    class Sequence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.linear(x - x.mean(0, keepdim=True)).relu()
+
+    torch.manual_seed(0)
+    axes = {"x": {0: "time"}}
+    x = torch.randn(6, 2, 4)
+    report = export_onnx(Sequence(), tmp_path / "model.onnx", x, dynamic_batch=False, dynamic_axes=axes)
+    assert report, found(report)
+    assert "time=" in note(report, "dynamic axes")
+    assert onnx.load(tmp_path / "model.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_param == "time"
+
+
 def test_a_scripted_layer_is_named(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own: torch.jit.script is deprecated, and copies of its modules warn
@@ -531,8 +551,6 @@ def test_axes_of_one_name_must_have_one_size_and_a_fixed_batch_is_not_open():
         choose_axes(PerImage(), batch, True, {"x": {1: "n"}, "scale": {1: "n"}})
     with pytest.raises(ValueError, match=r"cannot be open: dynamic_batch=False \(--static\) fixes the batch size"):
         choose_axes(PerImage(), batch, False, {"scale": {0: "batch"}})
-    with pytest.raises(ValueError, match=r"axis 0 of input `x` is the batch, which dynamic_batch=False .* fixes"):
-        choose_axes(PerImage(), batch, False, {"x": {0: "time"}})
     odd = onnx_batch((A, torch.ones(1, 3), A), PerImage())
     with pytest.raises(ValueError, match="axis 0 of input `scale` is no batch: it has 1 entries, the example holds 4"):
         choose_axes(PerImage(), odd, True, {"scale": {0: "batch"}})

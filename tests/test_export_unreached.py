@@ -267,6 +267,20 @@ def test_a_weight_that_resembles_another_is_not_taken_for_a_wrong_copy_of_it(tmp
     assert "`used.weight` has 1 of 1200 values wrong" in the(verify_onnx(tmp_path / "m.onnx", model, x), "weights").note
 
 
+def test_a_weight_without_an_axis_is_looked_for_too(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.tensor(1.37)), nn.Parameter(torch.tensor([0.25]))
+
+        def forward(self, x):
+            return x * self.scale + self.shift
+
+    report = export_onnx(Scaled(), tmp_path / "m.onnx", torch.randn(4, 3))
+    assert report, report.checks
+    assert the(report, "weights").note == "2 of 2 weights are in the file bit for bit"
+
+
 def test_an_unreadable_constant_fails(tmp_path):
     output = h.make_tensor_value_info("w", TensorProto.FLOAT, [6])
     broken = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[6], raw_data=b"123")

@@ -200,12 +200,7 @@ def _checked(
                 raise ValueError(f"{where} is no batch: it has {shape[0]} entries, the example holds {batch.size}")
             if text == BATCH and not dynamic_batch:
                 raise ValueError(f"{where} cannot be open: dynamic_batch=False (--static) fixes the batch size")
-            if axis == 0 and name == first and not dynamic_batch:
-                raise ValueError(
-                    f"{where} is the batch, which dynamic_batch=False (--static) fixes; of a model that takes another "
-                    "axis first, as sequences do, export a wrapper that takes the batch first"
-                )
-            if axis == 0 and name == first and text != BATCH:
+            if axis == 0 and name == first and text != BATCH and dynamic_batch:
                 raise ValueError(f"{where} is the batch: it is named `{BATCH}`, and dynamic_batch opens it")
             if shape[axis] < 2 and text != BATCH:
                 raise ValueError(

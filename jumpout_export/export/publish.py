@@ -189,7 +189,7 @@ def export_onnx(
             result = verify_random(file, original, batches, providers, allow=allow, seed=seed, progress=progress)
         else:
             result = run_providers(
-                file, original, network, batches, providers, allow=allow, seed=seed, progress=progress
+                file, original, network, batches, providers, axes=axes, allow=allow, seed=seed, progress=progress
             )
         draft.add([loss.check()] if loss else [])
         report = draft.report(result, file, converted.data)

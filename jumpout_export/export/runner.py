@@ -40,6 +40,7 @@ def run_providers(
     batches: Iterable[Batch],
     providers: tuple[str, ...],
     *,
+    axes: Axes | None = None,
     allow: Iterable[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
@@ -52,6 +53,8 @@ def run_providers(
         folded: the folded model, whose bits are compared with the original's.
         batches: inputs on the CPU.
         providers: of `cpu`, `cuda`.
+        axes: of the inputs, where they are known. A file says which are open, not which is the batch; without them an
+            open first axis of the first input is.
         allow: module paths in which, and below which, random numbers may be drawn.
         seed: of the random inputs.
         progress: called as progress(what, done, total).
@@ -61,7 +64,7 @@ def run_providers(
     runner = _Runner(Reference(original, first, folded=folded, allow=allow))
     for provider in providers:
         runner.open(path, provider)
-    axes = runner.axes(first)
+    axes = runner.axes(first, axes)
     for sample in samples(iter([first]), axes, seed, runner.can_run):
         runner.prime(sample)
     with Branches(path) as branches:
@@ -114,10 +117,12 @@ class _Runner:
                 self._checks.append(check_placement(label, provider, session.nodes, path))
             self.sessions.append((session, Comparison(label, provider == "cpu", self._scales)))
 
-    def axes(self, batch: Batch) -> Axes:
+    def axes(self, batch: Batch, known: Axes | None) -> Axes:
         """Returns the axes that the file leaves open."""
         shapes, names = next(((session.shapes, session.inputs) for session, _ in self.sessions), ([], []))
-        self._axes = declared_axes(shapes, names, batch)
+        declared = declared_axes(shapes, names, batch)
+        # Of a fixed batch size only: that an open one is open has to be in the file.
+        self._axes = known if known is not None and known.size is not None else declared
         return self._axes
 
     def can_run(self, batch: Batch) -> bool:

@@ -42,7 +42,7 @@ class Known:
 
     def layouts(self) -> Iterator[Array]:
         """Yields it as it is and with its last two axes swapped."""
-        yield self.array
+        yield np.atleast_1d(self.array)
         if self.array.ndim > 1:
             yield self.array.swapaxes(-1, -2)
 
