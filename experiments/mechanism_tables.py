@@ -9,8 +9,8 @@ from experiments.tables import Groups, accuracy, drift, each, of_row, recalibrat
 
 # Of the plain networks: their input is the maximum of several noisy values, for which the closed form does not hold.
 BEHIND_POOLING = ("conv4", "fc1")
-# Numbers are stored with four digits.
-_ROUNDING = 1e-4
+# Numbers are stored with six digits.
+_ROUNDING = 1e-5
 
 
 def ratios(groups: Groups) -> str:
@@ -35,7 +35,7 @@ def ratios(groups: Groups) -> str:
     return (
         "## Figs 3 and 5: mean and variance with noise over without\n\n[[fig3]]\n\n"
         f"{table(head, rows)}\n\nThe first noisy layer has no noise before it, so its closed form holds (stored "
-        "BatchNorm statistics; ± is the standard error over 8 draws of the noise). `all` is the average over the six "
+        "BatchNorm statistics; ± is the standard error over 16 draws of the noise). `all` is the average over the six "
         f"layers with all noise on and BatchNorm in batch mode, as in the paper's figures.\n\n{_alone(found)}"
     )
 

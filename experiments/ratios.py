@@ -83,22 +83,28 @@ def _row(name: str, mode: Mode, alpha: float, keeps: list[float], plain: _Moment
     variances = [float((one.variance[name][used] / v[used]).mean()) for one in noisy]
     average = float(rho[used].mean())
     expected = [(k ** (1 - alpha), k ** (2 - 2 * alpha) * (1 + average * (1 - k) / k)) for k in keeps]
-    return Ratio(
-        layer=name,
-        mode=mode,
-        keep=digits(sum(keeps) / len(keeps)),
-        mean=digits(sum(means) / len(means)),
-        mean_error=digits(_standard_error(means)),
-        variance=digits(sum(variances) / len(variances)),
-        variance_error=digits(_standard_error(variances)),
-        rho=digits(average),
-        mean_expected=digits(sum(one for one, _ in expected) / len(expected)),
-        variance_expected=digits(sum(two for _, two in expected) / len(expected)),
-    )
+    mean_offs = [value - one for value, (one, _) in zip(means, expected, strict=True)]
+    variance_offs = [value - two for value, (_, two) in zip(variances, expected, strict=True)]
+    numbers = {
+        "keep": _mean(keeps),
+        "mean": _mean(means),
+        "mean_error": _standard_error(mean_offs),
+        "variance": _mean(variances),
+        "variance_error": _standard_error(variance_offs),
+        "rho": average,
+        "mean_expected": _mean([one for one, _ in expected]),
+        "variance_expected": _mean([two for _, two in expected]),
+    }
+    # As precise as a standard error of 1e-4 needs it.
+    return Ratio(layer=name, mode=mode, **{key: digits(value, 6) for key, value in numbers.items()})
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _standard_error(values: list[float]) -> float:
-    mean = sum(values) / len(values)
+    mean = _mean(values)
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 

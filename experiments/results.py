@@ -40,9 +40,10 @@ class Ratio(BaseModel):
             is on; `alone`: stored ones, and only the noise at this layer's input is on.
         keep: k = 1 - p', averaged over the layer's calls.
         mean: slope of the channels' means with noise on those without.
-        mean_error: its standard error, over repeated draws of the noise.
+        mean_error: standard error of its difference from `mean_expected`, over repeated draws of the noise; where the
+            rate is drawn too, both are of the same rates.
         variance: average over channels of the variance with noise over that without.
-        variance_error: its standard error.
+        variance_error: likewise.
         rho: average over channels of sum w^2 E[x^2] / Var(sum w x), at the layer's input without noise.
         mean_expected: k^(1 - alpha).
         variance_expected: k^(2 - 2 alpha) (1 + rho (1 - k) / k): independent masks, no noise in the layers before.
@@ -165,6 +166,6 @@ def read_result(path: Path) -> Result:
     return Result.model_validate_json(path.read_text())
 
 
-def digits(value: float) -> float:
-    """Returns a number rounded to four significant digits; more would be noise, and a megabyte of it."""
-    return float(f"{float(value):.4g}")
+def digits(value: float, count: int = 4) -> float:
+    """Returns a number rounded to so many significant digits; more would be noise, and a megabyte of it."""
+    return float(f"{float(value):.{count}g}")

@@ -211,7 +211,7 @@ def _one_epoch(
     if config.ratios and process.rank == 0:
         last = number + 1 == training.epochs  # the curves need no error bars
         x = normalise(images.train[:512].to(device))
-        epoch.ratios = measure_ratios(network, x, alone=last, draws=8 if last else 2)
+        epoch.ratios = measure_ratios(network, x, alone=last, draws=16 if last else 2)
     if number + 1 in training.reestimate:
         recalibrate_batchnorm(network, [normalise(part.to(device)) for part in images.train.split(500)], "variance")
         epoch.reestimated_accuracy = digits(evaluate(network, images.test, images.test_labels, device)[1])
