@@ -100,12 +100,13 @@ class Config(_Table):
         make: Callable[..., nn.Module] = partial(NETWORKS[self.network], classes=classes, image=image)
         try:
             network = make(make_regularizer(**self.regularizer), **self.options)
-        except TypeError as error:
-            raise ValueError(f"{self.network} with {self.regularizer} and {self.options}: {error}") from error
-        if self.initialisation == "hendrycks_gimpel":
-            with torch.no_grad():
-                self._hendrycks_gimpel(network)
-        return network
+            if self.initialisation == "hendrycks_gimpel":
+                with torch.no_grad():
+                    self._hendrycks_gimpel(network)
+            return network
+        except (TypeError, KeyError, ZeroDivisionError, RuntimeError) as error:
+            what = f"{self.network} with {self.regularizer} and {self.options} for images of {image}"
+            raise ValueError(f"{what} cannot be made: {type(error).__name__}: {error}") from error
 
     def _hendrycks_gimpel(self, network: nn.Module) -> None:
         """The first layer has no noise at its input; all others have that of the regularizer."""
@@ -132,7 +133,7 @@ def read_config(path: Path) -> Config:
         return Config(**tomllib.loads(path.read_text()))
     except FileNotFoundError as error:
         raise ValueError(f"there is no file {path}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no TOML: {error}") from error
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors()]

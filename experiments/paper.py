@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of results; default experiments/results/PROTOCOL")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     arguments = parser.parse_args()
+    if arguments.workers < 1:
+        parser.error(f"--workers must be at least 1, got {arguments.workers}")
     configs = arguments.configs or HERE / "configs" / arguments.protocol
     out = arguments.out or HERE / "results" / arguments.protocol
     device = "cuda" if arguments.protocol == "gpu" else "cpu"
@@ -136,8 +138,18 @@ def main() -> None:
         todo = [job for job in found if not done(job, out)]
         if arguments.data is not None:
             print(f"{len(found) - len(todo)} of {len(found)} runs are there", file=sys.stderr)
-            run_all(arguments.data, todo, out, device, arguments.workers, checksums=not arguments.no_checksums)
-        write_summary(out, HERE / "README.md" if arguments.out is None else out / "README.md", arguments.protocol)
+            checksums = not arguments.no_checksums
+            if todo:
+                read_images(arguments.data, checksums=checksums)  # one clear line, and not one from each worker
+            else:
+                print(
+                    "nothing is run: the tables are made of these results. To run all of them again give another "
+                    "folder, --out DIR; to run some again and compare, python -m experiments.repeat NAME --data DIR",
+                    file=sys.stderr,
+                )
+            run_all(arguments.data, todo, out, device, arguments.workers, checksums=checksums)
+        page = "README.md" if arguments.out is not None or arguments.protocol == "cpu" else "README-gpu.md"
+        write_summary(out, (arguments.out or HERE) / page, arguments.protocol)
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command goes on from here") from None
     except (OSError, ValueError, RuntimeError) as error:

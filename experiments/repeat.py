@@ -23,9 +23,7 @@ from experiments.run import run
 from experiments.tables import accuracy, recalibrated
 
 # Standard errors of the difference that another seed is granted.
-_MOST = 4.0
-# Of the test images alone, for configurations with a single seed: binomial, at its widest.
-_TEST_IMAGES = 2000
+_MOST = 3.0
 
 
 def compare(new: Result, committed: list[Result]) -> tuple[bool, str]:
@@ -39,9 +37,10 @@ def compare(new: Result, committed: list[Result]) -> tuple[bool, str]:
     if numbers(own) == numbers(new):
         return True, f"{new.name} seed {new.seed}: every number is the same"
     good, parts = True, []
+    images = new.config.data.test or 10_000
     for what, value in (("accuracy", accuracy), ("recalibrated", recalibrated)):
         values = [value(result) for result in committed]
-        sd = max(statistics.stdev(values) if len(values) > 1 else 0.0, math.sqrt(0.25 / _TEST_IMAGES))
+        sd = max(statistics.stdev(values) if len(values) > 1 else 0.0, math.sqrt(0.25 / images))  # one seed has no sd
         error = sd * math.sqrt(1 + 1 / len(values))
         off = abs(value(new) - statistics.fmean(values)) / error
         good = good and off <= _MOST

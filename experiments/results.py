@@ -162,8 +162,15 @@ def write_result(result: Result, path: Path) -> None:
 
 
 def read_result(path: Path) -> Result:
-    """Returns a result that `write_result` wrote."""
-    return Result.model_validate_json(path.read_text())
+    """Returns a result that `write_result` wrote.
+
+    Raises:
+        ValueError: naming the file, if it is none.
+    """
+    try:
+        return Result.model_validate_json(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no result of a run ({type(error).__name__}); remove it to run it again") from error
 
 
 def digits(value: float, count: int = 4) -> float:

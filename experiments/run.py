@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
     arguments = parser.parse_args()
     process = Process(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    device = torch.device(arguments.device)
+    device = _device(arguments.device)
     if process.size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if device.type == "cuda":
@@ -99,6 +99,13 @@ def main() -> None:
             f"{result.name} seed {result.seed}: test accuracy {served.accuracy:.1%}, BatchNorm {served.verdict}, "
             f"recalibrated {served.accuracy_after:.1%}, export {'passed' if served.exported else 'FAILED'}"
         )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise SystemExit(f"error: --device {name} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def _say(line: str) -> None:

@@ -38,33 +38,48 @@ def _head(results: list[Result], protocol: str) -> str:
     data = sorted({result.data for result in results})
     where = {
         "cpu": "This is the CPU-sized protocol: fewer and smaller images, narrower networks, fewer epochs. "
-        "It shows directions and mechanisms, not the paper's accuracies.",
+        "It shows directions and mechanisms, not the paper's accuracies. The images are the first ones of a fixed "
+        "shuffle of CIFAR-10, kept as JPEG files in a folder per class: JPEG costs accuracy (how much was not "
+        "measured), and other files of the same images give other numbers.",
         "gpu": "This is the full protocol of CIFAR10(s) and a shortened one of the Wide ResNet.",
     }[protocol]
-    command = "make paper DATA=DIR" if protocol == "cpu" else "make paper-gpu DATA=DIR"
+    target = "paper" if protocol == "cpu" else "paper-gpu"
+    commits = sorted({result.machine["commit"] for result in results})
     return f"""# The paper's tables and figures, measured with this package
 
 Wang, Zhou, Bilmes, *Jumpout: Improved Dropout for Deep Neural Networks with ReLUs*, ICML 2019. {where}
-The same protocol as far as the paper states it; sigma of its half-normal rate, the place of the layers and its
-tuned rates are not in the text we have, and the values of its Table 1 neither. Where it names none we take
-sigma = 0.1 and put jumpout after every ReLU.
+Of the paper's settings, sigma of its half-normal rate, the place of the layers, the tuned rates and the values of its
+Table 1 are not in the text we have. Where it names none we take sigma = 0.1, p = 0.1, and put the noise after every
+ReLU. Rates p' are means over layers and seeds in the last epoch; nothing was tuned.
 
-This file is written by `{command}`: {len(results)} runs, {seconds / 3600:.1f} hours of training in all,
-on {one.machine["device"]} ({one.machine["cores"]} cores), torch {one.machine["torch"]}.
-Data: {"; ".join(data)}. Where these were JPEG files, that costs every method a little accuracy.
+{len(results)} runs, {seconds / 3600:.1f} hours of training in all, on {one.machine["device"]} ({one.machine["cores"]}
+cores), torch {one.machine["torch"]}, commits {", ".join(commits)}. Data: {"; ".join(data)}.
+
+    make {target} DATA=DIR                                    makes the runs that are not there, and this page
+    python -m experiments.paper --protocol {protocol} --data DIR --out NEW     all runs anew, beside these
+    python -m experiments.repeat jumpout none --data DIR     some of them again, compared with these
+
 Numbers are mean ± standard deviation over seeds, with the number of seeds in brackets; accuracies are percentages of
-the test images. Every trained network was checked, recalibrated, exported and verified by this package.
+the test images, which add ± {100 * (0.25 / _test_images(one)) ** 0.5:.1f} points that are the same for all. Every
+trained network was checked, recalibrated, exported and verified by this package.
 
 {_index(by_name(results), protocol)}"""
 
 
+def _test_images(result: Result) -> int:
+    return result.config.data.test or 10_000
+
+
 # Row of the paper, as configurations name it -> the section about it, and the configurations.
 _SECTIONS = {
-    "Fig 1": ("Fig 1: active units", "`jumpout`"),
-    "Fig 2": ("Fig 2: accuracy against the dropout rate", "`fig2-*`, `table1-*`"),
-    "Figs 3 and 5": ("Figs 3 and 5: mean and variance with noise over without", "`alpha-*`"),
-    "Fig 4": ("Fig 4: learning curves", "`none`, `dropout`, `jumpout`"),
-    "Table 1": ("Table 1: the three modifications", "`table1-*`"),
+    "Fig 1": ("Fig 1: active units", "`none`, `dropout`, `jumpout`"),
+    "Fig 2": ("Fig 2: accuracy against the dropout rate", "`fig2-*`, `dropout`, `jumpout`, `table1-001`"),
+    "Figs 3 and 5": (
+        "Figs 3 and 5: mean and variance with noise over without",
+        "`alpha-*`, `dropout`, `jumpout`, `table1-001`, `fig2-*-0.2`",
+    ),
+    "Fig 4": ("Fig 4: learning curves", "`none`, `dropout`, `jumpout`, `concrete`"),
+    "Table 1": ("Table 1: the three modifications", "`dropout`, `table1-*`, `jumpout`"),
     "Table 2": ("Table 2: the CIFAR10(s) column", "`none`, `dropout`, `jumpout`"),
     "Table 3": ("Table 3: Concrete Dropout", "`concrete`"),
     "Hendrycks and Gimpel": ("Hendrycks and Gimpel: variance re-estimation", "`hg-*`"),

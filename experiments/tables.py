@@ -59,12 +59,16 @@ def largest_w(result: Result) -> float:
 
 
 def drift(results: Sequence[Result]) -> str:
-    """Returns the largest W, averaged over seeds, and how often the check says drift."""
+    """Returns the largest W, averaged over seeds, and the verdicts."""
     if not results[0].served.w:
         return "no BatchNorm"
-    drifting = sum(result.served.verdict == "drift" for result in results)
-    mean = statistics.fmean(largest_w(result) for result in results)
-    return f"{mean:.2f}, drift in {drifting} of {len(results)}"
+    return f"{statistics.fmean(largest_w(result) for result in results):.2f}: {verdicts(results)}"
+
+
+def verdicts(results: Sequence[Result]) -> str:
+    """Returns how often the check says what."""
+    found = [result.served.verdict for result in results]
+    return ", ".join(f"{found.count(one)} {one}" for one in ("ok", "inconclusive", "drift") if one in found)
 
 
 def gain(ours: Sequence[Result], others: Sequence[Result], value: Value) -> tuple[float, float] | None:

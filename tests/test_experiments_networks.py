@@ -158,5 +158,5 @@ def test_an_unknown_network_or_option_is_named():
     made = {"rows": (), "label": "", "regularizer": {"kind": "none"}, "training": {"epochs": 1}}
     with pytest.raises(ValueError, match=r"network must be one of cifar10s, .*, got 'vgg'"):
         Config(network="vgg", **made).build(10, (3, 16, 16))
-    with pytest.raises(ValueError, match=r"slides with .* and {'depth': 3}: .*unexpected keyword argument 'depth'"):
+    with pytest.raises(ValueError, match=r"slides with .* and {'depth': 3} .*unexpected keyword argument 'depth'"):
         Config(network="slides", options={"depth": 3}, **made).build(10, (3, 16, 16))

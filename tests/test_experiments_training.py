@@ -259,12 +259,14 @@ def test_the_protocol_runs_to_its_tables_and_repeats_nothing(tmp_path, monkeypat
     assert "## Table 2: the CIFAR10(s) column" in text
     assert "2 of 2 networks were exported and verified" in text
     accuracy = json.loads((out / "dropout-0.json").read_text())["served"]["accuracy"]
-    assert f"| dropout | 86.50 | {100 * accuracy:.1f} (1) |" in text
+    assert f"| dropout | 86.50 | 0.10 | {100 * accuracy:.1f} (1) |" in text
     assert (out / "figures" / "cpu" / "fig2.svg").read_text().startswith("<?xml")
 
     monkeypatch.setattr(sys, "argv", [str(word) for word in command[2:]])
     main()
-    assert "2 of 2 runs are there" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "2 of 2 runs are there" in said
+    assert "nothing is run: the tables are made of these results" in said
     assert (out / "README.md").read_text() == text
     job = jobs(configs)[0]
     assert done(job, out)
@@ -272,3 +274,22 @@ def test_the_protocol_runs_to_its_tables_and_repeats_nothing(tmp_path, monkeypat
         (configs / f"{job.name}.toml").read_text().replace("epochs = 1", "epochs = 2")
     )
     assert not done(jobs(configs)[0], out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["experiments.paper", "--data", "nowhere", "--out", "there"], "error: there is no folder nowhere"),
+        (["experiments.paper", "--workers", "0"], "--workers must be at least 1, got 0"),
+        (["experiments.run", "x.toml", "--data", "nowhere", "--device", "foo"], "error: --device foo cannot be used: "),
+        (["experiments.run", "x.toml", "--data", "nowhere"], "error: there is no folder nowhere"),
+        (["experiments.repeat", "none", "--data", "nowhere"], "error: there is no folder nowhere"),
+    ],
+)
+def test_wrong_arguments_end_with_one_line(arguments, says, tmp_path):
+    there = [str(tmp_path) if word == "there" else word for word in arguments]
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-m", *there], capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode != 0
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
