@@ -11,6 +11,7 @@ from onnx import helper as h
 from torch import nn
 
 from jumpout_export import export_onnx
+from jumpout_export.export.settled import left_open
 from jumpout_export.export.signature import onnx_batch
 from jumpout_export.export.verify import verify_onnx
 from jumpout_export.export.weights import weights_check
@@ -427,3 +428,18 @@ def test_sizes_that_a_file_claims_inside_rule_nothing_out(tmp_path):
     graph = h.make_graph(nodes, "g", [x], [y], values, value_info=lie)
     onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9), path)
     assert "was never run" in the(verify_onnx(path, model, torch.randn(4, 3)), "branches").note
+
+
+def test_a_default_value_that_a_caller_may_change_rules_nothing_out():
+    def with_condition(inputs):
+        right = np.zeros((3, 2), np.float32)
+        switch = h.make_node(
+            "If", ["c"], ["y"], name="switch", then_branch=branch("a", right), else_branch=branch("b", right)
+        )
+        x = h.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
+        y = h.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
+        graph = h.make_graph([switch], "g", [x, *inputs], [y], [numpy_helper.from_array(np.array(True), "c")])
+        return h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9)
+
+    assert "switch" not in left_open(with_condition([]))
+    assert "switch" in left_open(with_condition([h.make_tensor_value_info("c", TensorProto.BOOL, [])]))

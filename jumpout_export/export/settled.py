@@ -28,6 +28,10 @@ def left_open(model: ModelProto) -> set[str]:
 
     known = copy.deepcopy(model)
     del known.graph.value_info[:]  # nobody holds a file to these; to the sizes of its inputs ONNX Runtime does
+    given = {value.name for value in known.graph.input}  # has only a default value: the caller may pass another
+    kept = [tensor for tensor in known.graph.initializer if tensor.name not in given]
+    del known.graph.initializer[:]
+    known.graph.initializer.extend(kept)
     known = shape_inference.infer_shapes(known, data_prop=True)
     _fold_known_sizes(known.graph)
     folded = onnxscript.optimizer.optimize(known)
