@@ -23,10 +23,10 @@ from timing import alternate, machine
 from torch import Tensor, nn
 
 from jumpout_export import Jumpout, check_batchnorm, recalibrate_batchnorm
-from jumpout_export.batchnorm.collect import collect_states
-from jumpout_export.batchnorm.feed import Feed
-from jumpout_export.batchnorm.layers import batchnorm_layers
-from jumpout_export.batchnorm.states import RENORMALISED, SERVING, TRAINING, State
+from jumpout_export.batchnorm.measure.collect import collect_states
+from jumpout_export.batchnorm.measure.feed import Feed
+from jumpout_export.batchnorm.measure.layers import batchnorm_layers
+from jumpout_export.batchnorm.measure.states import RENORMALISED, SERVING, TRAINING, State
 
 BATCH, BATCHES = 128, 4
 LIMIT = 1.3

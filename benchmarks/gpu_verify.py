@@ -24,10 +24,11 @@ import torch
 from timing import alternate, machine
 from torch import Tensor, nn
 
-from jumpout_export import Jumpout, demo, export_onnx
-from jumpout_export.export.placement import NAMES
-from jumpout_export.export.providers import CUDA_SETTINGS, explain_unusable
+from jumpout_export import Jumpout, export_onnx
+from jumpout_export.cli import demo
 from jumpout_export.report import ExportReport
+from jumpout_export.runtime.placement import NAMES
+from jumpout_export.runtime.providers import CUDA_SETTINGS, explain_unusable
 
 ROOT = Path(__file__).parents[1]
 RESULTS = {"cuda": ROOT / "benchmarks/results/gpu-verify.json", "cpu": ROOT / "build/gpu-verify-cpu.json"}

@@ -3,15 +3,15 @@
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.monitor import BatchNormMonitor
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
-from jumpout_export.export.fold import fold_model
-from jumpout_export.export.graph import inspect_onnx
 from jumpout_export.export.publish import export_onnx
-from jumpout_export.export.refold import fold_onnx
-from jumpout_export.export.verify import verify_onnx
+from jumpout_export.fold.file.fold_file import fold_onnx
+from jumpout_export.fold.network.folded import fold_model
 from jumpout_export.nn.convert import convert_dropout
 from jumpout_export.nn.functional import JumpoutStatistics, jumpout
 from jumpout_export.nn.init import hendrycks_gimpel_
 from jumpout_export.nn.modules import Jumpout
+from jumpout_export.verify.inspect import inspect_onnx
+from jumpout_export.verify.verify import verify_onnx
 
 __all__ = [  # noqa: RUF022 in the order of the pipeline
     # train

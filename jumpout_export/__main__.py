@@ -10,7 +10,7 @@ from jumpout_export.signals import handle_signals
 def main() -> NoReturn:
     """Runs the command line and ends the process with its exit code."""
     handle_signals()
-    from jumpout_export import cli
+    from jumpout_export.cli import app as cli
 
     cli.main()
 

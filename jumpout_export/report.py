@@ -6,9 +6,12 @@ in `docs/`. A report is truthy exactly when it passed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from jumpout_export.text import joined
 
 BatchNormVerdict = Literal["ok", "drift", "inconclusive"]
 CheckVerdict = Literal["pass", "fail", "not_run"]
@@ -405,3 +408,22 @@ def json_schema() -> dict[str, Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(Report).json_schema(mode="serialization")
+
+
+def counted(name: str, problems: list[str], good: str = "none", most: int = 8) -> Check:
+    """Returns a check that passes if nothing was found: measured is the number of problems, limit 0.
+
+    Args:
+        name: of the check.
+        problems: what was found, one phrase each.
+        good: the note if nothing was found.
+        most: how many problems the note names.
+    """
+    note = joined(problems, most) or good
+    return Check(name=name, measured=len(problems), limit=0, verdict="fail" if problems else "pass", note=note)
+
+
+def not_run(providers: Iterable[str], reason: str) -> VerifyReport:
+    """Returns the report of a comparison that was not reached."""
+    verdicts = {provider: ProviderReport(verdict="not_run", reason=reason) for provider in providers}
+    return VerifyReport(passed=False, providers=verdicts)

@@ -34,7 +34,7 @@ def restored_signals():
 @pytest.fixture
 def run(monkeypatch, capfd):
     """Runs the command line in this process; returns exit code, stdout and stderr."""
-    from jumpout_export import cli
+    from jumpout_export.cli import app as cli
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["jumpout-export", *map(str, arguments)])

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from jumpout_export.cli import app
+from jumpout_export.cli.app import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
 

@@ -30,9 +30,9 @@ done
 
 "$python" -m pip install --no-build-isolation --no-deps --editable . -C cmake.define.JUMPOUT_CUDA=ON
 # The other test files need packages that have nothing to do with the GPU.
-JUMPOUT_REQUIRE_CUDA=1 "$python" -m pytest tests/test_jumpout*.py
+JUMPOUT_REQUIRE_CUDA=1 "$python" -m pytest tests/op
 for tool in memcheck racecheck initcheck; do
-  compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" tests/cuda_driver.py
+  compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" tests/support/cuda_driver.py
 done
 "$python" benchmarks/op.py --device cuda
 "$python" benchmarks/training.py --device cuda

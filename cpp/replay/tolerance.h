@@ -11,7 +11,7 @@ namespace replay {
 // Key of an output's line in the model's metadata: this and the output's name.
 constexpr char kToleranceKey[] = "jumpout_export.tolerance.";
 
-// See jumpout_export/export/tolerance.py, which writes it. `sizes` and `limits` have an entry per channel (index of
+// See jumpout_export/export/golden.py, which writes it. `sizes` and `limits` have an entry per channel (index of
 // dimension 1; one in all without it); limits are in units of the size.
 struct Tolerance {
   double cap = 0, median = 0;

@@ -1,1 +1,1 @@
-"""The check of the BatchNorm statistics between training and serving, and the exact fix."""
+"""Checks BatchNorm between training and serving, fixes it, and watches it during training."""

@@ -11,20 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from jumpout_export.batchnorm.alpha import advise
-from jumpout_export.batchnorm.collect import Collected, collect_states
-from jumpout_export.batchnorm.distributed import Ranks
-from jumpout_export.batchnorm.feed import Feed, ForwardFn, Step, batch_count
+from jumpout_export.batchnorm.advice.alpha import advise
 from jumpout_export.batchnorm.first_batch import first_batch_notes
-from jumpout_export.batchnorm.layers import Layer, batchnorm_layers, label, select_layers
+from jumpout_export.batchnorm.judge.rows import Judge, Measured, layer_rows
+from jumpout_export.batchnorm.judge.stopping import LEVEL, LabelRuns, Looks
+from jumpout_export.batchnorm.measure.collect import Collected, collect_states
+from jumpout_export.batchnorm.measure.distributed import Ranks
+from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn, Step, batch_count, padding_notes
+from jumpout_export.batchnorm.measure.layers import Layer, averaged_copy, batchnorm_layers, label, select_layers, unseen
+from jumpout_export.batchnorm.measure.states import RENORMALISED, SERVING, TRAINING
 from jumpout_export.batchnorm.outputs import output_effect
-from jumpout_export.batchnorm.padding import padding_notes
-from jumpout_export.batchnorm.rows import Judge, Measured, layer_rows
 from jumpout_export.batchnorm.solve import solve_near
-from jumpout_export.batchnorm.states import RENORMALISED, SERVING, TRAINING
-from jumpout_export.batchnorm.stopping import LEVEL, LabelRuns, Looks
-from jumpout_export.batchnorm.unseen import averaged_copy, unseen
-from jumpout_export.nn.batches import Progress
+from jumpout_export.model.batches import Progress
 from jumpout_export.report import AlphaAdvice, BatchNormLayer, BatchNormReport, BatchNormVerdict, OutputEffect
 
 # The effect on the outputs is measured on a copy whose layers are this exact, in units of W, or as exact as this many

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from jumpout_export.batchnorm.feed import Feed
-from jumpout_export.batchnorm.layers import Layer
-from jumpout_export.batchnorm.states import SERVING, in_state
-from jumpout_export.nn.batch_statistics import batch_statistics_calls
-from jumpout_export.nn.randomness import random_calls, repeated, rng_restored, same_bits
-from jumpout_export.nn.tracing import Call
-from jumpout_export.nn.wrappers import plain_calls, plain_names
+from jumpout_export.batchnorm.measure.feed import Feed
+from jumpout_export.batchnorm.measure.layers import Layer
+from jumpout_export.batchnorm.measure.states import SERVING, in_state
+from jumpout_export.model.batch_statistics import batch_statistics_calls
+from jumpout_export.model.randomness import random_calls, repeated, rng_restored, same_bits
+from jumpout_export.model.tracing import Call
+from jumpout_export.model.wrappers import plain_calls, plain_names
 
 # Calls named in one sentence; a network with noise in every block would fill the page.
 MOST_CALLS = 5

@@ -13,15 +13,14 @@ import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from jumpout_export.batchnorm.collect import Collected, collect
-from jumpout_export.batchnorm.feed import Feed, ForwardFn
-from jumpout_export.batchnorm.layers import batchnorm_layers
-from jumpout_export.batchnorm.rows import Judge, unusable
-from jumpout_export.batchnorm.sampled import Sampled
-from jumpout_export.batchnorm.states import SERVING
-from jumpout_export.batchnorm.undisturbed import inside, undisturbed
+from jumpout_export.batchnorm.judge.rows import Judge, unusable
+from jumpout_export.batchnorm.measure.collect import Collected, collect
+from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn
+from jumpout_export.batchnorm.measure.layers import batchnorm_layers
+from jumpout_export.batchnorm.measure.states import SERVING, undisturbed
+from jumpout_export.model.wrappers import inside, plain_names
 from jumpout_export.nn.modules import Jumpout
-from jumpout_export.nn.wrappers import plain_names
+from jumpout_export.nn.sampled import Sampled
 from jumpout_export.report import MonitorHistory
 
 # The margins of `check_batchnorm`.
@@ -203,7 +202,7 @@ class BatchNormMonitor:
             ValueError: if the name ends in anything else.
             ImportError: if matplotlib is not installed.
         """
-        from jumpout_export.render.monitor_plots import write_monitor_plot  # its package brings in rich
+        from jumpout_export.render.plots.monitor import write_monitor_plot  # its package brings in rich
 
         return write_monitor_plot(self._history, path, warn=warn, fail=fail)
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jumpout_export.batchnorm.feed import Feed, Step
-from jumpout_export.batchnorm.levels import on_first_step
-from jumpout_export.batchnorm.merge import merge_fields
-from jumpout_export.batchnorm.paired import Z95, PairedChange, accuracy_change_interval, mcnemar_p
+from jumpout_export.batchnorm.judge.paired import Z95, PairedChange, accuracy_change_interval, mcnemar_p
+from jumpout_export.batchnorm.measure.distributed import merge_fields
+from jumpout_export.batchnorm.measure.feed import Feed, Step
+from jumpout_export.batchnorm.measure.levels import on_first_step
+from jumpout_export.batchnorm.measure.states import SERVING, in_state
 from jumpout_export.batchnorm.solve import Solution, current
-from jumpout_export.batchnorm.states import SERVING, in_state
-from jumpout_export.nn.batches import first_tensor
+from jumpout_export.model.batches import first_tensor
 from jumpout_export.report import OutputEffect
 
 ECE_BINS = 15

@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from jumpout_export.batchnorm.distributed import Ranks
-from jumpout_export.batchnorm.feed import Feed, ForwardFn
-from jumpout_export.batchnorm.layers import batchnorm_layers, select_layers
+from jumpout_export.batchnorm.measure.distributed import Ranks
+from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn
+from jumpout_export.batchnorm.measure.layers import batchnorm_layers, select_layers
 from jumpout_export.batchnorm.outputs import output_effect, require_labels, worsening
 from jumpout_export.batchnorm.solve import Corrected, Solution, current, solve_batch, solve_exact
 from jumpout_export.errors import RecalibrationRefusedError
-from jumpout_export.nn.batches import Progress
+from jumpout_export.model.batches import Progress
 from jumpout_export.report import OutputEffect
 
 Method = Literal["exact", "batch", "variance"]

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jumpout_export.batchnorm.collect import Collected, collect
-from jumpout_export.batchnorm.feed import Feed
-from jumpout_export.batchnorm.layers import Layer
-from jumpout_export.batchnorm.levels import depth_levels
-from jumpout_export.batchnorm.states import RENORMALISED, SERVING, preserved
+from jumpout_export.batchnorm.measure.collect import Collected, collect
+from jumpout_export.batchnorm.measure.feed import Feed
+from jumpout_export.batchnorm.measure.layers import Layer
+from jumpout_export.batchnorm.measure.levels import depth_levels
+from jumpout_export.batchnorm.measure.states import RENORMALISED, SERVING, preserved
 
 # A layer whose W (in units of tau) would change by no more than this is left as settled; float32 buffers resolve 6e-8.
 TOLERANCE = 1e-7

@@ -1,1 +1,1 @@
-"""SHIP: audit, fold, convert, inspect, verify, publish."""
+"""Writes files that were proven: prepare, convert, inspect, verify, replace."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import itertools
+import logging
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,27 +20,35 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from jumpout_export.errors import ConversionError
-from jumpout_export.export.axes import BATCH, Axes, choose_axes
-from jumpout_export.export.checks import first_line
-from jumpout_export.export.external import tie_data
-from jumpout_export.export.graph import default_opset, load_onnx
-from jumpout_export.export.operations import no_fast_path
-from jumpout_export.export.programs import program_facts
-from jumpout_export.export.protos import ABSOLUTE_PATH, messages
-from jumpout_export.export.quiet import converter_log
-from jumpout_export.export.samples import rows
-from jumpout_export.export.signature import fresh, input_names, only_tensors, outputs
 from jumpout_export.export.size_guards import check_sizes, traced_programs
-from jumpout_export.nn.batches import Batch
-from jumpout_export.nn.randomness import rng_restored
+from jumpout_export.model.axes import BATCH, Axes, choose_axes
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.operations import no_fast_path
+from jumpout_export.model.randomness import rng_restored
+from jumpout_export.model.samples import rows
+from jumpout_export.model.signature import fresh, input_names, only_tensors, outputs
+from jumpout_export.onnxfile.data import tie_data
+from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, default_opset, load_onnx
+from jumpout_export.onnxfile.walk import ABSOLUTE_PATH, messages
+from jumpout_export.program.network import program_facts
+from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# torch's converter is written in opset 18; any other opset is a version conversion behind it.
-DEFAULT_OPSET = 18
-# ONNX Runtime 1.18 and later read it; newer ones are refused by runtimes that know the opset.
-IR_VERSION = 10
+# torch gives these loggers handlers of their own and cuts their propagation, so each must be caught by itself.
+_LOGGERS = (
+    "torch",
+    "torch.onnx",
+    "torch.export",
+    "torch._dynamo",
+    "torch.fx.experimental.symbolic_shapes",
+    "onnxscript",
+    "onnx_ir",
+)
+# What the converter (torch 2.9 to 2.13) says of itself at every export, whatever the model.
+_EXPECTED = ("torchvision is not installed", "isinstance(treespec, LeafSpec)", "_check_is_size will be removed")
+
 # A protobuf message ends at 2 GiB; weights beyond it lie in a second file. The rest is for the graph.
 _MAX_BYTES = 2**31 - 2**26
 _STATIC_HINT = "pass dynamic_batch=False (--static) to export the example's batch size only"
@@ -143,34 +155,6 @@ class _OnlyTensors(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return only_tensors(self.model(*args, **kwargs))
-
-
-def newest_opset() -> int:
-    """Returns the newest opset that the installed ONNX Runtime loads, of those that the installed onnx knows."""
-    from onnx import defs
-
-    for opset in range(defs.onnx_opset_version(), DEFAULT_OPSET, -1):
-        if _is_loaded(opset):
-            return opset
-    return DEFAULT_OPSET
-
-
-def _is_loaded(opset: int) -> bool:
-    import onnxruntime
-    from onnx import TensorProto, helper
-
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
-    model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", opset)])
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
-        )
-    except Exception:  # ONNX Runtime raises a dozen types without a common base; that it does is the answer
-        return False
-    return True
 
 
 def _by_name(model: nn.Module, batch: Batch) -> Batch:
@@ -298,3 +282,46 @@ def _explain(error: Exception, axes: Axes, said: list[str]) -> str:
 
 def _log(said: list[str]) -> str:
     return f" (the converter says: {'; '.join(said[:4])})" if said else ""
+
+
+@contextlib.contextmanager
+def converter_log() -> Iterator[list[str]]:
+    """Collects warnings, log records from WARNING up and stderr prints while it is open; restores everything.
+
+    Yields:
+        The lines said so far, each once, without what the converter says at every export.
+    """
+    lines: list[str] = []
+    handler = _Lines(lines)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    saved = [(logger, logger.handlers, logger.propagate) for logger in loggers]
+    printed = io.StringIO()
+    try:
+        for logger in loggers:
+            logger.handlers, logger.propagate = [handler], False
+        # torch.export prints the graph it had traced to stderr when it fails.
+        with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(printed):
+            warnings.simplefilter("always")
+            try:
+                yield lines
+            finally:
+                for warning in caught:
+                    _add(lines, f"{warning.category.__name__}: {warning.message}")
+    finally:
+        for logger, handlers, propagate in saved:
+            logger.handlers, logger.propagate = handlers, propagate
+
+
+class _Lines(logging.Handler):
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _add(self._lines, record.getMessage())
+
+
+def _add(lines: list[str], text: str) -> None:
+    line = text.strip().splitlines()[0] if text.strip() else ""
+    if line and line not in lines and not any(part in line for part in _EXPECTED):
+        lines.append(line)

@@ -9,13 +9,13 @@ from pathlib import Path
 from torch import nn
 
 from jumpout_export.errors import NotFoldableError
-from jumpout_export.export.axes import Axes
-from jumpout_export.export.checks import first_line
-from jumpout_export.export.external import describe_data
 from jumpout_export.export.golden import Golden, compute_golden
-from jumpout_export.export.graph import file_sha256
-from jumpout_export.nn.batches import Batch
+from jumpout_export.model.axes import Axes
+from jumpout_export.model.batches import Batch
+from jumpout_export.onnxfile.data import describe_data
+from jumpout_export.onnxfile.static import file_sha256
 from jumpout_export.report import BatchNormReport, Check, ExportReport, FoldedLayer, VerifyReport
+from jumpout_export.text import first_line
 
 
 @dataclass

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from jumpout_export.export.atomic import private_folder, writing
-from jumpout_export.export.axes import Axes
-from jumpout_export.export.reference import Reference
-from jumpout_export.export.samples import rows
-from jumpout_export.export.scale import representable
-from jumpout_export.export.signature import tensors
-from jumpout_export.export.tolerance import tolerance_line
-from jumpout_export.nn.batches import Batch
+from jumpout_export.disk import private_folder, writing
+from jumpout_export.model.axes import Axes
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.samples import rows
+from jumpout_export.model.signature import tensors
+from jumpout_export.runtime.budget import ceiling, relative_limits
+from jumpout_export.verify.values.reference import Expected, Reference
+from jumpout_export.verify.values.scale import Scale, representable
 
 FOLDER = "test_data_set_0"
 # Enough to compare on, small enough to lie beside the model.
@@ -106,3 +106,28 @@ def _keep_other_files(older: Path, target: Path) -> None:
             shutil.copytree(file, target / file.name, symlinks=True)
         elif not (file.match("input_*.pb") or file.match("output_*.pb")):
             shutil.copy2(file, target / file.name, follow_symlinks=False)
+
+
+def tolerance_line(expected: Sequence[Expected], has_reference: bool) -> str:
+    """Returns the tolerance of one output, measured on its golden values.
+
+    Args:
+        expected: what PyTorch says, first on the golden inputs, then on others near them: a few images alone show too
+            little of how far PyTorch itself is off.
+        has_reference: whether the exact values are float64.
+    """
+    golden, *others = expected
+    dtype = golden.own.dtype
+    if not dtype.is_floating_point or not golden.own.numel():
+        return "cap=0 median=0 sizes=0 limits=0"
+    scale = Scale()
+    scale.add(golden)
+    for other in others:
+        scale.add(other, new=False)
+    limits = relative_limits(scale.own_errors, scale.dtype, has_reference)
+    sizes, median = _numbers(scale.channels), f"{scale.median:.4g}"
+    return f"cap={ceiling(scale.dtype):g} median={median} sizes={sizes} limits={_numbers(limits)}"
+
+
+def _numbers(values: Tensor) -> str:
+    return ",".join(f"{value:.4g}" for value in values.tolist())

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from jumpout_export.export.budget import describe_budget
-from jumpout_export.export.checks import joined
-from jumpout_export.export.metadata import PREFIX
-from jumpout_export.export.programs import program_batchnorms
-from jumpout_export.export.tolerance import PREFIX as TOLERANCE
-from jumpout_export.render.numbers import count
+from jumpout_export.onnxfile.metadata import PREFIX, TOLERANCE, describe_layers
+from jumpout_export.program.network import program_batchnorms
 from jumpout_export.report import BatchNormReport, FoldedLayer
+from jumpout_export.runtime.budget import describe_budget
+from jumpout_export.text import count, joined
 
 
 def provenance(
@@ -56,12 +54,6 @@ def with_tolerance(facts: Mapping[str, str], tolerance: Mapping[str, str]) -> di
     """Returns the metadata with the tolerance of each output added, keys sorted."""
     lines = {f"{PREFIX}{TOLERANCE}{name}": line for name, line in tolerance.items()}
     return dict(sorted({**facts, **lines}.items()))
-
-
-def describe_layers(layers: Iterable[FoldedLayer]) -> str:
-    """Returns what became of each stochastic layer, as one line."""
-    lines = [f"{layer.path or '.'}: {layer.kind}({layer.settings}) -> {layer.action}" for layer in layers]
-    return "; ".join(lines) or "none"
 
 
 def weights_sha256(model: nn.Module) -> str:

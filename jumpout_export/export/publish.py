@@ -12,28 +12,29 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from jumpout_export.disk import private_folder, writing
 from jumpout_export.errors import ConversionError, NotFoldableError
-from jumpout_export.export.atomic import private_folder, writing
-from jumpout_export.export.audit import audit_model
-from jumpout_export.export.axes import choose_axes
-from jumpout_export.export.convert import DEFAULT_OPSET, convert, newest_opset
+from jumpout_export.export.convert import convert
 from jumpout_export.export.draft import Draft
-from jumpout_export.export.extras import require_onnx
-from jumpout_export.export.fold import fold, unwrap
 from jumpout_export.export.golden import FOLDER, staged_golden
-from jumpout_export.export.graph import inspect_file, load_onnx
-from jumpout_export.export.half import DTYPE, PrecisionLoss, check_dtype, half_batch, half_copy
-from jumpout_export.export.metadata import RANDOM
-from jumpout_export.export.monte_carlo import excused, is_random, no_golden, random_on_purpose, verify_random
-from jumpout_export.export.programs import fixed_batch, program_facts
 from jumpout_export.export.provenance import provenance, with_tolerance
 from jumpout_export.export.replace import replace_export
-from jumpout_export.export.runner import run_providers
-from jumpout_export.export.session import check_providers
-from jumpout_export.export.signature import onnx_batch
-from jumpout_export.export.verify import STATE_PASSED, first_and_all, not_run
-from jumpout_export.nn.batches import Progress
-from jumpout_export.report import BatchNormReport, Check, ExportReport
+from jumpout_export.extras import require_onnx
+from jumpout_export.fold.network.audit import audit_model
+from jumpout_export.fold.network.folded import STATE_PASSED, fold, unwrap
+from jumpout_export.fold.network.half import check_dtype, half_batch, half_copy
+from jumpout_export.model.axes import choose_axes
+from jumpout_export.model.batches import Progress
+from jumpout_export.model.signature import first_and_all, onnx_batch
+from jumpout_export.onnxfile.load import DEFAULT_OPSET, load_onnx
+from jumpout_export.onnxfile.metadata import DTYPE, RANDOM
+from jumpout_export.program.network import fixed_batch, program_facts
+from jumpout_export.report import BatchNormReport, Check, ExportReport, not_run
+from jumpout_export.runtime.loads import inspect_file
+from jumpout_export.runtime.session import check_providers, newest_opset
+from jumpout_export.verify.noise.on_purpose import excused, is_random, no_golden, random_on_purpose, verify_random
+from jumpout_export.verify.runner import run_providers
+from jumpout_export.verify.values.precision import PrecisionLoss
 
 _STEPS = 5
 

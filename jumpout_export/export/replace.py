@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jumpout_export.export.atomic import locked, replace_file
-from jumpout_export.export.external import data_files
+from jumpout_export.disk import locked, replace_file
 from jumpout_export.export.golden import FOLDER
+from jumpout_export.onnxfile.data import data_files
 from jumpout_export.signals import defer_signals
 
 

@@ -17,12 +17,12 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from jumpout_export.errors import ConversionError
-from jumpout_export.export.axes import BATCH, Axes, cut
-from jumpout_export.export.checks import first_line
-from jumpout_export.export.program_sizes import limits
-from jumpout_export.export.signature import fresh, only_tensors, tensors, with_tensors
-from jumpout_export.nn.batches import Batch
-from jumpout_export.nn.randomness import rng_restored
+from jumpout_export.model.axes import BATCH, Axes, cut
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.randomness import rng_restored
+from jumpout_export.model.signature import fresh, only_tensors, tensors, with_tensors
+from jumpout_export.program.sizes import limits
+from jumpout_export.text import first_line
 
 # Sizes at which a condition is tried. Not 1: torch traces every open axis as one that does not broadcast.
 _SIZES = (*range(2, 1101), *sorted({2**power + step for power in range(11, 17) for step in (-1, 0, 1)}))

@@ -1,1 +1,1 @@
-"""Training: the jumpout layer, its reference, initialisation, and what draws random numbers."""
+"""What people train with: the layer, its functional form, its reference, conversion and initialisation."""

@@ -1,8 +1,8 @@
 """A report for people: on the terminal, as Markdown, as one self-contained HTML page, and as files in a folder."""
 
-from jumpout_export.render.files import write_report
-from jumpout_export.render.html import render_html
-from jumpout_export.render.markdown import render_markdown
-from jumpout_export.render.terminal import render_terminal
+from jumpout_export.render.writers.files import write_report
+from jumpout_export.render.writers.html import render_html
+from jumpout_export.render.writers.markdown import render_markdown
+from jumpout_export.render.writers.terminal import render_terminal
 
 __all__ = ["render_html", "render_markdown", "render_terminal", "write_report"]

@@ -6,7 +6,7 @@ import math
 import re
 
 from jumpout_export.render.blocks import Cell, state
-from jumpout_export.render.numbers import count, number, percent, score, score_interval
+from jumpout_export.render.numbers import number, percent, score, score_interval
 from jumpout_export.report import (
     BatchNormLayer,
     BatchNormReport,
@@ -16,6 +16,7 @@ from jumpout_export.report import (
     Report,
     VerifyReport,
 )
+from jumpout_export.text import count
 
 _CLAIMS = {
     "inspect": "holds no trace of training-time noise",

@@ -87,8 +87,3 @@ def p_value(value: float) -> str:
         return "<1e-300"  # an exact test is never certain; this one left the range of a float
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def count(n: int, noun: str) -> str:
-    """Returns `1 layer`, `5 layers`, `4,096 images`."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

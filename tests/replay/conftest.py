@@ -13,12 +13,12 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from support.project import PROJECT
 from torch import nn
 
-from jumpout_export import demo
+from jumpout_export.cli import demo
 from jumpout_export.export.publish import export_onnx
 
-PROJECT = Path(__file__).parents[2]
 EXACT = "cap=0 median=0 sizes=0 limits=0"
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-PROJECT = Path(__file__).parents[2]
+from support.project import PROJECT
 
 
 def test_cuda_without_its_provider_is_undecided_and_says_what_is_missing(replay, mixed):

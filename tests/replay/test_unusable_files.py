@@ -3,14 +3,11 @@
 import os
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-
-PROJECT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

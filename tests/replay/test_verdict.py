@@ -12,12 +12,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from jumpout_export.export.budget import ceiling, relative_limits
-from jumpout_export.export.reference import Expected
-from jumpout_export.export.scale import Scale, in_channels, relative
-from jumpout_export.export.tolerance import tolerance_line
-
-PROJECT = Path(__file__).parents[2]
+from jumpout_export.export.golden import tolerance_line
+from jumpout_export.runtime.budget import ceiling, relative_limits
+from jumpout_export.verify.values.reference import Expected
+from jumpout_export.verify.values.scale import Scale, in_channels, relative
 
 
 def test_a_right_model_passes_and_says_how_well(replay, digits):

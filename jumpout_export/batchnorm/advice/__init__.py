@@ -1,0 +1,1 @@
+"""What other setting of jumpout would leave BatchNorm in agreement."""

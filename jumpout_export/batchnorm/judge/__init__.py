@@ -1,0 +1,1 @@
+"""From moments to estimates with error bars, verdicts, causes and sentences."""

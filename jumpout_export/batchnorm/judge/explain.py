@@ -1,0 +1,224 @@
+"""The sentences of the BatchNorm report: what, how much, why, and what to do."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from jumpout_export.batchnorm.judge.attribute import CAUSES, Parts
+from jumpout_export.batchnorm.judge.score import GUESSED_NOISE, MIN_IMAGES, Score
+from jumpout_export.batchnorm.measure.layers import Layer, label
+from jumpout_export.batchnorm.measure.moments import Moments
+from jumpout_export.report import BatchNormVerdict, Cause
+
+CALL = "recalibrate_batchnorm(model, batches)"
+FIX = f"recalibrate it with {CALL}"
+_FIX = FIX[0].upper() + FIX[1:]
+# A second cause with less of the drift than this is not worth a sentence.
+SECOND_CAUSE = 0.25
+
+
+def verdict_sentence(
+    score: Score, verdict: BatchNormVerdict, images: int, warn: float, fail: float, *, guessed: bool = True
+) -> str:
+    """Says what a layer's verdict is and how much it is off."""
+    if verdict == "ok":
+        return f"Agrees: W is at most {score.high:.3f}."
+    if verdict == "inconclusive":
+        return undecided_sentence(score, images, warn, guessed=guessed)
+    degree = "Severe drift" if score.low > fail else "Drift"
+    # A dead channel of a layer with eps = 0 has a ratio of exactly 0.
+    ratio = float(score.log_ratio.exp().nanquantile(0.5))
+    offset = float(score.delta.abs().nanquantile(0.95))
+    return (
+        f"{degree}: the variance it is served is {ratio:.2f} times the stored one (median channel) and the mean is "
+        f"off by up to {offset:.2f} stored standard deviations (95% of channels)."
+    )
+
+
+def undecided_sentence(score: Score, images: int, warn: float, *, guessed: bool = True) -> str:
+    """Says why a layer is undecided, and how many images would decide."""
+    between = f"Undecided: W lies between {score.low:.3f} and {score.high:.3f}, the margin is {warn:g}"
+    if images < MIN_IMAGES:
+        return f"Undecided: {images} images are too few for an error bar; pass at least {MIN_IMAGES}."
+    needed = score.images_needed(warn, images)
+    decided_but_for_noise = score.low > warn or score.high < warn
+    if needed is not None and not decided_but_for_noise:
+        return f"{between}; about {_round(needed - images)} more images would decide."
+    if decided_but_for_noise or score.stored_images < images:
+        unless = ", say training_batch_size= if training used larger batches" if guessed else ""
+        rule = f"; as the batch size of training is a guess, drift has to exceed {GUESSED_NOISE:.0f} times that"
+        return (
+            f"{between}, and the noise in the stored average alone makes {score.stored_floor:.3f}"
+            f"{rule if guessed and score.low > warn else ''}; {FIX}{unless}, or train longer with a smaller momentum."
+        )
+    return (
+        f"{between}; the estimate is too close to the margin to say how many more would decide; try four times as many."
+    )
+
+
+def cause_sentences(
+    parts: Parts, name: str, origin: str | None, *, guessed: bool = True, frozen: bool = False
+) -> list[str]:
+    """Says why a layer drifts, from its measured parts, and what to do about it.
+
+    Args:
+        parts: the parts of its drift.
+        name: the layer.
+        origin: the layer where the drift starts, if it is called before this one.
+        frozen: whether training leaves its statistics alone.
+        guessed: whether the batch size of training is a guess.
+    """
+    shares = dict(zip(CAUSES, parts.shares, strict=True))
+    first, second, _ = sorted(shares, key=lambda cause: shares[cause], reverse=True)
+    also = f", {shares[second]:.0%} {second}" if shares[second] >= SECOND_CAUSE else ""
+    if also and shares[first] < 0.995 and shares[first] + shares[second] > 1.005:
+        also += ", less what works against it"
+    return [
+        f"{_share(shares[first])} is {first}{also}: {_effect(parts, first)}.",
+        _advice(first, name, origin, guessed=guessed, frozen=frozen),
+    ]
+
+
+def without_cause(name: str, origin: str | None) -> list[str]:
+    """What to do about a drifting layer whose parts are not known."""
+    if origin in (None, name):
+        return [f"{_FIX}."]
+    return [f"{label(origin)} before it drifts too and may be the reason; {FIX}."]
+
+
+def facts(layer: Layer, moments: Moments | None, score: Score | None, warn: float = math.inf) -> list[str]:
+    """Returns sentences on what is special about a layer, most of them none."""
+    found = []
+    if layer.frozen:
+        found.append("Frozen: training leaves its statistics alone; it is recalibrated only if named in `layers`.")
+    found += _kind(layer)
+    if layer.batches_tracked == 0:
+        found.append("Never trained: num_batches_tracked is 0 (or its checkpoint does not store the counter).")
+    if layer.momentum == 0 and not layer.fixed:
+        found.append("Momentum is 0, so training never updates its statistics.")
+    if layer.momentum is None:
+        found.append("Momentum is None: it stores the plain average of all training batches, the earliest included.")
+    if layer.momentum == 1:
+        found.append("Momentum is 1, so it stores the statistics of the last batch only.")
+    if moments is not None and moments.calls > 1:
+        found.append(f"Called {moments.calls} times per forward; the calls are pooled.")
+    if score is not None:
+        constant = int(score.constant.sum())
+        silent = int(((layer.statistics()[1].to(score.constant.device) == 0) & ~score.constant).sum())
+        if constant:
+            found.append(f"{constant} of {len(score.constant)} channels have zero variance (dead or constant input).")
+        if silent:
+            found.append(
+                f"running_var is 0 in {silent} channels whose input varies; they are amplified by 1 / sqrt(eps) = "
+                f"{1 / math.sqrt(layer.eps) if layer.eps > 0 else math.inf:.0f}."
+            )
+        if score.high < warn <= score.stored_floor:
+            found.append(
+                f"The noise left in the stored average makes W = {score.stored_floor:.3f} by itself, as in any "
+                "training with such batches; recalibrating removes it."
+            )
+    return found
+
+
+def _kind(layer: Layer) -> list[str]:
+    """Sentences on layers that are not simply one BatchNorm, most of them none."""
+    found = []
+    if layer.aliases:
+        also = ", ".join(map(label, layer.aliases))
+        found.append(f"Also {also}: one module under several names, which is one layer.")
+    if layer.per_instance:
+        found.append(
+            "InstanceNorm: compared with the averages over images of each image's own mean and variance, which is what "
+            "it stores. In training it normalises each image by itself and serves with the averages: that difference "
+            "remains, and without running statistics (track_running_stats=False) there would be none."
+        )
+    if layer.fused:
+        found.append(
+            f"Part of the quantisation-aware {layer.fused}, which rounds weights to ranges that were observed with the "
+            "stored variance: it is recalibrated only if named in `layers`, and the ranges must be observed anew then; "
+            "better recalibrate the float model before it is prepared."
+        )
+    return found
+
+
+def untracked_sentence(layer: Layer) -> str:
+    """Says why a layer without running statistics cannot be checked."""
+    return (
+        f"BatchNorm {layer.label} has no running statistics (track_running_stats=False): its output depends on the "
+        "batch it is served in, and it cannot be exported as constants; train it with track_running_stats=True."
+    )
+
+
+def unusable_sentence(layer: Layer) -> str:
+    """Says which stored statistics are unusable."""
+    unusable = layer.unusable_channels()
+    count, first = int(unusable.sum()), int(torch.nonzero(unusable)[0])
+    mean, var = (float(buffer[first]) for buffer in layer.statistics())
+    return (
+        f"BatchNorm {layer.label} stores unusable statistics in {count} of {len(unusable)} channels (channel {first}: "
+        f"mean {mean:g}, variance {var:g}), so what it serves is NaN, infinite or constant; the usual reason is "
+        f"overflow in mixed precision; {FIX}."
+    )
+
+
+def not_finite_sentence(layer: Layer, poisoned: Layer | None) -> str:
+    """Says why a layer whose input is not finite could not be measured."""
+    if poisoned is not None:
+        return (
+            f"The input of {layer.label} holds NaN or infinity because of {poisoned.label} before it; fix that first."
+        )
+    return f"The input of {layer.label} holds NaN or infinity; look at the data and at the layers before it."
+
+
+def _share(share: float) -> str:
+    if share >= 0.995:
+        return "All of it" if share < 1.05 else f"All of it ({share:.0%}, less what works against it)"
+    return f"{share:.0%} of it"
+
+
+def _effect(parts: Parts, cause: Cause) -> str:
+    """What a cause does to the variance or, if that is most of it, to the mean."""
+    index = CAUSES.index(cause)
+    who = {
+        "stale": "what training sees now has",
+        "stochastic": "without dropout or jumpout the input has",
+        "propagated": "the stored statistics of BatchNorms before it give it",
+    }[cause]
+    if parts.of_variance[index] >= parts.of_mean[index]:
+        spread = _rms(parts.log_ratio[index])
+        if abs(parts.median[index]) < spread / 2:
+            return f"{who} larger variances in some channels and smaller ones in others, by {spread:.0%} (RMS)"
+        change = math.expm1(parts.median[index])
+        compared = {"stale": "than is stored", "stochastic": "than with it", "propagated": "than batch statistics do"}
+        more = "larger" if change > 0 else "smaller"
+        return f"{who} a variance {abs(change):.0%} {more} {compared[cause]} (median channel)"
+    return f"{who} another mean, by {_rms(parts.delta[index]):.2f} stored standard deviations (RMS over channels)"
+
+
+def _rms(part: Tensor) -> float:
+    return float(part[torch.isfinite(part)].square().mean().sqrt())
+
+
+def _advice(cause: Cause, name: str, origin: str | None, *, guessed: bool, frozen: bool) -> str:
+    if cause == "propagated" and origin in (None, name):
+        return f"{_FIX}, and all layers with it: it adds up from layers that are within the margin by themselves."
+    if cause == "propagated":
+        return f"Fix {label(origin or name)} first; {CALL} corrects them in that order."
+    if frozen:
+        return f"{_FIX}."
+    if cause == "stochastic":
+        return f"{_FIX}; to train without it, use another alpha, less noise, or noise only behind the last BatchNorm."
+    return (
+        f"{_FIX}; if it comes back, end training at a small learning rate so that the average catches up, look for "
+        "augmentation that serving lacks"
+        + (", and say training_batch_size= if training used smaller batches." if guessed else ".")
+    )
+
+
+def _round(number: int) -> int:
+    """Two significant digits, upwards: an estimate should not look exact."""
+    unit = 10 ** max(len(str(number)) - 2, 0)
+    return -(-number // unit) * unit

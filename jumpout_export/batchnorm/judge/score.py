@@ -1,0 +1,168 @@
+"""From moments to numbers with error bars: how far a layer's stored statistics are from what it sees when served."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+
+from jumpout_export.batchnorm.judge.estimate import Estimate, estimate, scaled_eps, student_quantile
+from jumpout_export.batchnorm.measure.moments import Moments, N
+from jumpout_export.report import BatchNormVerdict
+
+# Below this a jackknife interval means little; the layer is then undecided.
+MIN_IMAGES = 8
+# Nobody trains BatchNorm on much smaller batches; checking on small ones must not excuse drift as training noise.
+MIN_TRAINING_BATCH = 32
+# Where the batch size of training is a guess, drift has to stand out this many times from the noise of the stored
+# average: batches nine times smaller than guessed make three times that noise.
+GUESSED_NOISE = 3.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """How far one layer's stored statistics (R) are from the measured ones (E), in units of tau = sqrt(s2 + eps).
+
+    Attributes:
+        delta: (C,) (m - mu) / tau.
+        log_ratio: (C,) ln r, with r = (v + eps) / (s2 + eps).
+        delta_se: (C,) standard error of delta from the sampling of images.
+        log_ratio_se: (C,) the same of log_ratio.
+        p_values: (C,) of the hypothesis that both are noise, that of the stored average included.
+        w: debiased RMS over channels of sqrt(delta^2 + (sqrt(r) - 1)^2).
+        low: lower end of its interval, which covers the sampling of images and the noise in the stored average.
+        high: upper end.
+        floor: what noise alone makes of w: that of the images and that left in the stored moving average.
+        stored_floor: what the noise in the stored moving average alone makes of w.
+        stored_images: how many images the stored moving average holds.
+        constant: (C,) bool, channels whose input never varied.
+    """
+
+    delta: Tensor
+    log_ratio: Tensor
+    delta_se: Tensor
+    log_ratio_se: Tensor
+    p_values: Tensor
+    w: float
+    low: float
+    high: float
+    floor: float
+    stored_floor: float
+    stored_images: float
+    constant: Tensor
+
+    @property
+    def channel_w(self) -> Tensor:
+        """(C,) W of each channel, not debiased."""
+        return (self.delta.square() + ((self.log_ratio / 2).exp() - 1).square()).sqrt()
+
+    def verdict(self, warn: float, fail: float = math.inf, *, guessed: bool = True) -> BatchNormVerdict:
+        """Equivalence with three values: what is not shown to be within the margin or beyond it is undecided.
+
+        W is the systematic part: what the noise of a short moving average adds is taken off, because it is there in
+        healthy networks too. A layer whose average carries as much noise as severe drift is never ok, though.
+
+        Args:
+            warn: the margin.
+            fail: the margin of severe drift.
+            guessed: the batch size of training, on which that noise depends, is a guess. Drift must then stand out
+                three times from it.
+        """
+        if self.high < warn and self.stored_floor < fail:
+            return "ok"
+        beyond = max(warn, GUESSED_NOISE * self.stored_floor) if guessed else warn
+        return "drift" if self.low > beyond else "inconclusive"
+
+    def images_needed(self, margin: float, images: int) -> int | None:
+        """Returns about how many images would decide; None where more images would not, or not a reasonable number."""
+        # In W^2, in which the interval is symmetric: near 0 that of W would only shrink with the fourth root of n.
+        half = self.high**2 - self.w**2
+        distance = abs(self.w**2 - margin**2)
+        if not math.isfinite(half) or distance == 0 or half == 0:
+            return None
+        # The interval shrinks as the root of 1 / images + 1 / stored_images, whose second part stays.
+        per_image = (1 / images + 1 / self.stored_images) * (distance / half) ** 2 - 1 / self.stored_images
+        if per_image <= 0:
+            return None
+        needed = math.ceil(1 / per_image)
+        return needed if images < needed <= 1000 * images else None
+
+
+def score_layer(moments: Moments, eps: float, stored_images: float, level: float = 0.05) -> Score:
+    """Returns the score of one layer.
+
+    Args:
+        moments: of the layer's input, shifted and scaled by its stored statistics.
+        eps: the layer's eps.
+        stored_images: how many images the stored moving average holds; infinity for noiseless buffers.
+        level: the interval misses the truth with this probability.
+    """
+    total = estimate(moments, eps)
+    # The stored average is a sample like ours, of another size: it errs the same way, only more or less.
+    stored = moments.images / stored_images
+    noise = float(total.noise.mean())
+    w2 = float(total.w2.mean()) - noise * (1 + stored)
+    half = _half_width(moments, eps, level) * math.sqrt(1 + stored)
+    unknown = torch.full_like(total.delta, math.inf)
+    return Score(
+        delta=total.delta,
+        log_ratio=total.log_ratio,
+        delta_se=total.delta_se2.sqrt() if moments.images > 1 else unknown,
+        log_ratio_se=total.log_ratio_se2.sqrt() if moments.images > 1 else unknown,
+        p_values=total.p_values(stored_images) if moments.images > 1 else torch.full_like(unknown, math.nan),
+        w=_root(w2),
+        low=_root(w2 - half),
+        high=_root(w2 + half),
+        floor=_root(noise * (1 + stored)),
+        stored_floor=_root(noise * stored),
+        stored_images=stored_images,
+        constant=total.v <= 1e-12 * (1 + total.delta.square()),
+    )
+
+
+def stored_images(module: _NormBase, batch_size: float, *, guessed: bool = True, calls: int = 1) -> float:
+    """Returns how many images' worth of noise the stored statistics carry: B (2 - m) / m for an average of momentum m.
+
+    `momentum=None` averages all B * num_batches_tracked images. Infinity (no noise) where training never updated the
+    buffers.
+
+    Args:
+        module: the layer.
+        batch_size: B, images in a batch of training.
+        guessed: the batch size is that of the check, because a model does not store that of its training. It is then
+            taken to be at least 32.
+        calls: calls of the layer per forward, each of which updates the average.
+    """
+    if guessed:
+        batch_size = max(batch_size, MIN_TRAINING_BATCH)
+    # A fixed layer such as torchvision's FrozenBatchNorm2d has neither.
+    counted, momentum = getattr(module, "num_batches_tracked", None), getattr(module, "momentum", 0.0)
+    tracked = 0 if counted is None else int(counted)
+    if tracked == 0 or momentum == 0:
+        return math.inf
+    updates = tracked if momentum is None else (2 - momentum) / momentum
+    return max(batch_size, batch_size * updates / max(calls, 1))
+
+
+def _half_width(moments: Moments, eps: float, level: float) -> float:
+    """Half the width of the interval of W^2 from the sampling of images, by a jackknife over folds of images.
+
+    Near W = 0 it is too wide by up to sqrt(2), because a jackknife counts squared errors twice. That is left so: taking
+    it off makes the upper end fail twice as often as it may where W is as large as the noise.
+    """
+    if moments.images < MIN_IMAGES:
+        return math.inf
+    folds = moments.sums[moments.sums[:, N].amax(dim=1) > 0]
+    without = Estimate(
+        moments.total - folds, scaled_eps(moments, eps), moments.unbias, per_instance=moments.per_instance
+    )
+    w2 = (without.w2 - without.noise).mean(dim=-1)
+    freedom = len(folds) - 1
+    return student_quantile(freedom, level) * math.sqrt(freedom * float(w2.var(correction=0)))
+
+
+def _root(square: float) -> float:
+    return math.sqrt(max(square, 0.0)) if not math.isnan(square) else math.nan

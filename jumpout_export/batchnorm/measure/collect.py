@@ -1,0 +1,228 @@
+"""Collects, in one pass and in memory independent of the number of images, the moments of what each BatchNorm sees."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from jumpout_export.batchnorm.measure.distributed import Ranks, merge_moments
+from jumpout_export.batchnorm.measure.feed import Feed, Step
+from jumpout_export.batchnorm.measure.forward_moments import ForwardMoments, of_batch
+from jumpout_export.batchnorm.measure.layers import Layer
+from jumpout_export.batchnorm.measure.moments import Moments
+from jumpout_export.batchnorm.measure.states import State, preserved, put_into
+from jumpout_export.model.randomness import rng_restored
+
+# Seeds that one pass may use, one per batch.
+_SEEDS = 1 << 24
+
+
+@dataclass
+class Collected:
+    """What one pass saw in one state.
+
+    Attributes:
+        moments: by layer name, in call order; a layer that the forward did not reach is missing.
+        images: images the model saw.
+        batches: batches they came in.
+        skipped: images in batches left out because a layer cannot normalise one value per channel by itself.
+        failure: why this state was given up, empty if it was not; its moments are then of no use.
+    """
+
+    moments: dict[str, Moments]
+    images: int = 0
+    batches: int = 0
+    skipped: int = 0
+    failure: str = ""
+
+
+def collect(feed: Feed, layers: Sequence[Layer], state: State, what: str) -> Collected:
+    """Returns the moments of the inputs of `layers` over one pass in `state`, in which `layers` do as it says.
+
+    The model is left exactly as it was found: flags, buffers, hooks, generator states, also after an exception.
+
+    Raises:
+        ValueError: if a layer must normalise by batch statistics and its batch holds one value per channel.
+    """
+    return collect_states(feed, layers, [state], what)[0]
+
+
+def collect_states(
+    feed: Feed,
+    layers: Sequence[Layer],
+    states: Sequence[State],
+    what: str,
+    *,
+    renormalised: Sequence[Layer] | None = None,
+    enough: Callable[[Step, list[Collected]], bool] | None = None,
+    required: int = 1,
+    draw: int = 0,
+) -> list[Collected]:
+    """Returns the moments of the inputs of `layers` in each of `states`, from one pass over the batches.
+
+    Every batch runs in all states before the next one is loaded, so they see the same images, augmented the same way.
+    Every forward starts from the buffers as they were found and from generators seeded by the number of its batch: what
+    it draws depends neither on the loader nor on the states before it, and the loader goes on from where it was.
+
+    The first `required` states have to succeed. Another one that fails is given up, and `failure` says why; batches
+    that cannot be normalised by themselves are left out of it.
+
+    Args:
+        feed: the model and its batches.
+        layers: the layers to measure.
+        states: the states, in the order they run.
+        what: what the pass does, for the progress display.
+        renormalised: the layers that normalise by batch statistics where a state says so; None for `layers`.
+        enough: called after every batch with it and what was collected so far; True ends the pass.
+        required: how many of the states have to succeed.
+        draw: passes with another number draw other noise.
+
+    Raises:
+        ValueError: as `collect`, in a state that has to succeed.
+    """
+    by_batch = {layer.name for layer in (layers if renormalised is None else renormalised)}
+    handed = {layer.name for layer in layers if layer.name in by_batch and _can_be_handed(layer)}
+    flagged = [layer for layer in layers if layer.name in by_batch - handed]
+    passes = [_Pass(state, layers, by_batch, handed) for state in states]
+    collected = [one.collected for one in passes]
+    with rng_restored():
+        # Follows torch.manual_seed and does not move its generator; processes seeded alike draw other noise.
+        seed = int(torch.randint(2**31, ())) + (draw * feed.ranks.size + feed.ranks.rank) * _SEEDS
+    running = passes[0]
+
+    def visit(step: Step) -> int:
+        nonlocal running, seed
+        images = 0
+        seed += 1
+        with rng_restored():
+            for index, one in enumerate(passes):
+                if one.collected.failure:
+                    continue
+                running = one
+                found.restore_buffers()
+                put_into(found, flagged, one.state)
+                _seed(seed)
+                seen = one.run(step, must_succeed=index < required)
+                images = images or seen
+        if enough is not None and enough(step, collected):
+            raise _EnoughError
+        return images
+
+    handles = []
+    try:
+        for layer in layers:
+            hook = _hook(layer, lambda: running)
+            handles.append(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
+        with torch.no_grad(), preserved(feed.model) as found, contextlib.suppress(_EnoughError):
+            feed.replay(what, visit)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for one in collected:
+        _merge(feed.ranks, one, layers)
+    return collected
+
+
+def _merge(ranks: Ranks, collected: Collected, layers: Sequence[Layer]) -> None:
+    """Makes what every process collected in one state what all of them did."""
+    if ranks.size == 1:
+        return
+    counts = (collected.images, collected.batches, collected.skipped)
+    others = ranks.gather((counts, collected.failure))
+    collected.images, collected.batches, collected.skipped = (
+        sum(column) for column in zip(*(counts for counts, _ in others), strict=True)
+    )
+    failures = (f"{failure} (rank {rank})" for rank, (_, failure) in enumerate(others) if failure)
+    collected.failure = next(failures, "")
+    merge_moments(ranks, collected.moments, layers)
+
+
+class _EnoughError(BaseException):
+    """Ends a pass; not an Exception, so that nothing takes it for an error."""
+
+
+class _OneValueError(ValueError):
+    """A batch that cannot be normalised by itself."""
+
+
+class _Pass:
+    """One state's share of a pass."""
+
+    def __init__(self, state: State, layers: Sequence[Layer], by_batch: set[str], handed: set[str]) -> None:
+        self.state = state
+        # Layers that normalise by the batch, and those of them that are handed its statistics.
+        self.by_batch = by_batch if state.batch_statistics else set()
+        self.handed = handed if state.batch_statistics else set()
+        self.forward = ForwardMoments(layers)
+        self.collected = Collected(self.forward.moments)
+
+    def run(self, step: Step, *, must_succeed: bool) -> int:
+        """Runs one batch and returns its images; without `must_succeed`, what goes wrong is written down."""
+        seen = self.collected
+        try:
+            step.run()
+        except _OneValueError:
+            self.forward.discard()
+            if must_succeed:
+                raise
+            seen.skipped += step.size or 0
+            return 0
+        except Exception as error:
+            self.forward.discard()
+            if must_succeed:
+                raise
+            seen.failure = f"{type(error).__name__}: {error}"
+            return 0
+        reached = self.forward.end_forward()
+        images = reached if step.size is None else step.size
+        seen.images += images
+        seen.batches += 1
+        return images
+
+
+def _hook(layer: Layer, running: Callable[[], _Pass]) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        if x.ndim < 2 or x.shape[1] != layer.channels:
+            return  # the layer's own error says what is wrong
+        one = running()
+        if layer.name in one.by_batch and x.numel() == x.shape[1]:
+            raise _OneValueError(
+                f"BatchNorm {layer.label} got a batch with one value per channel, which has no variance to normalise "
+                f"by in the {one.state.name} state; pass larger batches, or use method='exact'"
+            )
+        mean, var = one.forward.take(layer.name, x)
+        if layer.name in one.handed:
+            for buffer, value in zip(layer.statistics(), of_batch(mean, var), strict=True):
+                buffer.copy_(value)
+
+    return hook
+
+
+def _can_be_handed(layer: Layer) -> bool:
+    """Whether the layer normalises by its batch when it is given the batch's statistics in eval mode.
+
+    That costs a CPU a third of what batch normalisation in training mode does, and SyncBatchNorm neither waits for
+    other processes nor refuses a CPU. Buffers in half precision would round the statistics.
+    """
+    plain = type(layer.module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    if not plain or "forward" in vars(layer.module) or not layer.tracked:
+        return False
+    return all(buffer.dtype in (torch.float32, torch.float64) for buffer in layer.statistics())
+
+
+def _seed(seed: int) -> None:
+    """Seeds the global generators of torch (CPU and CUDA), NumPy and Python."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed CUDA once it is initialised
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

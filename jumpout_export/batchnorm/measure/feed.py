@@ -1,0 +1,278 @@
+"""The batches, replayed the same way on every pass."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.data import DistributedSampler
+
+from jumpout_export.batchnorm.measure.distributed import ALONE, Ranks
+from jumpout_export.model.batches import Progress, split_batch
+from jumpout_export.model.inputs import tensors_in
+from jumpout_export.model.randomness import (
+    get_generator_state,
+    is_generator,
+    rng_restored,
+    same_bits,
+    set_generator_state,
+)
+from jumpout_export.model.wrappers import plain_calls
+
+ForwardFn = Callable[[nn.Module, Any], Any]
+
+# A loader that cannot say how long it is may be endless; nobody needs more images than this for statistics.
+MOST_IMAGES = 1 << 22
+# So many images of each pass's first batch are compared with those of the first pass.
+_SAMPLE = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch, ready to run.
+
+    Attributes:
+        run: calls the model on the batch and returns its output.
+        size: number of images, or None where only the model or `forward_fn` knows.
+        labels: (N,) integer class labels, or None.
+    """
+
+    run: Callable[[], Any]
+    size: int | None
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """How much one pass saw: `images` in `batches` batches."""
+
+    images: int
+    batches: int
+
+
+class Feed:
+    """Runs a model over its batches, as often as wanted, always on the same images in the same order.
+
+    Generator states are the same at the start of every pass, so that a shuffling or augmenting loader repeats itself,
+    and are restored after it. Wrappers do not get in the way: see `plain_calls`. A model that writes into its input
+    gets a copy, so that a list of batches stays what it is.
+
+    Args:
+        model: the model.
+        batches: anything that can be iterated more than once, of batches that `split_batch` understands.
+        images: a pass ends with the batch that reaches this many images; None for all, which an endless loader
+            never gives.
+        forward_fn: `forward_fn(model, batch)` replaces the call; it gets the batch as the loader yields it.
+        device: where batches go; None: where the model's first parameter is.
+        progress: called with the number of images done by this process.
+        ranks: the processes that share the images; `batches` holds this one's, and each runs its share of `images`.
+
+    Attributes:
+        first: the first step of the first pass, for a closer look once the pass is done; None before.
+
+    Raises:
+        ValueError: if `batches` is a one-shot iterator, or `images` is not positive.
+        TypeError: if `batches` is not iterable, or is itself a batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        *,
+        images: int | None = None,
+        forward_fn: ForwardFn | None = None,
+        device: torch.device | str | None = None,
+        progress: Progress | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        if isinstance(batches, Tensor | Mapping):
+            raise TypeError(
+                f"batches must be a list or DataLoader of batches, got one {type(batches).__name__}; pass [batch]"
+            )
+        if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+            raise TypeError(f"batches must be a list or DataLoader of batches, got {type(batches).__name__}")
+        if isinstance(batches, Iterator):
+            raise ValueError(
+                f"batches must be iterable more than once, got a one-shot {type(batches).__name__}; "
+                "pass a list or a DataLoader"
+            )
+        if images is not None and images < 1:
+            raise ValueError(f"images must be at least 1, got {images}; pass None for all images")
+        self.model = model
+        self._batches = batches
+        self._limit = ranks.share(images)
+        self.ranks = ranks
+        self._forward_fn = forward_fn
+        self._device = device if device is not None else _device_of(model)
+        self._progress = progress
+        self._images: int | None = None
+        self._first_images: list[Tensor] | None = None
+        self._writes = False
+        self.first: Step | None = None
+
+    def alone(self) -> Feed:
+        """Returns the same batches of this process, as a pass of its own that no other process knows of."""
+        own = copy.copy(self)
+        own.ranks, own._images = ALONE, None
+        return own
+
+    def replay(self, what: str, visit: Callable[[Step], int]) -> Replayed:
+        """Calls `visit` with every step of one pass; it returns the number of images it saw.
+
+        Args:
+            what: what the pass does, for the progress display.
+            visit: runs the step.
+
+        Raises:
+            ValueError: if there is no image in the batches, they are others than on the pass before, or there is no
+                end to them.
+        """
+        images = batches = 0
+        total: int | None = None
+        with (
+            self.ranks.together(),
+            rng_restored(),
+            _generators_restored(self._batches),
+            plain_calls(self.model),
+        ):
+            if self._limit == 0:
+                raise ValueError(f"{self.ranks.size} processes are more than images were asked for; start fewer")
+            for batch in self._batches:
+                if batches == 0:
+                    self._compare_first(batch)
+                step = self._step(batch)
+                self.first = self.first or step
+                seen = visit(step)
+                images += seen if step.size is None else step.size
+                batches += 1
+                if batches == 1:
+                    total = self._total(images)
+                done = self._limit is not None and images >= self._limit
+                if self._progress is not None:
+                    self._progress(what, images, images if done else total)
+                if done:
+                    break
+                if total is None and images > MOST_IMAGES:
+                    raise ValueError(
+                        f"batches did not end after {images} images and do not say how many there are; pass images=N"
+                    )
+            if self._images not in (None, images):
+                raise ValueError(
+                    f"batches must give the same images on every pass, got {self._images} images and then {images}; "
+                    "pass a list or a DataLoader"
+                )
+            if images == 0:
+                raise ValueError("batches is empty: there is nothing to measure on; pass at least one batch")
+            self._images = images
+        return Replayed(*(sum(counts) for counts in zip(*self.ranks.gather((images, batches)), strict=True)))
+
+    def _step(self, batch: Any) -> Step:
+        forward_fn, careful = self._forward_fn, self.first is None
+        size = labels = None
+        inputs: Any = batch
+        try:
+            split = split_batch(batch, self.model, self._device)
+            plain = [value for value in (*split.args, *split.kwargs.values()) if isinstance(value, Tensor)]
+            # Of nested inputs, such as a list of images, the images are counted where they reach the model.
+            size, labels = next((len(value) for value in plain if value.ndim), None), split.labels
+            if forward_fn is None:
+                inputs = (split.args, split.kwargs)
+        except TypeError:
+            # forward_fn may know what this batch is.
+            if forward_fn is None:
+                raise
+
+        def call(own: Any) -> Any:
+            return self.model(*own[0], **own[1]) if forward_fn is None else forward_fn(self.model, own)
+
+        return Step(lambda: self._call(call, inputs, careful), size, labels)
+
+    def _call(self, function: Callable[[Any], Any], inputs: Any, careful: bool) -> Any:
+        """Calls `function` on `inputs`, and on a copy where the model may write into it.
+
+        A batch is run several times. The first one is always copied, which shows whether the model writes.
+        """
+        if not (careful or self._writes):
+            return function(inputs)
+        own = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+        tensors = [tensor for tensor in tensors_in(own) if not tensor.is_inference()]
+        versions = [tensor._version for tensor in tensors]
+        try:
+            return function(own)
+        finally:
+            self._writes |= versions != [tensor._version for tensor in tensors]
+
+    def _compare_first(self, batch: Any) -> None:
+        """Keeps a few images of the first batch; on later passes, raises a ValueError if they are not the same."""
+        images = [tensor[:_SAMPLE].detach().clone() if tensor.ndim else tensor.clone() for tensor in tensors_in(batch)]
+        if self._first_images is not None and not same_bits(images, self._first_images):
+            raise ValueError(
+                "batches must give the same images on every pass, but the first batch is another one than before: the "
+                "loader draws from a generator of its own, or its workers live on (persistent_workers=True); pass a "
+                "list or a DataLoader that repeats itself"
+            )
+        self._first_images = images
+
+    def _total(self, first: int) -> int | None:
+        """Estimates the images of a pass from the number of batches and the size of the first."""
+        count = batch_count(self._batches)
+        if count is None:
+            return self._limit
+        return first * count if self._limit is None else min(first * count, self._limit)
+
+
+def batch_count(batches: Iterable[Any]) -> int | None:
+    """Returns how many batches there are, None if that is not known."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a DataLoader over an iterable data set has a __len__, which raises this
+        return None
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def _generators_restored(batches: Any) -> Iterator[None]:
+    """Restores the generators of a loader, its samplers and its data set; the global ones are restored elsewhere."""
+    batch_sampler, dataset = getattr(batches, "batch_sampler", None), getattr(batches, "dataset", None)
+    samplers = (getattr(batches, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    owners = (batches, *samplers, dataset, getattr(dataset, "transform", None))
+    saved = [
+        (value, get_generator_state(value))
+        for owner in owners
+        for value in getattr(owner, "__dict__", {}).values()
+        if is_generator(value)
+    ]
+    try:
+        yield
+    finally:
+        for generator, state in saved:
+            set_generator_state(generator, state)
+
+
+def padding_notes(batches: Any) -> list[str]:
+    """Returns a sentence if the sampler of a DataLoader repeats images, most of the time none."""
+    batch_sampler = getattr(batches, "batch_sampler", None)
+    for sampler in (getattr(batches, "sampler", None), getattr(batch_sampler, "sampler", None)):
+        if not isinstance(sampler, DistributedSampler):
+            continue
+        length = len(sampler.dataset)  # type: ignore[arg-type]
+        repeated = sampler.total_size - length
+        if repeated > 0:
+            note = (
+                f"The DistributedSampler repeats {repeated} of {length} images to give all {sampler.num_replicas} "
+                "processes as many, and they count twice; pass the sampler drop_last=True, or a plain loader."
+            )
+            return [note]
+    return []

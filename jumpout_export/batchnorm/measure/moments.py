@@ -1,0 +1,141 @@
+"""The moments of what a BatchNorm layer sees: sums over images that add up across batches, passes and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from jumpout_export.batchnorm.measure.layers import Layer
+
+# Image i belongs to fold i % FOLDS: interleaved, so that no split into batches changes the folds.
+FOLDS = 32
+# Very wide layers have fewer folds, so that their sums stay in the hundreds of MB.
+WIDE_CHANNELS, WIDE_FOLDS = 1 << 16, 8
+# Rows of the sums: images, then the sums of a, b, a^2, b^2 and a b over images.
+N, A, B, AA, BB, AB = range(6)
+# A layer called more often in one forward (a recurrent network) gets no sums of its own per call.
+MOST_CALLS = 64
+
+
+class Moments:
+    """The additive moments of one layer's input.
+
+    The unit is an image, because the pixels of one image are correlated: a and b are the means over an image's pixels
+    of x and x^2, with x shifted by the stored mean and divided by the stored tau = sqrt(running_var + eps) (by 0 and 1
+    in channels whose statistics are unusable). The shift removes the cancellation in b - a^2.
+
+    Everything but shift and scale is a sum or a count (`calls`: a maximum), so that moments of the same stored
+    statistics merge exactly, in any order: `merge`.
+
+    Attributes:
+        shift: (C,) float64, what was subtracted.
+        scale: (C,) float64, what it was divided by.
+        sums: (folds, 6, C) float64: rows n, Sa, Sb, Saa, Sbb, Sab per fold of images.
+        call_sums: where the layer is called several times per forward, (6, C) float64 for each call in turn.
+        count: values per channel: images times pixels.
+        images: images that reached the layer.
+        calls: calls of the layer in one forward, the most seen.
+        per_instance: the layer is an InstanceNorm: its variance is the average over images of each image's own,
+            unbiased over its pixels, and b is that alone.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self.per_instance = layer.per_instance
+        self.shift, self.scale = _units(layer)
+        channels = self.shift.shape[0]
+        folds = FOLDS if channels <= WIDE_CHANNELS else WIDE_FOLDS
+        self.sums = torch.zeros(folds, 6, channels, dtype=torch.float64, device=self.shift.device)
+        self.call_sums: list[Tensor] = []
+        self.count = self.images = self.calls = 0
+
+    @property
+    def total(self) -> Tensor:
+        """(6, C) the sums over all images."""
+        return self.sums.sum(dim=0)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the input held neither NaN nor infinity."""
+        return bool(torch.isfinite(self.sums).all())
+
+    @property
+    def unbias(self) -> float:
+        """The factor n / (n - 1) of the unbiased variance, n = images x pixels; 1 for a single value."""
+        if self.per_instance:
+            return 1.0
+        return self.count / max(self.count - 1, 1)
+
+    def merge(self, other: Moments) -> None:
+        """Adds what `other` saw of the same layer with the same stored statistics, for example in another process."""
+        self.sums += other.sums
+        for index, sums in enumerate(other.call_sums):
+            self._call(index).add_(sums)
+        self.count += other.count
+        self.images += other.images
+        self.calls = max(self.calls, other.calls)
+
+    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
+        """Returns mean and unbiased variance v n / (n - 1) of the input, (C,) float64 each, n = images x pixels.
+
+        Raises:
+            ValueError: if there is one value per channel only.
+        """
+        if self.count < 2:
+            raise ValueError("the variance of a single value per channel is undefined; pass more images")
+        n, a, b = self.total[[N, A, B]]
+        m = a / n
+        v = b / n if self.per_instance else (b / n - m.square()).clamp_min(0) * self.unbias
+        return self.shift + self.scale * m, self.scale.square() * v
+
+    def add_calls(self, calls: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Adds several calls of one forward, (N, C) a and b each, and pools them.
+
+        The same images several times are no more images: their calls are averaged, each weighing the same, as the
+        running average weighs them. Calls on other numbers of images count as further images.
+        """
+        if len(calls) <= MOST_CALLS:
+            for index, (a, b) in enumerate(calls):
+                self._call(index).add_(_products(a, b).sum(dim=0))
+        if len({a.shape for a, _ in calls}) == 1:
+            calls = [(torch.stack([a for a, _ in calls]).mean(dim=0), torch.stack([b for _, b in calls]).mean(dim=0))]
+        for a, b in calls:
+            add_images([self], a, b)
+
+    def _call(self, index: int) -> Tensor:
+        while len(self.call_sums) <= index:
+            self.call_sums.append(torch.zeros_like(self.sums[0]))
+        return self.call_sums[index]
+
+
+def add_images(group: Sequence[Moments], a: Tensor, b: Tensor) -> None:
+    """Adds N images to layers that have seen equally many: (N, C) a and b, the channels of the layers side by side."""
+    images, folds = group[0].images, len(group[0].sums)
+    fold = torch.arange(images, images + len(a), device=a.device) % folds
+    products = _products(a, b)
+    sums = torch.zeros(folds, *products.shape[1:], dtype=torch.float64, device=a.device)
+    sums.index_add_(0, fold, products)
+    for moments, part in zip(group, sums.split([len(moments.shift) for moments in group], dim=2), strict=True):
+        moments.sums += part
+        moments.images += len(a)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """(N, 6, C) what the rows of the sums add up."""
+    return torch.stack([torch.ones_like(a), a, b, a * a, b * b, a * b], dim=1)
+
+
+def _units(layer: Layer) -> tuple[Tensor, Tensor]:
+    if not layer.tracked:
+        zeros = torch.zeros(layer.channels, dtype=torch.float64, device=_device(layer.module))
+        return zeros, torch.ones_like(zeros)
+    mean, var = layer.statistics()
+    unusable = layer.unusable_channels()
+    shift = torch.where(unusable, 0.0, mean.double())
+    scale = torch.where(unusable, 1.0, var.double() + layer.eps).sqrt()
+    return shift, scale
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))

@@ -1,0 +1,189 @@
+"""The commands about BatchNorm: check-bn, recalibrate-bn, and what export asks of it first."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from jumpout_export import loading, signals
+from jumpout_export.batchnorm.check import check_batchnorm
+from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+from jumpout_export.cli import ranks as cli_ranks
+from jumpout_export.cli.options import (
+    BatchSize,
+    Device,
+    Fail,
+    Json,
+    Layers,
+    Method,
+    Model,
+    NeededData,
+    NumImages,
+    RefuseIfWorse,
+    ReportDir,
+    Seed,
+    TrainingBatchSize,
+    Warn,
+    Weights,
+)
+from jumpout_export.cli.work import (
+    build_model,
+    check_folder,
+    exit_code,
+    is_program,
+    read_batches,
+    show,
+    try_first_batch,
+    working,
+)
+from jumpout_export.environment import environment
+from jumpout_export.errors import LoadError
+from jumpout_export.model.batches import Progress
+from jumpout_export.model.norms import serves_with_statistics
+from jumpout_export.report import BatchNormReport, PipelineReport
+
+
+def check_bn(
+    model: Model,
+    data: NeededData,
+    weights: Weights = None,
+    images: NumImages = 4096,
+    warn: Warn = 0.05,
+    fail: Fail = 0.15,
+    training_batch_size: TrainingBatchSize = None,
+    batch_size: BatchSize = 128,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    json: Json = False,
+    report: ReportDir = None,
+) -> None:
+    """Check whether the stored BatchNorm statistics agree with what serving sees."""
+    check_folder(report, "--report")
+    with working() as progress:
+        network = build_model(model, weights, device)
+        batches = cli_ranks.own_share(read_batches(data, None, batch_size, seed))
+        try_first_batch(network, batches)
+        with cli_ranks.process_group() as group:
+            result = check_batchnorm(
+                network,
+                batches,
+                images=images,
+                warn=warn,
+                fail=fail,
+                training_batch_size=training_batch_size,
+                process_group=group,
+                progress=progress,
+            )
+    show(result, json, report)
+    raise typer.Exit(exit_code(result))
+
+
+def recalibrate_bn(
+    model: Model,
+    data: NeededData,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="NEW.safetensors", help="where to write the new weights")
+    ] = None,
+    weights: Weights = None,
+    method: Annotated[Method, typer.Option(help="exact, batch or variance")] = Method.exact,
+    layers: Layers = None,
+    refuse_if_worse: RefuseIfWorse = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the table, write nothing")] = False,
+    images: NumImages = 4096,
+    warn: Warn = 0.05,
+    fail: Fail = 0.15,
+    training_batch_size: TrainingBatchSize = None,
+    batch_size: BatchSize = 128,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    json: Json = False,
+    report: ReportDir = None,
+) -> None:
+    """Recalibrate the BatchNorm statistics on the data and save the weights as safetensors."""
+    check_folder(report, "--report")
+    if (output is None) != dry_run:
+        raise LoadError("give either -o NEW.safetensors or --dry-run")
+    if output is not None and output.suffix != ".safetensors":
+        raise LoadError(f"-o {output} must end in .safetensors")
+    if output is not None and not output.parent.is_dir():
+        raise LoadError(f"-o {output}: the folder {output.parent} does not exist")
+    with working() as progress:
+        network = build_model(model, weights, device)
+        batches = cli_ranks.own_share(read_batches(data, None, batch_size, seed))
+        try_first_batch(network, batches)
+        with cli_ranks.process_group() as group:
+            check = partial(
+                check_batchnorm,
+                network,
+                batches,
+                images=images,
+                warn=warn,
+                fail=fail,
+                training_batch_size=training_batch_size,
+                outputs=False,
+                process_group=group,
+                progress=progress,
+            )
+            before = check()
+            done = recalibrate_batchnorm(
+                network,
+                batches,
+                method.value,
+                images=images,
+                layers=layers,
+                outputs=True,
+                refuse_if_worse=refuse_if_worse,
+                process_group=group,
+                progress=progress,
+            )
+            before.outputs = done.outputs
+            after = check()
+    result = PipelineReport(
+        title=f"recalibrate-bn {model}, method {method.value}",
+        before=before,
+        after=after,
+        environment=environment(),
+        notes=[
+            f"BatchNorm layers recalibrated: {len(done.layers)}; passes over the data: {done.passes}",
+            *([done.note] if done.note else []),
+            "dry run: nothing was written" if output is None else f"weights written to {output}",
+        ],
+    )
+    if output is not None and cli_ranks.rank() == 0:
+        signals.defer_signals()
+        loading.save_weights(network, output)
+    show(result, json, report)
+    raise typer.Exit(exit_code(result))
+
+
+def check_before_export(
+    network: nn.Module,
+    model: str,
+    batches: Any,
+    data: str | None,
+    recalibrate: bool,
+    images: int,
+    progress: Progress,
+) -> BatchNormReport | None:
+    """Returns the check whose verdict an export records, recalibrated before if asked for; None where there is none."""
+    if is_program(model):
+        typer.echo(
+            f"BatchNorm was not checked: the exported program {model} is a graph without BatchNorm layers; for that "
+            "run check-bn on the factory",
+            err=True,
+        )
+        return None
+    if data is None:
+        if recalibrate:
+            raise LoadError("--recalibrate needs real images: give --data")
+        typer.echo("BatchNorm was not checked: that needs --data", err=True)
+        return None
+    if not any(map(serves_with_statistics, network.modules())):
+        return None
+    if recalibrate:
+        recalibrate_batchnorm(network, batches, images=images, progress=progress)
+    return check_batchnorm(network, batches, images=images, progress=progress)

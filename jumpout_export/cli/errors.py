@@ -1,0 +1,66 @@
+"""Runs the command line: every exception becomes one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import typer
+
+from jumpout_export import signals
+from jumpout_export.cli import ranks as cli_ranks
+from jumpout_export.cli.work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE, drop_stdout
+from jumpout_export.errors import JumpoutExportError, LoadError, NotVerifiableError
+
+_DISK_FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
+# Arguments of the library that its messages begin with, as the command line names them.
+_OPTIONS = {
+    "allow": "--allow",
+    "dtype": "--dtype",
+    "dynamic_axes": "--dynamic",
+    "golden": "--golden",
+    "opset": "--opset",
+    "path": "OUT.onnx",
+    "refuse_if_worse": "--refuse-if-worse",
+}
+
+
+def run(app: Callable[[], Any]) -> NoReturn:
+    """Runs the command line and ends the process with its exit code."""
+    signals.handle_signals()
+    try:
+        app()
+    except SystemExit as ending:  # how typer ends, with the verdict or its own message about a wrong option
+        # torchrun ends all processes once one fails: the verdict is left to the one that prints the report.
+        cli_ranks.leave(ending.code if isinstance(ending.code, int) and cli_ranks.rank() == 0 else PASSED)
+    except LoadError as error:
+        _fail(error, WRONG_USAGE)
+    except NotVerifiableError as error:
+        _fail(error, NOT_VERIFIED)
+    except JumpoutExportError as error:
+        _fail(error, FAILED)
+    except ImportError as error:  # an extra is missing; the message names it
+        _fail(error, NOT_VERIFIED)
+    except (ValueError, TypeError) as error:
+        _fail(_with_option(str(error)), WRONG_USAGE)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:  # stdout of `--help` among others
+            drop_stdout()
+            _fail(f"{error.filename or 'a file'} cannot be written: {error.strerror}", WRONG_USAGE)
+        traceback.print_exc()  # neither passed nor failed: it says why nothing was verified
+        cli_ranks.leave(NOT_VERIFIED)
+    cli_ranks.leave(PASSED)
+
+
+def _fail(error: object, code: int) -> NoReturn:
+    where = f"rank {cli_ranks.rank()}: " if cli_ranks.world_size() > 1 else ""
+    typer.echo(f"error: {where}{error}", err=True)
+    cli_ranks.leave(code)
+
+
+def _with_option(message: str) -> str:
+    """The message with the option in front whose argument of `export_onnx` it begins with."""
+    argument = message.split(maxsplit=1)[0].rstrip(":") if message else ""
+    return f"{_OPTIONS[argument]}: {message}" if argument in _OPTIONS else message

@@ -1,0 +1,45 @@
+"""The facts of the `info` command: versions, the compiled extension, torch's CUDA, each ONNX Runtime provider."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from jumpout_export import ops
+from jumpout_export.environment import environment
+from jumpout_export.runtime.cuda import driver_version
+from jumpout_export.runtime.providers import explain_installation, explain_unusable, installed_packages
+from jumpout_export.runtime.session import PROVIDERS
+
+
+def facts() -> dict[str, object]:
+    """Returns what the results on this machine depend on, name to value; what is missing is said, never raised.
+
+    CUDA is tried, not looked up: a provider is usable if a convolution ran on it.
+    """
+    packages = [f"{name} {version}" for name, version in installed_packages().items()]
+    return {
+        **environment(),
+        **{f"extension {name}": value for name, value in ops.build_info().items()},
+        "torch CUDA": _torch_cuda(),
+        "NVIDIA driver, CUDA": driver_version(),
+        "ONNX Runtime": explain_installation() or ", ".join(packages) or "imported from a folder, not installed",
+        **{f"ONNX Runtime {provider}": _usable(provider) for provider in PROVIDERS},
+    }
+
+
+def _torch_cuda() -> str:
+    if torch.version.cuda is None:
+        return "not in this torch"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return f"{torch.version.cuda}, {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    reasons = ": " + str(said[0].message).splitlines()[0] if said else ""
+    return f"{torch.version.cuda}, but no usable device{reasons}"
+
+
+def _usable(provider: str) -> str:
+    reason = explain_unusable(provider)
+    return "usable, a convolution ran on it" if reason is None else f"unusable: {reason}"

@@ -1,0 +1,77 @@
+"""The command line's arguments and options, each described once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Dtype(StrEnum):
+    """The floating-point type of an exported network."""
+
+    fp16 = "fp16"
+
+
+class Method(StrEnum):
+    """How running statistics are recalibrated."""
+
+    exact = "exact"
+    batch = "batch"
+    variance = "variance"
+
+
+_MODEL_HELP = "package.module:factory, a callable that returns the nn.Module"
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
+ModelOrProgram = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL_HELP}; or file.pt2")]
+Weights = Annotated[
+    Path | None, typer.Option(help=".safetensors, or .pt/.pth with tensors only; without it the factory's own weights")
+]
+_DATA_HELP = "folder of class sub-folders with images, .npz with inputs (and labels), or package.module:callable"
+Data = Annotated[str | None, typer.Option(help=_DATA_HELP)]
+NeededData = Annotated[str, typer.Option("--data", help=_DATA_HELP)]
+InputShape = Annotated[
+    list[str] | None,
+    typer.Option(help="without --data: shape of random inputs, 1,3,32,32 or name:1,3,32,32; repeatable"),
+]
+Providers = Annotated[str, typer.Option(help="ONNX Runtime providers to verify on: cpu, cuda or cpu,cuda")]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="INPUT:AXIS=NAME",
+        help="further axis to leave open, for example image:2=height; verified at other sizes; repeatable",
+    ),
+]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option("--dtype", help="fp16 exports a half-precision copy; the model's own type by default"),
+]
+ExternalData = Annotated[
+    bool,
+    typer.Option("--external-data", help="write the weights to a file beside it, as is always done beyond 2 GiB"),
+]
+Device = Annotated[str, typer.Option(help="where torch runs: cpu or cuda[:N]")]
+Seed = Annotated[int, typer.Option(help="seeds whatever is random")]
+BatchSize = Annotated[int, typer.Option(min=1, help="images per batch")]
+NumImages = Annotated[int, typer.Option("--images", min=1, help="how many images to look at")]
+Warn = Annotated[float, typer.Option(min=0.0, help="margin that decides the verdict, in units of W")]
+Fail = Annotated[float, typer.Option(min=0.0, help="margin from which drift is called severe")]
+TrainingBatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="images that a BatchNorm batch held in training; says how noisy the stored averages are"),
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="BatchNorm layer to recalibrate; repeatable; all that are not frozen by default"),
+]
+RefuseIfWorse = Annotated[
+    bool,
+    typer.Option(
+        "--refuse-if-worse", help="write nothing if likelihood or accuracy on the data get significantly worse"
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="print the report as JSON")]
+ReportDir = Annotated[Path | None, typer.Option("--report", help="write report.json, .md, .html and the plots here")]
+OnnxFile = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="the ONNX file")]

@@ -1,0 +1,236 @@
+"""What each command does around its one call: build the model, read the data, show the report, choose the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from torch import nn
+
+from jumpout_export import loading, render
+from jumpout_export.cli.progress import progress_on_stderr
+from jumpout_export.cli.ranks import rank
+from jumpout_export.environment import environment
+from jumpout_export.errors import LoadError, NotVerifiableError
+from jumpout_export.model.batches import Progress, split_batch
+from jumpout_export.model.randomness import rng_restored
+from jumpout_export.program.file import load_program
+from jumpout_export.program.network import as_module
+from jumpout_export.report import BatchNormReport, ExportReport, PipelineReport, Report, VerifyReport
+from jumpout_export.signals import Interrupted
+
+PASSED, FAILED, WRONG_USAGE, NOT_VERIFIED = 0, 1, 2, 3
+# As `--dtype` names them.
+TORCH_DTYPES = {"fp16": torch.float16}
+
+
+@contextlib.contextmanager
+def working() -> Iterator[Progress]:
+    """Shows progress on stderr, where prints of the user's code go too, and lets no exit of that code pass for ours."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr), progress_on_stderr() as progress:
+            yield progress if rank() == 0 else _silent
+    except Interrupted:
+        raise
+    except SystemExit as error:
+        raise NotVerifiableError(
+            f"the code of the model or the data ended the process, sys.exit({error.code})"
+        ) from error
+
+
+def check_folder(folder: Path | None, option: str) -> None:
+    """Raises a LoadError if a file is in the place of the folder that `option` names."""
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise LoadError(f"{option} {folder} must be a folder, it is a file")
+
+
+def build_model(spec: str, weights: Path | None, device: str, *, programs: bool = False) -> nn.Module:
+    """Returns the model that a factory makes, with its weights, or an exported program as a module, on `device`.
+
+    Args:
+        spec: `package.module:factory`, or the path of a `.pt2` file.
+        weights: for the factory's model.
+        device: where torch runs.
+        programs: whether the command can work with an exported program.
+
+    Raises:
+        LoadError: if one of them is wrong.
+        NotVerifiableError: if CUDA is asked for and unusable.
+    """
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise LoadError(f"--device must be cpu or cuda[:N], got {device!r}") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise NotVerifiableError(f"--device {device}: torch {torch.__version__} sees no usable CUDA device")
+    if is_program(spec):
+        return _load_program(spec, weights, programs).to(target)
+    model = loading.load_model(spec)
+    if weights is not None:
+        loading.load_weights(model, weights)
+    return model.to(target)
+
+
+def is_program(spec: str) -> bool:
+    """Whether MODEL names a file with an exported program."""
+    return spec.endswith(".pt2")
+
+
+def _load_program(spec: str, weights: Path | None, programs: bool) -> nn.Module:
+    if not programs:
+        raise LoadError(
+            f"MODEL {spec}: an exported program is a graph without BatchNorm layers, so there is nothing to check or "
+            "recalibrate; give package.module:factory of the module that was exported"
+        )
+    if weights is not None:
+        raise LoadError(f"--weights {weights}: the exported program {spec} holds its own weights")
+    network: nn.Module = as_module(load_program(Path(spec)))
+    return network
+
+
+def try_first_batch(network: nn.Module, batches: Any) -> None:
+    """Raises a LoadError if a copy of the model cannot run the first batch."""
+    try:
+        batch = split_batch(next(iter(batches)), network, next(network.parameters(), torch.empty(0)).device)
+    except StopIteration:
+        return  # an empty loader has its own message
+    except TypeError as error:
+        raise LoadError(f"--data: {error}") from error
+    try:
+        with torch.no_grad(), rng_restored():
+            batch(copy.deepcopy(network).eval())
+    except Exception as error:
+        tensors = [value for value in (*batch.args, *batch.kwargs.values()) if isinstance(value, torch.Tensor)]
+        inputs = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
+        hint = "; convert images to float in [0, 1]" if any(x.dtype == torch.uint8 for x in tensors) else ""
+        raise LoadError(f"the model cannot run a batch of {inputs}: {type(error).__name__}: {error}{hint}") from error
+
+
+def read_batches(data: str | None, shapes: list[str] | None, batch_size: int, seed: int) -> Any:
+    """Returns batches from `--data`, or random ones for `--input-shape`.
+
+    Raises:
+        LoadError: if both or none are given, or the data cannot be read.
+    """
+    if (data is None) == (not shapes):
+        raise LoadError("give either --data or --input-shape")
+    if data is not None:
+        return loading.load_data(data, batch_size, seed)
+    return loading.random_batches(shapes or [], seed)
+
+
+def parse_providers(text: str) -> tuple[str, ...]:
+    """Returns the ONNX Runtime providers in a comma-separated list.
+
+    Raises:
+        LoadError: if one is unknown.
+    """
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    if not names or set(names) - {"cpu", "cuda"}:
+        raise LoadError(f"--providers must be cpu, cuda or cpu,cuda, got {text!r}")
+    return names
+
+
+def parse_dynamic(entries: list[str] | None) -> dict[str, dict[int, str]]:
+    """Returns `--dynamic INPUT:AXIS=NAME` entries as {input: {axis: name}}.
+
+    Raises:
+        LoadError: if one has another form, or names an axis twice.
+    """
+    axes: dict[str, dict[int, str]] = {}
+    for entry in entries or ():
+        place, _, name = entry.partition("=")
+        given, _, axis = place.rpartition(":")
+        if not (given and axis.isdecimal() and name):
+            raise LoadError(f"--dynamic must be INPUT:AXIS=NAME, for example image:2=height, got {entry!r}")
+        if int(axis) in axes.get(given, {}):
+            raise LoadError(f"--dynamic names axis {axis} of {given} twice")
+        axes.setdefault(given, {})[int(axis)] = name
+    return axes
+
+
+def show(report: Report, json: bool, directory: Path | None) -> None:
+    """Writes the report to `directory`, where one is given, and prints it on stdout; of several processes one.
+
+    A report on a file is given the command and the versions it was made with.
+
+    Raises:
+        LoadError: if one of them cannot be written, such as on a full disk.
+        ImportError: if the page of the report needs a package that is missing.
+    """
+    if rank() != 0:
+        return
+    if isinstance(report, VerifyReport):
+        facts = {name: value for name, value in environment().items() if name != "device"}
+        report.environment = {"command": shlex.join(["jumpout-export", *sys.argv[1:]]), **facts}
+    published = _published(report)
+    if directory is not None:
+        try:
+            render.write_report(report, directory)
+        except OSError as error:
+            raise LoadError(f"--report {directory} cannot be written: {error.strerror or error}{published}") from error
+        except ImportError as error:  # JSON and Markdown are there
+            raise ImportError(f"{error}{published}") from error
+    if json:
+        say(lambda: typer.echo(report.model_dump_json(indent=2)), published)
+    else:
+        say(lambda: render.render_terminal(report), published)
+
+
+def say(print_result: Callable[[], object], published: str = "") -> None:
+    """Prints on stdout; a reader that has seen enough, as `| head`, is no error.
+
+    Args:
+        print_result: prints.
+        published: what is there all the same, for the message.
+
+    Raises:
+        LoadError: if stdout cannot be written, such as on a full disk.
+    """
+    try:
+        print_result()
+        sys.stdout.flush()
+    except Interrupted:
+        raise
+    except (BrokenPipeError, SystemExit):  # rich exits; the verdict stays the verdict
+        drop_stdout()
+    except OSError as error:
+        drop_stdout()
+        raise LoadError(f"stdout cannot be written: {error.strerror or error}{published}") from error
+
+
+def drop_stdout() -> None:
+    """Throws away what is still to be printed: Python would try again at its end, and change the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _published(report: Report) -> str:
+    export = report.export if isinstance(report, PipelineReport) else report
+    return f"; {export.path} was published" if isinstance(export, ExportReport) and export.passed else ""
+
+
+def _silent(what: str, done: int, total: int | None) -> None:
+    """Progress of the processes that do not speak."""
+
+
+def exit_code(report: Report) -> int:
+    """Returns the exit code that says what the report says."""
+    if report:
+        return PASSED
+    if isinstance(report, BatchNormReport):
+        return NOT_VERIFIED if report.verdict == "inconclusive" else FAILED
+    if isinstance(report, VerifyReport):
+        failed = any(check.verdict == "fail" for check in report.checks) or any(
+            provider.verdict == "fail" for provider in report.providers.values()
+        )
+        return FAILED if failed else NOT_VERIFIED
+    codes = [exit_code(part) for part in (report.batchnorm, report.export) if part is not None]
+    return FAILED if FAILED in codes else NOT_VERIFIED

@@ -1,0 +1,130 @@
+"""Files that appear whole or not at all: a private folder to work in, a lock, renames, and one line if that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from jumpout_export.signals import defer_signals
+from jumpout_export.text import first_line
+
+_SUFFIX = ".unfinished"
+# Nobody holds a folder for longer than a few renames take.
+_PATIENCE = 60.0
+
+
+@contextlib.contextmanager
+def private_folder(target: Path) -> Iterator[Path]:
+    """Yields a hidden folder beside `target`, on its file system; nothing of it is left, however the block ends.
+
+    Only SIGKILL or a power cut leave it behind: the next call for the same target removes it. A folder whose process
+    lives is locked, and stays.
+
+    Raises:
+        OSError: if no folder can be made there.
+    """
+    folder, handle = None, None
+    try:
+        with locked(target.parent):
+            _remove_abandoned(target)
+            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent))
+            handle = _open_folder(folder)
+            _lock(handle)
+        yield folder
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other exports into this folder waiting while the block runs; leaves no lock file.
+
+    Where the file system or the platform has no locks the block runs without one.
+
+    Raises:
+        OSError: if another process does not let go for a minute.
+    """
+    handle = _open_folder(folder)
+    try:
+        end = time.monotonic() + _PATIENCE
+        while _lock(handle) is False:
+            if time.monotonic() > end:
+                raise TimeoutError(f"another process has locked the folder {folder} for {_PATIENCE:.0f} s")
+            time.sleep(0.01)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def replace_file(file: Path, target: Path) -> None:
+    """Moves a finished file to its place; after a power cut there is the old file or the whole new one.
+
+    Raises:
+        OSError: if that is not possible; then `target` is as it was.
+    """
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+    defer_signals()
+    os.replace(file, target)
+    folder = _open_folder(target.parent)
+    if folder is not None:
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns an error of the file system within the block into one line that names `target`.
+
+    Raises:
+        ValueError: in place of an OSError, such as a full disk or a folder that cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written: {error.strerror or first_line(error)}") from error
+
+
+def _remove_abandoned(target: Path) -> None:
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.\w{{8}}{re.escape(_SUFFIX)}")
+    for folder in [entry for entry in target.parent.iterdir() if pattern.fullmatch(entry.name) and entry.is_dir()]:
+        with contextlib.suppress(FileNotFoundError):  # its process has just finished
+            handle = _open_folder(folder)
+            if handle is None:
+                return
+            try:
+                if _lock(handle):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def _open_folder(folder: Path) -> int | None:
+    return os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+
+
+def _lock(handle: int | None) -> bool | None:
+    """Whether the folder is locked now; None where there are no locks."""
+    if handle is None:
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems lock no folders
+        return None
+    return True

@@ -1,0 +1,1 @@
+"""Takes training noise out: of a network, or of an ONNX file."""

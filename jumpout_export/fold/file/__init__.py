@@ -1,0 +1,1 @@
+"""From an ONNX file with training noise to one without, with the proof."""

@@ -1,0 +1,392 @@
+"""What a noisy value is made of: keep masks, their scale and the tensor they multiply.
+
+Dropout of rate r, in whatever operators an exporter wrote it, is
+
+    y = x * M * (1 - r)^-alpha,    M = 1 with probability k = 1 - r, else 0
+
+with alpha = 1 for dropout and 0.75 for jumpout. k is a constant, or a tensor of the graph (a rate drawn anew for each
+batch). Both M and the scale are 1 where the rate is 0; then y = x, which is what the network computes when it serves.
+Nothing else is taken for dropout: a mask without its scale, a scale of another number, noise that is added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from jumpout_export.fold.file.values import MOVES, Values, attribute, made_by, standard
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# Exponents that a constant scale may have: dropout's, and jumpout's (Wang, Zhou, Bilmes, ICML 2019, section 4). Of a
+# scale computed from the rate's tensor the exponent is read off the graph, and may be any in (0, 1].
+EXPONENTS = (1.0, 0.75)
+_COMPARE = {"Less": True, "LessOrEqual": True, "Greater": False, "GreaterOrEqual": False}
+# Steps that are followed backwards from a value, and tensors in one product.
+_DEPTH = 16
+_MOST_POWERS = 8
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The probability k with which a mask is one: a number, or a tensor of the graph, or one minus that tensor."""
+
+    base: ir.Value | float
+    complement: bool = False
+
+    def opposite(self) -> Keep:
+        """Returns 1 - k."""
+        return Keep(1 - self.base) if isinstance(self.base, float) else Keep(self.base, not self.complement)
+
+    def __str__(self) -> str:
+        if isinstance(self.base, float):
+            return f"{self.base:.6g}"
+        return f"1 - `{self.base.name}`" if self.complement else f"`{self.base.name}`"
+
+
+# A place in the graph: an input of a node, by its index.
+Use = tuple["ir.Node", int]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A {0, 1} tensor.
+
+    Attributes:
+        source: the random node.
+        keep: probability of a one.
+        low: whether it is one where the random number is small; tells a mask of 1/2 from its opposite.
+        threshold: where the random number meets the constant threshold; None for a tensor, or a Bernoulli node.
+    """
+
+    source: ir.Node
+    keep: Keep
+    low: bool
+    threshold: Use | None = None
+
+    def opposite(self) -> Mask:
+        """Returns the mask that is one where this is zero."""
+        return replace(self, keep=self.keep.opposite(), low=not self.low)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A product of masks, a number and powers of keep probabilities.
+
+    Attributes:
+        masks: each once; none for a plain scale.
+        number: product of the constant factors.
+        powers: exponent per keep probability that is a tensor.
+        constants: where the constant factors stand.
+    """
+
+    masks: frozenset[Mask] = frozenset()
+    number: float = 1.0
+    powers: Mapping[Keep, float] = field(default_factory=dict)
+    constants: tuple[tuple[Use, float], ...] = ()
+
+    def times(self, other: Factor, power: float = 1.0) -> Factor | None:
+        """Returns self * other^power; None if it has no value."""
+        try:
+            number = self.number * other.number**power
+        except ArithmeticError:
+            return None
+        if isinstance(number, complex) or not math.isfinite(number) or (other.masks and power != 1):
+            return None
+        powers = dict(self.powers)
+        for keep, exponent in other.powers.items():
+            powers[keep] = powers.get(keep, 0.0) + power * exponent
+        return Factor(self.masks | other.masks, number, powers, self.constants + other.constants)
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it is one mask and nothing else."""
+        return len(self.masks) == 1 and self.number == 1 and not any(self.powers.values())
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A random number in [0, 1), or it plus a constant in (0, 1], which Floor makes a mask."""
+
+    source: ir.Node
+    plus: Use | None = None
+    keep: float = 0.0
+
+
+@dataclass(frozen=True)
+class Noised:
+    """x times a factor with a mask."""
+
+    x: ir.Value
+    factor: Factor
+
+
+Form = Factor | Uniform | Noised
+
+
+class Forms:
+    """Finds the form of each value, node after node in the order of the graph.
+
+    Args:
+        values: knows the values of the same nodes.
+    """
+
+    def __init__(self, values: Values) -> None:
+        self.of: dict[ir.Value, Form] = {}
+        self._values = values
+        self._scales: dict[ir.Value, Factor] = {}
+
+    def add(self, node: ir.Node) -> None:
+        """Takes in a node that `values` has taken in, and whose inputs were taken in before."""
+        scale = self._powers(node) if standard(node) and len(node.outputs) == 1 else None
+        if scale is not None:
+            self._scales[node.outputs[0]] = scale
+        form = self._form(node) if standard(node) and len(node.outputs) == 1 else None
+        if form is not None:
+            self.of[node.outputs[0]] = form
+
+    def finished(self, noised: Noised, eps: float) -> Noised | None:
+        """Returns the value as x times a whole dropout, which is x where the rate is zero; None if it is none.
+
+        A scale may have been applied to x before the mask: then x is the tensor before it.
+        """
+        return next((form for form in self._unwrapped(noised) if is_dropout(form.factor, eps)), None)
+
+    def _unwrapped(self, noised: Noised) -> list[Noised]:
+        """Returns the same value written with factors of x moved into the scale, none first.
+
+        Only of an x that nothing else uses: a scale that others see too is none of the mask's.
+        """
+        forms = [noised]
+        while len(forms) < _DEPTH and (node := made_by(forms[-1].x, "Mul", "Div")) is not None:
+            if not _used_once(forms[-1].x):
+                break
+            last = forms[-1]
+            for index in (1, 0) if node.op_type == "Mul" else (1,):
+                inner, other = node.inputs[1 - index], node.inputs[index]
+                scale = self._scale((node, index), other, last.factor)
+                factor = last.factor.times(scale, 1.0 if node.op_type == "Mul" else -1.0) if scale else None
+                if inner is not None and factor is not None:
+                    forms.append(Noised(inner, factor))
+                    break
+            else:
+                break
+        return forms
+
+    def _form(self, node: ir.Node) -> Form | None:
+        op, first = node.op_type, node.inputs[0] if node.inputs else None
+        form = self.of.get(first) if first is not None else None
+        if op in ("RandomUniform", "RandomUniformLike"):
+            unit = attribute(node, "low", 0.0) == 0 and attribute(node, "high", 1.0) == 1
+            return Uniform(node) if unit and not _by_reference(node, "low", "high") else None
+        if op == "Bernoulli" and first is not None:
+            keep = self._keep(first)
+            return Factor(frozenset({Mask(node, keep, True)})) if _possible(keep) else None
+        if op in _COMPARE:
+            return self._compared(node)
+        if op == "Identity":
+            return form
+        if op in MOVES and isinstance(form, Factor | Uniform):
+            return form
+        if op == "Cast" and (_to_float(node) or (isinstance(form, Factor) and form.is_mask)):
+            return form if isinstance(form, Factor | Uniform) else None
+        if op == "Not":
+            return _opposite(form)
+        if op == "Floor" and isinstance(form, Uniform) and form.plus is not None:
+            return Factor(frozenset({Mask(form.source, Keep(form.keep), False, form.plus)}))
+        if op in ("Add", "Sub", "Mul", "Div") and len(node.inputs) == 2:
+            return self._arithmetic(node)
+        if op == "Where" and len(node.inputs) == 3:
+            return self._selected(node, form)
+        return None
+
+    def _compared(self, node: ir.Node) -> Form | None:
+        for index in (0, 1):
+            form, threshold = self._at(node, index), node.inputs[1 - index]
+            if isinstance(form, Uniform) and form.plus is None and threshold is not None:
+                low = _COMPARE[node.op_type] == (index == 0)
+                below = self._keep(threshold)
+                keep = below if low else below.opposite()
+                use = (node, 1 - index) if isinstance(keep.base, float) else None
+                return Factor(frozenset({Mask(form.source, keep, low, use)})) if _possible(keep) else None
+        return None
+
+    def _arithmetic(self, node: ir.Node) -> Form | None:
+        op, one, two = node.op_type, self._at(node, 0), self._at(node, 1)
+        if op == "Mul":
+            return self._product(node)
+        if op == "Div":
+            return self._scaled(one, (node, 1), -1.0, node)
+        if op == "Sub":
+            return _opposite(two) if self._values.number(node.inputs[0]) == 1 else None
+        for index, form in enumerate((one, two)):
+            number = self._values.number(node.inputs[1 - index])
+            if isinstance(form, Uniform) and form.plus is None and number is not None and 0 < number <= 1:
+                return Uniform(form.source, (node, 1 - index), number)
+        return None
+
+    def _product(self, node: ir.Node) -> Form | None:
+        for index in (0, 1):
+            form = self._at(node, index)
+            if isinstance(form, Factor):
+                return self._masked(form, (node, 1 - index))
+        for index in (0, 1):
+            if isinstance(self._at(node, index), Noised) and self._at(node, 1 - index) is None:
+                return self._scaled(self._at(node, index), (node, 1 - index), 1.0, node)
+        return None
+
+    def _selected(self, node: ir.Node, condition: Form | None) -> Form | None:
+        """Where(mask, x, 0) and Where(mask, 0, x)."""
+        for index, form in ((1, condition), (2, _opposite(condition))):
+            if isinstance(form, Factor) and form.is_mask and self._values.number(node.inputs[3 - index]) == 0:
+                return self._masked(form, (node, index))
+        return None
+
+    def _masked(self, factor: Factor, use: Use) -> Form | None:
+        """The factor times any value: another factor, a scale, or x."""
+        value, other = use[0].inputs[use[1]], self._at(*use)
+        if value is None or isinstance(other, Uniform):
+            return None
+        if isinstance(other, Factor):
+            return factor.times(other)
+        if isinstance(other, Noised) and self.finished(other, rounding(use[0])) is None:
+            product = other.factor.times(factor)
+            return Noised(other.x, product) if product is not None else None
+        scale = self._scale(use, value, factor)
+        return factor.times(scale) if scale is not None else Noised(value, factor)
+
+    def _scaled(self, form: Form | None, use: Use, power: float, node: ir.Node) -> Form | None:
+        """The form times scale^power; None if the other value is no scale of it, or belongs to what comes after."""
+        if isinstance(form, Uniform) or form is None or self._at(*use) is not None:
+            return None
+        own = form.factor if isinstance(form, Noised) else form
+        scale = self._scale(use, use[0].inputs[use[1]], own)
+        product = own.times(scale, power) if scale is not None else None
+        if product is None or isinstance(form, Factor):
+            return product
+        # A dropout that is whole may be followed by a gain; a scale in two parts ends where both are there.
+        eps = rounding(node)
+        gain = not is_dropout(product, eps) and self.finished(form, eps) is not None
+        return None if gain else Noised(form.x, product)
+
+    def _scale(self, use: Use, value: ir.Value | None, factor: Factor) -> Factor | None:
+        """The value as a scale that belongs to the masks: a constant, or powers of their keep probabilities."""
+        scale = self._power(value)
+        if scale is None or not scale.powers.keys() <= {mask.keep for mask in factor.masks}:
+            return None
+        return scale if scale.powers else replace(scale, constants=((use, scale.number),))
+
+    def _power(self, value: ir.Value | None) -> Factor | None:
+        """The value as a positive number times powers of keep probabilities; any tensor is one, to the power 1."""
+        if value is None:
+            return None
+        number = self._values.number(value)
+        if number is not None:
+            return Factor(number=number) if number > 0 else None
+        return self._scales.get(value) or Factor(powers={self._keep(value): 1.0})
+
+    def _powers(self, node: ir.Node) -> Factor | None:
+        """The node's output as `_power` gives it, if the node computes a power or a product of powers."""
+        op = node.op_type
+        if op not in {"Pow", "Sqrt", "Reciprocal", "Mul", "Div"}:
+            return self._scales.get(node.inputs[0]) if self._moves(node) and node.inputs[0] is not None else None
+        first = self._power(node.inputs[0])
+        if first is None:
+            return None
+        if op in ("Mul", "Div"):
+            second = self._power(node.inputs[1])
+            product = first.times(second, 1.0 if op == "Mul" else -1.0) if second is not None else None
+            return product if product is not None and len(product.powers) <= _MOST_POWERS else None
+        exponent = self._values.number(node.inputs[1]) if op == "Pow" else {"Sqrt": 0.5, "Reciprocal": -1.0}[op]
+        return Factor().times(first, exponent) if exponent is not None else None
+
+    def _keep(self, value: ir.Value) -> Keep:
+        complement = False
+        for _ in range(_DEPTH):
+            number = self._values.number(value)
+            if number is not None:
+                return Keep(1 - number if complement else number)
+            node = value.producer()
+            if node is None or not standard(node):
+                break
+            inner = node.inputs[0] if self._moves(node) else None
+            if node.op_type == "Sub" and self._values.number(node.inputs[0]) == 1:
+                inner, complement = node.inputs[1], not complement
+            if inner is None:
+                break
+            value = inner
+        return Keep(value, complement)
+
+    def _moves(self, node: ir.Node) -> bool:
+        """Whether the node leaves the numbers of its first input as they are, up to rounding."""
+        return node.op_type in MOVES or (node.op_type == "Cast" and _to_float(node))
+
+    def _at(self, node: ir.Node, index: int) -> Form | None:
+        value = node.inputs[index]
+        return self.of.get(value) if value is not None else None
+
+
+def is_dropout(factor: Factor, eps: float) -> bool:
+    """Returns whether the factor's scale is k^-alpha for its masks' k, with an alpha that dropout or jumpout has.
+
+    Args:
+        factor: masks and their scale.
+        eps: of the dtype in which the scale was rounded.
+    """
+    keeps = [mask.keep for mask in factor.masks]
+    constant = math.prod(keep.base for keep in keeps if isinstance(keep.base, float))
+    tensors = [keep for keep in keeps if not isinstance(keep.base, float)]
+    if not keeps or not all(0 < -factor.powers.get(keep, 0.0) <= 1 for keep in tensors):
+        return False
+    # k and the scale are both rounded, and k may have been computed from the rate.
+    tolerance = 2 * eps * (1 + 1 / constant)
+    exponents = EXPONENTS if len(tensors) < len(keeps) else (1.0,)
+    return any(abs(factor.number * constant**alpha - 1) <= tolerance for alpha in exponents)
+
+
+def rounding(node: ir.Node) -> float:
+    """Returns eps of the dtype that a node computes in; of float32 where it is not known."""
+    import onnx_ir as ir
+
+    kind = node.outputs[0].dtype
+    return {ir.DataType.FLOAT16: 2.0**-10, ir.DataType.DOUBLE: 2.0**-23}.get(kind or ir.DataType.FLOAT, 2.0**-23)
+
+
+def describe(factor: Factor) -> str:
+    """Returns the factor for a person, for example `keep 0.7, scale 1.42857`."""
+    keeps = ", ".join(sorted(f"keep {mask.keep}" for mask in factor.masks))
+    powers = [f"({keep})^{exponent:g}" for keep, exponent in factor.powers.items() if exponent]
+    number = [f"{factor.number:.6g}"] if factor.number != 1 or not powers else []
+    return f"{keeps}, scale {' * '.join([*number, *powers])}"
+
+
+def _used_once(value: ir.Value) -> bool:
+    """Whether only one node uses the value's elements; its shape may be used by more."""
+    shape_only = {"Shape", "RandomUniformLike", "RandomNormalLike"}
+    users = [use for use in value.uses() if use.node.op_type not in shape_only]
+    return len(users) == 1 and not value.is_graph_output()
+
+
+def _opposite(form: Form | None) -> Factor | None:
+    if not isinstance(form, Factor) or not form.is_mask:
+        return None
+    (mask,) = form.masks
+    return replace(form, masks=frozenset({mask.opposite()})) if _possible(mask.opposite().keep) else None
+
+
+def _possible(keep: Keep) -> bool:
+    return not isinstance(keep.base, float) or 0 < keep.base <= 1
+
+
+def _to_float(node: ir.Node) -> bool:
+    import onnx_ir as ir
+
+    floats = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return attribute(node, "to", None) in [kind.value for kind in floats]
+
+
+def _by_reference(node: ir.Node, *names: str) -> bool:
+    return any(name in node.attributes and node.attributes[name].is_ref() for name in names)

@@ -1,0 +1,266 @@
+"""Finds the noise of training in a graph: what can be taken out without changing the network, and what cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from jumpout_export.fold.file.masks import Factor, Form, Forms, Keep, Noised, Uniform, describe, rounding
+from jumpout_export.fold.file.values import Values, attribute, standard
+from jumpout_export.onnxfile.training import RANDOM_OPERATORS
+from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_IN_EVAL = "export the model in eval mode instead"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A value that is its own input times dropout, and becomes that input.
+
+    Attributes:
+        y: the value.
+        x: what it becomes.
+        where: the node that computes y, for a person.
+        factor: the masks and their scale; None for a Dropout node.
+    """
+
+    y: ir.Value
+    x: ir.Value
+    where: str
+    factor: Factor | None = None
+
+
+@dataclass
+class Noise:
+    """The noise of a model.
+
+    Attributes:
+        sites: what can be folded.
+        refused: what cannot, one sentence each that names the node.
+        kept: Dropout nodes that are off; they stay.
+        removed: random nodes and training Dropout nodes that are gone after the fold.
+        alive: the nodes that are needed after the fold.
+        where: the name of each node for a person.
+        inputs: inputs of all graphs.
+        values: what is known of each value.
+        doubts: values that are x times a whole dropout, but not of the shape of x, or not alone.
+    """
+
+    sites: list[Site] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    removed: list[ir.Node] = field(default_factory=list)
+    alive: set[ir.Node] = field(default_factory=set)
+    where: dict[ir.Node, str] = field(default_factory=dict)
+    inputs: set[ir.Value] = field(default_factory=set)
+    values: Values = field(default_factory=lambda: Values(set()))
+    doubts: dict[ir.Value, str] = field(default_factory=dict)
+
+    def becomes(self, value: ir.Value) -> ir.Value:
+        """Returns what takes the value's place after the fold, the value itself if nothing does."""
+        while value in self.replaced:
+            value = self.replaced[value]
+        return value
+
+    @cached_property
+    def replaced(self) -> dict[ir.Value, ir.Value]:
+        """What each site's y becomes, in one step."""
+        return {site.y: site.x for site in self.sites}
+
+
+def find_noise(model: ir.Model) -> Noise:
+    """Returns what is random or in training mode in the main graph and its subgraphs; functions are not looked into."""
+    noise = Noise()
+    nodes = list(_walk(model.graph, "", noise.where, noise.inputs))
+    noise.values = Values(noise.inputs)
+    forms = Forms(noise.values)
+    for node in nodes:
+        noise.values.add(node)
+        forms.add(node)
+    opset = max(model.graph.opset_imports.get(domain, 0) for domain in DEFAULT_DOMAINS)
+    training = [node for node in nodes if _dropout_trains(node, opset, noise) is True]
+    noise.sites = [*_dropouts(training, noise), *_masks(nodes, forms, noise)]
+    noise.alive, reached = _alive(model.graph, noise)
+    noise.sites = [site for site in noise.sites if site.y in reached]
+    for node in nodes:
+        if standard(node) and node.op_type in RANDOM_OPERATORS:
+            _sort(node, noise, lambda node: _why_random(node, forms, noise))
+        elif node in training:
+            _sort(node, noise, lambda node: _why_mask(node, noise))
+        elif node in noise.alive:
+            reason = _why_training(node, opset, noise)
+            if reason:
+                noise.refused.append(f"{noise.where[node]} {reason}")
+    return noise
+
+
+def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    """Yields the graphs in a node's attributes, with the attribute's name."""
+    import onnx_ir as ir
+
+    for name, held in node.attributes.items():
+        if held.is_ref():
+            continue
+        if held.type == ir.AttributeType.GRAPH:
+            yield name, held.as_graph()
+        elif held.type == ir.AttributeType.GRAPHS:
+            yield from ((name, graph) for graph in held.as_graphs())
+
+
+def _walk(graph: ir.Graph, within: str, where: dict[ir.Node, str], inputs: set[ir.Value]) -> Iterator[ir.Node]:
+    inputs.update(graph.inputs)
+    for index, node in enumerate(graph):
+        where[node] = f"{node.name or f'#{index}'} ({node.op_type}){within}"
+        yield node
+        for name, inner in subgraphs(node):
+            yield from _walk(inner, f" in {name} of {where[node]}", where, inputs)
+
+
+def _dropout_trains(node: ir.Node, opset: int, noise: Noise) -> bool | None:
+    """Whether a Dropout node drops; None if that is not known, or it is no Dropout."""
+    if node.op_type != "Dropout" or not standard(node):
+        return None
+    if opset < 7:  # is_test, 0 if it is left out
+        return not attribute(node, "is_test", 0)
+    if opset < 12 or len(node.inputs) < 3 or node.inputs[2] is None:
+        noise.kept.append(noise.where[node])
+        return False
+    flag = noise.values.number(node.inputs[2])
+    if flag == 0:
+        noise.kept.append(noise.where[node])
+    return None if flag is None else bool(flag)
+
+
+def _dropouts(training: list[ir.Node], noise: Noise) -> list[Site]:
+    return [
+        Site(node.outputs[0], node.inputs[0], noise.where[node])
+        for node in training
+        if node.inputs and node.inputs[0] is not None
+    ]
+
+
+def _masks(nodes: list[ir.Node], forms: Forms, noise: Noise) -> list[Site]:
+    """The values that are x times a whole dropout, of the shape of x, whose random numbers decide one thing only."""
+    sites = []
+    for node in nodes:
+        form = forms.of.get(node.outputs[0]) if len(node.outputs) == 1 else None
+        whole = forms.finished(form, rounding(node)) if isinstance(form, Noised) else None
+        if whole is None:
+            continue
+        if all(noise.values.broadcasts_into(value, whole.x) for value in node.inputs if value is not None):
+            sites.append(Site(node.outputs[0], whole.x, noise.where[node], whole.factor))
+        else:
+            noise.doubts[node.outputs[0]] = f"its shape is not proven to be that of `{whole.x.name}`"
+    events: dict[ir.Node, set[tuple[Keep, bool]]] = {}
+    for mask in (mask for site in sites if site.factor for mask in site.factor.masks):
+        events.setdefault(mask.source, set()).add((mask.keep, mask.low))
+    for site in sites:
+        if site.factor and any(len(events[mask.source]) > 1 for mask in site.factor.masks):
+            noise.doubts[site.y] = "its random numbers decide another mask too"
+    return [site for site in sites if site.y not in noise.doubts]
+
+
+def _alive(graph: ir.Graph, noise: Noise) -> tuple[set[ir.Node], set[ir.Value]]:
+    """The nodes from which an output is computed once every site has become its x, and the values on that way."""
+    alive: set[ir.Node] = set()
+    reached: set[ir.Value] = set()
+    queue = list(graph.outputs)
+    while queue:
+        value = queue.pop()
+        reached.add(value)
+        if value in noise.replaced:
+            queue.append(noise.replaced[value])
+            continue
+        node = value.producer()
+        if node is not None and node not in alive:
+            alive.add(node)
+            queue += [value for value in node.inputs if value is not None]
+            queue += [value for _, inner in subgraphs(node) for value in inner.outputs]
+    return alive, reached
+
+
+def _sort(node: ir.Node, noise: Noise, reason: Callable[[ir.Node], str]) -> None:
+    if node in noise.alive:
+        noise.refused.append(f"{noise.where[node]} {reason(node)}")
+    else:
+        noise.removed.append(node)
+
+
+def _why_mask(node: ir.Node, noise: Noise) -> str:
+    users = [noise.where[use.node] for value in node.outputs[1:] for use in value.uses() if use.node in noise.alive]
+    return f"is in training mode, and its mask is used by {users[0]}" if users else "has its mask as an output"
+
+
+def _why_training(node: ir.Node, opset: int, noise: Noise) -> str:
+    if node.op_type == "Dropout" and standard(node) and opset >= 12 and len(node.inputs) > 2:
+        flag = node.inputs[2]
+        if flag is not None and noise.values.number(flag) is None:
+            source = "an input of the graph" if flag in noise.inputs else "computed in the graph"
+            return f"drops or not as its training_mode `{flag.name}` says, which is {source}; {_IN_EVAL}"
+    if node.op_type == "BatchNormalization" and standard(node):
+        mode = attribute(node, "training_mode", 0) if opset >= 14 else 0
+        if mode or (7 <= opset < 14 and any(value.name for value in node.outputs[1:])):
+            return (
+                "is in training mode: it normalizes with the statistics of the batch it is given, and those that "
+                f"training recorded may never have been used; a network that does is another one; {_IN_EVAL}"
+            )
+        if opset < 7 and not attribute(node, "is_test", 0):
+            return f"is in training mode (is_test is 0); {_IN_EVAL}"
+    return ""
+
+
+def _why_random(source: ir.Node, forms: Forms, noise: Noise) -> str:
+    """Where the random numbers end up, and why that is nothing to take out."""
+    queue, seen = [source.outputs[0]], {source.outputs[0]}
+    while queue:
+        value = queue.pop(0)
+        if value in noise.doubts:
+            return f"makes {_what(forms.of.get(value))} in `{value.name}`, but {noise.doubts[value]}; {_IN_EVAL}"
+        for use in value.uses():
+            if use.node not in noise.alive:
+                continue
+            after = [output for output in use.node.outputs if output in forms.of]
+            if not after and not _passes(use.node, value, noise):
+                return f"{_explained(source, forms.of.get(value), use.node, noise)}; {_IN_EVAL}"
+            queue += [output for output in use.node.outputs if output not in seen and noise.becomes(output) is output]
+            seen.update(use.node.outputs)
+        if value.is_graph_output():
+            return f"reaches `{value.name}`, an output of its graph, as {_what(forms.of.get(value))}; {_IN_EVAL}"
+    return f"is part of nothing that is known here; {_IN_EVAL}"
+
+
+def _passes(node: ir.Node, value: ir.Value, noise: Noise) -> bool:
+    """Whether the node only scales, shifts or bounds the random numbers by constants."""
+    others = [other for other in node.inputs if other is not None and other is not value]
+    known = {"Identity", "Cast", "Abs", "Neg", "Expand", "Reshape", "Clip", "Mul", "Div", "Add", "Sub", "Exp"}
+    return standard(node) and node.op_type in known and all(noise.values.number(other) is not None for other in others)
+
+
+def _explained(source: ir.Node, form: Form | None, node: ir.Node, noise: Noise) -> str:
+    kind, target = ("normal" if "Normal" in source.op_type else "random"), noise.where[node]
+    if (isinstance(form, Factor) and form.masks) or isinstance(form, Noised):
+        return f"reaches {target} as {_what(form)}"
+    if not standard(node):
+        return f"draws {kind} numbers for {target}"
+    if node.op_type == "PRelu":
+        return f"draws the slope of {target}, an RReLU, which has another in eval mode"
+    if node.op_type in ("Add", "Sub"):
+        return f"draws {kind} numbers that are added in {target}"
+    if node.op_type in ("Mul", "Div"):
+        return f"draws {kind} numbers that are a factor in {target}, and no keep mask"
+    return f"draws {kind} numbers for {target}, which makes no keep mask of them"
+
+
+def _what(form: Form | None) -> str:
+    if isinstance(form, Uniform) or form is None:
+        return "plain random numbers"
+    factor = form.factor if isinstance(form, Noised) else form
+    if not factor.masks:
+        return "a scale"
+    scaled = "; only (1 / keep)^alpha would be the identity at rate 0" if factor.number != 1 or factor.powers else ""
+    return f"a mask with {describe(factor)}{scaled or ': without a scale, what it is at rate 0 is not in the file'}"

@@ -1,0 +1,1 @@
+"""From a network to its deterministic eval copy, with the proof."""

@@ -1,0 +1,173 @@
+"""The network in half precision: BatchNorm folded into the layer before it in full precision, then rounded once."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from jumpout_export.errors import ConversionError
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.randomness import rng_restored
+from jumpout_export.model.signature import fresh, outputs, tensors, with_tensors
+from jumpout_export.text import first_line, joined
+
+# A fold in float64 is this exact, in units of the largest output; a wrong one is off by far more.
+_EXACT = 1e-9
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raises if a network is not exported in this type.
+
+    Raises:
+        ValueError: if it is another one than float16 (or None, for the model's own).
+        TypeError: if it is no torch.dtype.
+    """
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be torch.float16 or None, got {dtype!r}")
+    if dtype == torch.bfloat16:
+        raise ValueError(
+            "dtype must be torch.float16 or None, got torch.bfloat16: ONNX Runtime's CPU provider has no bfloat16 "
+            "convolution, so that the file could not be verified"
+        )
+    if dtype not in (None, torch.float16):
+        raise ValueError(f"dtype must be torch.float16 or None (the model's own), got {dtype}")
+
+
+def half_copy(model: nn.Module, batch: Batch) -> nn.Module:
+    """Returns a float16 copy of a network, which takes float16 inputs.
+
+    A BatchNorm that directly follows a convolution or linear layer is folded into it before anything is rounded, as far
+    as float64 runs prove that nothing changes: the converter would fold constants that are rounded already, and a
+    running variance may be beyond float16.
+
+    Args:
+        model: in eval mode, on the CPU; it stays as it is.
+        batch: an example, in the model's own precision.
+
+    Raises:
+        ConversionError: if a weight is beyond float16, or the copy does not run.
+    """
+    network = _fold_batchnorm(model, batch)
+    state = [*network.named_parameters(), *network.named_buffers()]
+    largest = {name: float(value.detach().abs().max()) for name, value in state if value.numel()}
+    half = network.half()
+    state = [*half.named_parameters(), *half.named_buffers()]
+    broken = [
+        f"`{name}` (largest value {largest[name]:.3g})"
+        for name, value in state
+        if name in largest and math.isfinite(largest[name]) and not torch.isfinite(value).all()
+    ]
+    if broken:
+        raise ConversionError(f"beyond the range of float16 (65504): {joined(broken)}")
+    try:
+        run_fresh(half, half_batch(batch))
+    except Exception as error:  # the user's forward may raise anything
+        raise ConversionError(
+            f"the model does not run in float16: {type(error).__name__}: {first_line(error)}; does its forward make "
+            "float32 tensors?"
+        ) from error
+    return half
+
+
+def half_batch(batch: Batch) -> Batch:
+    """Returns the batch with its floating-point inputs in float16."""
+    return with_tensors(batch, [value.half() if value.is_floating_point() else value for value in tensors(batch)])
+
+
+def takes_half(batch: Batch) -> bool:
+    """Whether an input of the batch is in float16 already."""
+    return any(value.dtype == torch.float16 for value in tensors(batch))
+
+
+def _fold_batchnorm(model: nn.Module, batch: Batch) -> nn.Module:
+    """A float64 copy, all pairs folded, or one by one if that changes something; as it is if float64 does not run."""
+    pairs = _pairs(model, batch)
+    exact = copy.deepcopy(model).double()
+    whole = _folded(exact, pairs)
+    if not pairs or _equal(exact, whole, batch):
+        return whole
+    kept: list[tuple[str, str]] = []
+    for pair in pairs:
+        if _equal(exact, _folded(exact, [*kept, pair]), batch):
+            kept.append(pair)
+    return _folded(exact, kept)
+
+
+def _pairs(model: nn.Module, batch: Batch) -> list[tuple[str, str]]:
+    """Paths of the layers and of the BatchNorm that gets their output, each called once."""
+    model = copy.deepcopy(model)
+    paths = {module: path for path, module in model.named_modules()}
+    calls: Counter[nn.Module] = Counter()
+    made: dict[int, tuple[nn.Module, Tensor]] = {}
+    found: list[tuple[nn.Module, nn.Module]] = []
+
+    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        calls[module] += 1
+        if isinstance(module, _BatchNorm) and inputs and id(inputs[0]) in made:
+            found.append((made[id(inputs[0])][0], module))
+        elif isinstance(output, Tensor):
+            made[id(output)] = (module, output)  # held, so that its id is not used again
+
+    layers = [module for module in model.modules() if isinstance(module, (_BatchNorm, nn.Linear, *_CONVOLUTIONS))]
+    handles = [layer.register_forward_hook(watch) for layer in layers]
+    try:
+        run_fresh(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        (paths[layer], paths[norm])
+        for layer, norm in found
+        if calls[layer] == calls[norm] == 1 and not isinstance(layer, _BatchNorm)
+    ]
+
+
+def _folded(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
+    model = copy.deepcopy(model)
+    for layer_path, norm_path in pairs:
+        layer: Any = model.get_submodule(layer_path)
+        norm: Any = model.get_submodule(norm_path)
+        if isinstance(layer, nn.Linear):
+            fused: nn.Module = fuse_linear_bn_eval(layer, norm)
+        else:
+            fused = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, _TRANSPOSED))
+        model.set_submodule(layer_path, fused)
+        model.set_submodule(norm_path, nn.Identity().eval())
+    return model
+
+
+def _equal(one: nn.Module, two: nn.Module, batch: Batch) -> bool:
+    exact = with_tensors(batch, [value.double() if value.is_floating_point() else value for value in tensors(batch)])
+    try:
+        pairs = zip(
+            outputs(run_fresh(copy.deepcopy(one), exact), []),
+            outputs(run_fresh(copy.deepcopy(two), exact), []),
+            strict=True,
+        )
+        return all(_close(a.tensor, b.tensor) for a, b in pairs)
+    except Exception:  # a forward that fixes float32 may fail in any way; then nothing is proven
+        return False
+
+
+def _close(one: Tensor, two: Tensor) -> bool:
+    if not one.numel():
+        return one.shape == two.shape
+    size = float(one.abs().double().max())
+    return one.shape == two.shape and float((one.double() - two.double()).abs().max()) <= _EXACT * size
+
+
+def run_fresh(model: nn.Module, batch: Batch) -> Any:
+    """Returns the model's result, with generators and the batch as they were."""
+    with rng_restored(), torch.no_grad():
+        return fresh(batch)(model)

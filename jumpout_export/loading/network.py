@@ -1,0 +1,149 @@
+"""Models, weights and data as the command line names them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jumpout_export.errors import LoadError
+
+_CONTAINER_KEYS = ("state_dict", "model_state_dict", "model")
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+
+
+def load_model(spec: str) -> nn.Module:
+    """Returns the model that the factory `package.module:factory` makes; runs the user's own code.
+
+    The working directory is importable, as with `python -m`.
+
+    Raises:
+        LoadError: if the module or factory is missing, fails, or returns something else than an nn.Module.
+    """
+    model = call_named(spec, "MODEL")
+    if not isinstance(model, nn.Module):
+        raise LoadError(f"MODEL {spec} must return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads a state dict into `model` in place, strictly; nothing is unpickled but tensors.
+
+    A `.pt` or `.pth` file may hold the state dict under `state_dict`, `model_state_dict` or `model`; a `module.` or
+    `_orig_mod.` prefix that every name carries is dropped.
+
+    Args:
+        model: the network; modified in place, and only if every name and shape fits.
+        path: `.safetensors`, or `.pt` / `.pth` read with `weights_only=True`.
+
+    Raises:
+        LoadError: if the file is missing, not readable or does not fit the model.
+    """
+    state = _read_state(path)
+    expected = model.state_dict()
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    wrong = [
+        f"{name} is {tuple(state[name].shape)} there and {tuple(expected[name].shape)} in the model"
+        for name in expected.keys() & state.keys()
+        if state[name].shape != expected[name].shape
+    ]
+    problems = [
+        *([f"missing: {some_of(missing)}"] if missing else []),
+        *([f"not in the model: {some_of(unexpected)}"] if unexpected else []),
+        *([f"shapes differ: {some_of(sorted(wrong))}"] if wrong else []),
+    ]
+    if problems:
+        raise LoadError(f"weights {path} do not fit the model; {'; '.join(problems)}")
+    model.load_state_dict(state)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes the state dict as safetensors; the file is there whole or not at all."""
+    from safetensors.torch import save
+
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
+        part = Path(folder) / path.name
+        part.write_bytes(save(state))
+        os.replace(part, path)
+
+
+def call_named(spec: str, what: str) -> Any:
+    """Returns what the callable `package.module:name` returns; LoadError if it cannot be imported or raises."""
+    function = _import(spec, what)
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        _raise_signals(error)
+        raise LoadError(f"{what} {spec} raised {type(error).__name__}: {error}") from error
+
+
+def _raise_signals(error: BaseException) -> None:
+    """A subclass of SystemExit is how a signal handler ends the process; only the user's own exit is an error here."""
+    if isinstance(error, SystemExit) and type(error) is not SystemExit:
+        raise error
+
+
+def _import(spec: str, what: str) -> Callable[[], Any]:
+    module_name, separator, name = spec.partition(":")
+    if not (separator and module_name and name):
+        program = ", or file.pt2 where the command takes one" if what == "MODEL" else ""
+        raise LoadError(f"{what} must be package.module:callable{program}, got {spec!r}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        _raise_signals(error)
+        raise LoadError(f"{what} {spec}: importing {module_name} raised {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        found = "is not callable" if hasattr(module, name) else "does not exist"
+        raise LoadError(f"{what} {spec}: {name} {found} in {module_name}")
+    return function
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise LoadError(f"weights {path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        elif path.suffix in (".pt", ".pth"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise LoadError(f"weights {path} must end in .safetensors, .pt or .pth")
+    except LoadError:
+        raise
+    except Exception as error:
+        # Not torch's own text, which advises to unpickle the file.
+        raise LoadError(
+            f"weights {path} cannot be read as tensors only ({type(error).__name__}); "
+            "save model.state_dict() with torch.save, or use safetensors"
+        ) from error
+    for key in _CONTAINER_KEYS:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise LoadError(f"weights {path} hold no state dict (a mapping from names to tensors)")
+    state = dict(state)
+    for prefix in _WRAPPER_PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def some_of(names: list[str], most: int = 5) -> str:
+    """Returns the first names, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "nothing"

@@ -1,0 +1,296 @@
+"""Which axes of the inputs are open: the batch, found by trying other sizes in PyTorch, and those the user names."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.randomness import rng_restored
+from jumpout_export.model.signature import batch_axis, fresh, input_names, outputs, tensors, with_tensors
+
+BATCH = "batch"
+# Of one axis, in the order in which they are tried: what a network with a stride, a window or a smallest size takes is
+# among them.
+_STEPS: tuple[Callable[[int, int], int], ...] = (
+    lambda size, rank: size + 1 + rank,
+    lambda size, rank: max(size - 1 - rank, 1),
+    lambda size, rank: size + 2 * (1 + rank),
+    lambda size, rank: size + 8 * (1 + rank),
+    lambda size, rank: size + 32 * (1 + rank),
+    lambda size, rank: size * (2 + rank),
+    lambda size, rank: max(size // (2 + rank), 1),
+)
+_MOST_CANDIDATES = 4
+_SAME = 1e-4
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What each input's axes are, inputs in the order of the graph.
+
+    Attributes:
+        batched: whether the input's first axis is the batch.
+        size: the fixed batch size, None where it is open.
+        further: the other open axes, by number; axes of one name have one size.
+        anonymous: names in `further` that were made up here.
+    """
+
+    batched: tuple[bool, ...]
+    size: int | None
+    further: tuple[Mapping[int, str], ...]
+    anonymous: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the further axes, each once."""
+        return tuple(dict.fromkeys(name for axes in self.further for name in axes.values()))
+
+    def opened(self) -> list[dict[int, str]]:
+        """Returns every open axis by number, per input, the batch among them."""
+        whole = self.size is None
+        return [
+            {**({0: BATCH} if whole and batched else {}), **further}
+            for batched, further in zip(self.batched, self.further, strict=True)
+        ]
+
+
+def choose_axes(
+    model: nn.Module, batch: Batch, dynamic_batch: bool, dynamic_axes: Mapping[str, Mapping[int, str]] | None = None
+) -> Axes:
+    """Returns the axes to leave open in an export.
+
+    An input whose first axis merely happens to be as long as the batch is told from one that has an entry per image:
+    the model runs with another batch size and that input as it is, or one entry changes the results of other images.
+
+    Args:
+        model: in eval mode; copies of it are run.
+        batch: an example.
+        dynamic_batch: whether the batch size is open.
+        dynamic_axes: further open axes, {input: {axis: name}}; axis 0 named `batch` says that it is the batch.
+
+    Raises:
+        ValueError: if `dynamic_axes` names an input, an axis or a name that cannot be.
+        TypeError: if it is no mapping of mappings.
+    """
+    names, values = input_names(model, batch), tensors(batch)
+    given = _checked({} if dynamic_axes is None else dynamic_axes, names, batch, dynamic_batch)
+    said = [given.get(name, {}).get(0) for name in names]
+    if dynamic_batch:
+        batched = _batched(model, batch, said)
+    else:
+        batched = tuple(name is None and batch_axis(batch, value) for name, value in zip(said, values, strict=True))
+    further = tuple(
+        {axis: text for axis, text in given.get(name, {}).items() if (axis, text) != (0, BATCH)} for name in names
+    )
+    return Axes(batched, None if dynamic_batch else batch.size, further)
+
+
+def declared_axes(shapes: Sequence[Sequence[int | str | None]], names: Sequence[str], batch: Batch) -> Axes:
+    """Returns the axes that a file declares open.
+
+    Args:
+        shapes: of the file's inputs: a size, the name of an open axis, or None for an open one without a name.
+        names: of the file's inputs.
+        batch: an example, for what the file does not say.
+    """
+    values = tensors(batch)
+    if len(values) != len(shapes):  # reported by whoever compares the names
+        return Axes(tuple(batch_axis(batch, value) for value in values), None, tuple({} for _ in values))
+    first = next((shape[0] for shape in shapes if shape), None)
+    size = first if isinstance(first, int) else None
+    batched = tuple(
+        _declared_batch(shape, first, batch_axis(batch, value)) for shape, value in zip(shapes, values, strict=True)
+    )
+    further: list[dict[int, str]] = []
+    anonymous = set()
+    for name, shape, value, is_batch in zip(names, shapes, values, batched, strict=True):
+        axes = {}
+        for axis, entry in enumerate(shape[: value.ndim]):
+            if isinstance(entry, int) or (axis == 0 and is_batch):
+                continue
+            axes[axis] = entry or f"{name}:{axis}"
+            if not entry:
+                anonymous.add(axes[axis])
+        further.append(axes)
+    return Axes(batched, size, tuple(further), frozenset(anonymous))
+
+
+def other_sizes(batch: Batch, axes: Axes, runs: Callable[[Batch], bool], most: int = 2) -> Iterator[Batch]:
+    """Yields the batch with other sizes along every further open axis at once, as far as PyTorch runs them.
+
+    Args:
+        batch: what to cut, or to repeat from its beginning.
+        axes: of the inputs.
+        runs: whether the model takes a batch.
+        most: how many to yield.
+    """
+    sizes = {
+        name: value.shape[axis]
+        for value, further in zip(tensors(batch), axes.further, strict=True)
+        for axis, name in further.items()
+        if axis < value.ndim
+    }
+    # First every axis by another amount, so that two which the file has tied to each other come apart.
+    ranks = [range(len(sizes)), [0] * len(sizes)] if len(sizes) > 1 else [range(1)]
+    found, tried = 0, set()
+    for rank, step in itertools.product(ranks, _STEPS):
+        moved = {name: step(size, own) for (name, size), own in zip(sizes.items(), rank, strict=True)}
+        if tuple(moved.values()) in tried or any(moved[name] == size for name, size in sizes.items()):
+            continue
+        tried.add(tuple(moved.values()))
+        candidate = _resized(batch, axes, moved)
+        if runs(candidate):
+            yield candidate
+            found += 1
+            if found == most:
+                return
+
+
+def describe_sizes(batch: Batch, axes: Axes) -> str:
+    """Returns the sizes along the further open axes, such as `height=9 width=11`."""
+    pairs = {
+        name: value.shape[axis]
+        for value, further in zip(tensors(batch), axes.further, strict=True)
+        for axis, name in further.items()
+    }
+    return " ".join(f"{name}={size}" for name, size in pairs.items())
+
+
+def cut(value: Tensor, axis: int, size: int) -> Tensor:
+    """Returns the tensor with another size along an axis; numbers beyond its end start again at its first."""
+    return value.index_select(axis, (torch.arange(size) % value.shape[axis]).to(value.device))
+
+
+def _resized(batch: Batch, axes: Axes, sizes: Mapping[str, int]) -> Batch:
+    values = []
+    for value, further in zip(tensors(batch), axes.further, strict=True):
+        moved = value
+        for axis, name in further.items():
+            moved = cut(moved, axis, sizes[name])
+        values.append(moved)
+    return with_tensors(batch, values)
+
+
+def _checked(
+    given: Mapping[str, Mapping[int, str]], names: Sequence[str], batch: Batch, dynamic_batch: bool
+) -> dict[str, dict[int, str]]:
+    if not isinstance(given, Mapping) or not all(isinstance(axes, Mapping) for axes in given.values()):
+        raise TypeError(f"dynamic_axes must be {{input: {{axis: name}}}}, got {given!r}")
+    values = dict(zip(names, tensors(batch), strict=True))
+    sizes: dict[str, tuple[int, str]] = {}
+    first = next(name for name, value in values.items() if value.ndim)
+    for name, axes in given.items():
+        if name not in values:
+            raise ValueError(f"dynamic_axes names no input of the model: {name!r}; it has {', '.join(values)}")
+        for axis, text in axes.items():
+            where, shape = f"dynamic_axes: axis {axis!r} of input `{name}`", tuple(values[name].shape)
+            if not isinstance(axis, int) or isinstance(axis, bool) or not 0 <= axis < len(shape):
+                raise ValueError(f"{where} does not exist, its shape is {shape}; axes count from 0")
+            if not isinstance(text, str) or not text.isidentifier():
+                raise ValueError(f"{where} needs a name such as height (letters, digits, _), got {text!r}")
+            if text == BATCH and axis != 0:
+                raise ValueError(f"{where} cannot be `{BATCH}`, which is the name of the first axis")
+            if text == BATCH and shape[0] != batch.size:
+                raise ValueError(f"{where} is no batch: it has {shape[0]} entries, the example holds {batch.size}")
+            if text == BATCH and not dynamic_batch:
+                raise ValueError(f"{where} cannot be open: dynamic_batch=False (--static) fixes the batch size")
+            if axis == 0 and name == first and text != BATCH and dynamic_batch:
+                raise ValueError(f"{where} is the batch: it is named `{BATCH}`, and dynamic_batch opens it")
+            if shape[axis] < 2 and text != BATCH:
+                raise ValueError(
+                    f"{where} has length {shape[axis]} in the example, which the converter would take for one that "
+                    "broadcasts; give an example of 2 or more"
+                )
+            size, other = sizes.setdefault(text, (shape[axis], name))
+            if size != shape[axis]:
+                raise ValueError(
+                    f"{where} is named `{text}` as one of input `{other}`, but has {shape[axis]} entries and not {size}"
+                )
+    return {name: dict(axes) for name, axes in given.items()}
+
+
+def _declared_batch(shape: Sequence[int | str | None], first: int | str | None, as_long: bool) -> bool:
+    """Whether the first axis of this input is the batch, by its name, or where names say nothing, by its length."""
+    if not shape:
+        return False
+    if isinstance(first, int) or isinstance(shape[0], int):
+        return shape[0] == first and as_long
+    return shape[0] == first or (as_long and BATCH not in (first, shape[0]))
+
+
+def _batched(model: nn.Module, batch: Batch, said: Sequence[str | None]) -> tuple[bool, ...]:
+    """Per input, whether its first axis is the batch; `said` is the name that the user gave it, if any."""
+    values = tensors(batch)
+    as_long = [batch_axis(batch, value) for value in values]
+    first = as_long.index(True) if True in as_long else 0
+    batched = [
+        name == BATCH or (name is None and whether) or index == first
+        for index, (whether, name) in enumerate(zip(as_long, said, strict=True))
+    ]
+    open_questions = [
+        index for index, whether in enumerate(batched) if whether and index != first and said[index] is None
+    ]
+    if not open_questions or len(open_questions) > _MOST_CANDIDATES:
+        return tuple(batched)
+    size = batch.size + 1
+
+    def moved(fixed: Iterable[int]) -> Batch:
+        kept = set(fixed)
+        return with_tensors(
+            batch,
+            [
+                cut(value, 0, size) if batched[index] and index not in kept else value
+                for index, value in enumerate(values)
+            ],
+        )
+
+    for count in range(len(open_questions) + 1):
+        for fixed in itertools.combinations(open_questions, count):
+            if _run(model, moved(fixed)) is None:
+                continue
+            tables = set(fixed)
+            for index in set(open_questions) - tables:
+                alone = _run(model, moved({*fixed, index}))
+                if alone is not None and _reaches_others(model, moved(fixed), index):
+                    tables.add(index)
+            return tuple(whether and index not in tables for index, whether in enumerate(batched))
+    return tuple(batched)  # the model fixes its batch size; the converter will say so
+
+
+def _run(model: nn.Module, batch: Batch) -> list[Tensor] | None:
+    try:
+        with rng_restored(), torch.no_grad():
+            return [output.tensor for output in outputs(fresh(batch)(copy.deepcopy(model)), [])]
+    except Exception:  # the user's forward may raise anything; that it does is the answer
+        return None
+
+
+def _reaches_others(model: nn.Module, batch: Batch, index: int) -> bool:
+    """Whether other entries in one half of this input change the results of the images in the other half."""
+    values, half = tensors(batch), batch.size // 2
+    before = _run(model, batch)
+    for own, others in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
+        changed = values[index].clone()
+        changed[own] = _other(values[index])[own]
+        after = _run(model, with_tensors(batch, [changed if at == index else value for at, value in enumerate(values)]))
+        if before is None or after is None:
+            continue
+        for one, two in zip(before, after, strict=True):
+            if one.ndim and one.shape == two.shape and one.shape[0] == batch.size:
+                kept, moved = one[others].double(), two[others].double()
+                if not torch.allclose(kept, moved, rtol=_SAME, atol=_SAME, equal_nan=True):
+                    return True
+    return False
+
+
+def _other(value: Tensor) -> Tensor:
+    """Other values; of integers, which may be indices, its own in another order."""
+    if value.dtype == torch.bool:
+        return ~value
+    return 1 - 1.5 * value if value.is_floating_point() else value.flatten().roll(1).view_as(value)

@@ -1,0 +1,206 @@
+"""The operations that PyTorch runs for one batch: in which module, reading which weights and which results before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.randomness import rng_restored
+from jumpout_export.model.signature import fresh, tensors
+from jumpout_export.model.tracing import module_stack, user_frame
+from jumpout_export.model.wrappers import plain_calls
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One result of one operation; an operation with several results is several of these.
+
+    Attributes:
+        name: for example `aten.convolution.default`.
+        module: path of the innermost module that was running, empty for the model itself.
+        shape: of the result.
+        dtype: of the result.
+        inputs: indices of the operations whose results it reads.
+        weights: names of the parameters and buffers it reads, also through operations on weights alone.
+        from_data: whether it depends on the model's inputs.
+        arguments: what it was called with. Tensors that are no weights may have been changed in place since.
+        source: file and line of the user's source, empty and 0 where they are unknown.
+    """
+
+    name: str
+    module: str
+    shape: torch.Size
+    dtype: torch.dtype
+    inputs: tuple[int, ...]
+    weights: tuple[str, ...]
+    from_data: bool
+    arguments: tuple[Any, ...]
+    source: tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a model did on one batch.
+
+    Attributes:
+        operations: in the order in which they ran. Views that only reshape are left out.
+        result: what the model returned.
+        producers: per tensor in the result, the index of the operation it comes from; None for an input or a weight.
+        names: of the parameters and buffers by their `id`, those that were only reshaped too.
+    """
+
+    operations: list[Operation]
+    result: Any
+    producers: list[int | None]
+    names: dict[int, str]
+
+
+def record(
+    model: nn.Module,
+    batch: Batch,
+    keep: Callable[[int, Tensor], None] | None = None,
+    constants: list[Tensor] | None = None,
+) -> Recording:
+    """Returns the operations that the model runs on a batch; generators are restored, hooks removed.
+
+    Args:
+        model: in eval mode. It is run as it is, so pass a copy of one that keeps state.
+        batch: its inputs; the model gets copies.
+        keep: called with the index and the result of every operation, before anything can change the result in place.
+        constants: gets what the operations make of weights and numbers alone, copied where it is no part of a weight.
+    """
+    names = {id(tensor): name for name, tensor in _named_weights(model)}
+    batch = fresh(batch)
+    stack: list[str] = []
+    seen = _Recorder(names, [value for value in tensors(batch) if isinstance(value, Tensor)], stack, keep, constants)
+    with plain_calls(model), rng_restored(), torch.no_grad(), no_fast_path(), module_stack(model, stack), seen:
+        result = batch(model)
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    return Recording(seen.operations, result, [max(seen.producers(leaf), default=None) for leaf in leaves], names)
+
+
+@contextlib.contextmanager
+def no_fast_path() -> Iterator[None]:
+    """Switches the fast path of transformer layers off: it is one operation, of which nothing can be told apart."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class _Recorder(TorchDispatchMode):
+    # torch.cond and its like run as one operator.
+    supports_higher_order_operators = True
+
+    def __init__(
+        self,
+        names: dict[int, str],
+        inputs: list[Tensor],
+        stack: list[str],
+        keep: Callable[[int, Tensor], None] | None,
+        constants: list[Tensor] | None,
+    ) -> None:
+        super().__init__()
+        self._constants = constants
+        self.operations: list[Operation] = []
+        self._names = names
+        self._stack = stack
+        self._keep = keep
+        self._producers: dict[int, tuple[int, ...]] = {}
+        self._written: dict[int, tuple[int, ...]] = {}
+        self._data = {id(tensor) for tensor in inputs}
+        self._alive: list[Any] = [inputs]  # an id says which tensor it is only as long as the tensor lives
+
+    def producers(self, tensor: Tensor) -> tuple[int, ...]:
+        """The operations that this tensor's values come from: what made it, and what wrote into its storage since."""
+        made = self._producers.get(id(tensor), ())
+        return tuple(
+            dict.fromkeys((*made, *(i for i in self._written.get(_storage(tensor), ()) if i > max(made, default=-1))))
+        )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        reads = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        inputs = tuple(dict.fromkeys(index for tensor in reads for index in self.producers(tensor)))
+        result = func(*args, **kwargs)
+        results = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        self._alive.append((reads, results))
+        from_data = any(id(tensor) in self._data for tensor in reads) or any(
+            self.operations[index].from_data for index in inputs
+        )
+        if len(results) == 1 and any(_only_reshaped(results[0], tensor) for tensor in reads):
+            self._producers[id(results[0])] = inputs
+            if id(results[0]) not in self._names and len(reads) == 1 and id(reads[0]) in self._names:
+                self._names[id(results[0])] = self._names[id(reads[0])]
+            self._data |= {id(results[0])} if from_data else set()
+            return result
+        weights = [self._names[id(tensor)] for tensor in reads if id(tensor) in self._names]
+        weights += [
+            name for index in inputs if not self.operations[index].from_data for name in self.operations[index].weights
+        ]
+        for tensor in results:
+            index = len(self.operations)
+            self.operations.append(
+                Operation(
+                    name=str(func),
+                    module=self._stack[-1] if self._stack else "",
+                    shape=tensor.shape,
+                    dtype=tensor.dtype,
+                    inputs=inputs,
+                    weights=tuple(dict.fromkeys(weights)),
+                    from_data=from_data,
+                    arguments=tuple(args),
+                    source=user_frame(),
+                )
+            )
+            self._producers[id(tensor)] = (index,)
+            if self._keep is not None:
+                self._keep(index, tensor)
+            if self._constants is not None and not from_data:
+                self._constants.append(tensor.detach() if _shares(tensor, reads) else tensor.detach().clone())
+        for tensor in _changed(func, args):
+            storage = _storage(tensor)
+            self._written[storage] = (*self._written.get(storage, ()), len(self.operations) - 1)
+        return result
+
+
+def _changed(func: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
+    """The arguments that the operation writes into."""
+    schema = getattr(func, "_schema", None)
+    for value, argument in zip(args, schema.arguments if schema is not None else (), strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
+            yield value
+
+
+def _only_reshaped(result: Tensor, source: Tensor) -> bool:
+    """Whether the result is a view with all of the source's values in the source's order."""
+    return (
+        result is not source
+        and result.numel() == source.numel()
+        and _storage(result) == _storage(source)
+        and result.storage_offset() == source.storage_offset()
+        and result.is_contiguous()
+        and source.is_contiguous()
+    )
+
+
+def _shares(result: Tensor, sources: list[Tensor]) -> bool:
+    return any(_storage(result) == _storage(source) for source in sources)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()

@@ -1,0 +1,97 @@
+"""What stands around a network, such as DistributedDataParallel or torch.compile: names without it, and plain calls."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+# Class name of the wrapper -> the attribute that holds the network. By name, because importing torch._dynamo or FSDP
+# takes seconds and nothing that was not imported can be around the model.
+_NETWORK = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",  # torch.optim.swa_utils
+    "OptimizedModule": "_orig_mod",  # torch.compile
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns the network inside every wrapper that stands around `model`, or `model` itself."""
+    while (attribute := _network_attribute(model)) is not None:
+        model = getattr(model, attribute)
+    return model
+
+
+def plain_names(model: nn.Module) -> dict[str, str]:
+    """Returns, by module path, the path without the parts that wrappers add, such as `module.` and `_orig_mod.`.
+
+    Every path is there, those of a module that is used twice too. A path stays as it is where another module would
+    have the same name.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    plain: dict[str, str] = {}
+    for path in modules:  # outer modules come first
+        outer, _, part = path.rpartition(".")
+        dropped = path == "" or part == _network_attribute(modules[outer])
+        plain[path] = plain.get(outer, "") if dropped else f"{plain[outer]}.{part}".removeprefix(".")
+    # A wrapper and the network in it share a name; the wrapper is nothing anybody asks for.
+    uses = Counter(plain[path] for path, module in modules.items() if _network_attribute(module) is None)
+    return {path: name if uses[name] <= 1 else path for path, name in plain.items()}
+
+
+@contextlib.contextmanager
+def plain_calls(model: nn.Module) -> Iterator[None]:
+    """Calls go to the network itself, in eager mode, on its own device and without talking to other processes.
+
+    Compiled parts run uncompiled: their hooks fire on every call, and nothing compiles anew when flags change.
+    DataParallel does not spread a batch over devices, where replicas would count for themselves, and
+    DistributedDataParallel does not send its buffers around, for which all ranks would need as many batches.
+    """
+    saved: list[tuple[nn.Module, str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        # Only what has imported it can have compiled anything; importing it takes a second.
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for module in model.modules():
+                if isinstance(module, nn.DataParallel):
+                    saved.append((module, "device_ids", module.device_ids))
+                    module.device_ids = []
+                elif isinstance(module, nn.parallel.DistributedDataParallel):
+                    saved.append((module, "require_forward_param_sync", module.require_forward_param_sync))
+                    module.require_forward_param_sync = False
+            yield
+        finally:
+            for module, name, value in saved:
+                setattr(module, name, value)
+
+
+def _network_attribute(module: nn.Module) -> str | None:
+    """The attribute under which a wrapper of torch's holds its network; None if `module` is no such wrapper."""
+    for cls in type(module).__mro__:
+        if cls.__name__ in _NETWORK and cls.__module__.startswith("torch."):
+            return _NETWORK[cls.__name__]
+    return None
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """Returns the model inside DistributedDataParallel, whose own forward may wait for the other processes.
+
+    FullyShardedDataParallel stays, because nothing else has the whole weights.
+    """
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):  # in what torch.compile returned
+            model = compiled
+        else:
+            return model

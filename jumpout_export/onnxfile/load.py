@@ -1,0 +1,98 @@
+"""Reads the protobuf of an ONNX file, or says why it is none."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jumpout_export.errors import LoadError
+from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, messages
+from jumpout_export.text import first_line
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, TensorProto
+
+# torch's converter is written in opset 18; any other opset is a version conversion behind it.
+DEFAULT_OPSET = 18
+# ONNX Runtime 1.18 and later read it; newer ones are refused by runtimes that know the opset.
+IR_VERSION = 10
+
+# A protobuf message ends there.
+_MAX_BYTES = 2**31 - 1
+
+
+def inlined(model: ModelProto) -> ModelProto:
+    """Returns the model with the bodies of its local functions in their places."""
+    if not model.functions:
+        return model
+    from onnx import inliner
+
+    return inliner.inline_local_functions(model)
+
+
+def load_onnx(path: Path) -> ModelProto:
+    """Returns the file's protobuf without external data.
+
+    Raises:
+        LoadError: if there is no such file or it is not a readable ONNX model.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise LoadError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+    if path.stat().st_size > _MAX_BYTES:
+        raise LoadError(f"{path}: not a readable ONNX model (it is larger than 2 GiB, the most that protobuf reads)")
+    try:
+        model = onnx.load_model(path, format="protobuf", load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise LoadError(f"{path}: not a readable ONNX model ({first_line(error)})") from error
+    # protobuf reads a file that was cut off between two fields, or is empty, without a complaint.
+    missing = [
+        name
+        for name, there in (
+            ("IR version", model.ir_version),
+            ("opset", model.opset_import),
+            ("graph outputs", model.graph.output),
+        )
+        if not there
+    ]
+    if missing:
+        raise LoadError(f"{path}: not a readable ONNX model (it has no {', no '.join(missing)}; is it cut off?)")
+    if not all(map(_is_text, messages(model))):
+        raise LoadError(f"{path}: not a readable ONNX model (it holds names or texts that are not UTF-8)")
+    return model
+
+
+def default_opset(model: ModelProto) -> int:
+    """Returns the version of ONNX's own operators that the file uses, 0 if it imports none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS), default=0)
+
+
+def _is_text(message: Any) -> bool:
+    """Whether all text in the message is UTF-8; protobuf reads other bytes too, and hands them on as bytes."""
+    if message.DESCRIPTOR.name == "TensorProto":  # to list its fields would copy its data
+        return isinstance(message.name, str) and isinstance(message.doc_string, str)
+    texts = [value for field, value in message.ListFields() if field.type == field.TYPE_STRING]
+    return all(isinstance(part, str) for text in texts for part in ([text] if isinstance(text, str | bytes) else text))
+
+
+def broken(tensor: TensorProto) -> str:
+    """What is wrong with a tensor in the file; neither the checker nor ONNX Runtime looks at all of it."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return ""
+    name, elements = tensor.name or "a constant", math.prod(tensor.dims)
+    if any(size < 0 for size in tensor.dims):
+        return f"{name} has a negative size"
+    try:
+        if tensor.HasField("raw_data") and tensor.data_type <= TensorProto.BFLOAT16:
+            found = len(tensor.raw_data)
+            wanted = elements * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            return "" if found == wanted else f"{name} has {found} bytes, its shape needs {wanted}"
+        numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        return f"{name} cannot be read ({first_line(error)})"
+    return ""

@@ -1,0 +1,40 @@
+"""What a file says about itself in its metadata: the keys that more than one step knows, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from jumpout_export.report import FoldedLayer
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+# In the file's metadata: the sha256 of the data file, so that the hash of the file covers both.
+DATA_SHA256 = "jumpout_export.data_sha256"
+
+# In the metadata of a file whose type is another than the model's.
+DTYPE = "jumpout_export.dtype"
+
+TOLERANCE = "tolerance."
+
+# Before the name of every entry that is written here.
+PREFIX = "jumpout_export."
+# In a file that is random on purpose (Monte-Carlo dropout): which nodes draw, and where that was allowed.
+RANDOM = f"{PREFIX}random"
+
+
+def entries(model: ModelProto) -> dict[str, str]:
+    """Returns the entries that were written here, key to value; those of others are not among them."""
+    return {entry.key: entry.value for entry in model.metadata_props if entry.key.startswith(PREFIX)}
+
+
+def is_half_file(model: ModelProto) -> bool:
+    """Whether a file's metadata says that it is the float16 copy of its model."""
+    return any(entry.key == DTYPE and entry.value == "float16" for entry in model.metadata_props)
+
+
+def describe_layers(layers: Iterable[FoldedLayer]) -> str:
+    """Returns what became of each stochastic layer, as one line."""
+    lines = [f"{layer.path or '.'}: {layer.kind}({layer.settings}) -> {layer.action}" for layer in layers]
+    return "; ".join(lines) or "none"

@@ -1,0 +1,1 @@
+"""Exported programs (`.pt2`): as networks, their sizes, and the file."""

@@ -1,0 +1,157 @@
+"""The sections about the exported file: what was folded, and parity per check."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from itertools import groupby
+
+from jumpout_export.render.blocks import Block, Cell, Column, Group, Items, Plot, Plots, Section, Table, state
+from jumpout_export.render.headline import is_published, says_little
+from jumpout_export.render.numbers import number
+from jumpout_export.render.plots import run as plots
+from jumpout_export.report import Check, ExportReport, VerifyReport
+from jumpout_export.text import count
+
+# With more checks the groups start folded away, below a table of those that did not pass.
+_MANY_CHECKS = 12
+# With fewer numbers to compare, a plot says nothing that the table does not.
+_FEW_RATIOS = 3
+# The bar behind a measured value: empty at this fraction of the limit, full at the limit, logarithmic between.
+_EMPTY_BAR = plots.LOWEST_RATIO
+
+
+def folded_section(report: ExportReport) -> list[Section]:
+    """Returns the table of stochastic layers that were removed."""
+    columns = (Column("layer", "path"), Column("kind"), Column("became"), Column("settings", "note"))
+    rows = tuple(
+        (Cell(layer.path), Cell(layer.kind), Cell(layer.action), Cell(layer.settings or "–")) for layer in report.folded
+    )
+    nothing = Items(("No layer was removed.",))
+    return [
+        Section(
+            "folded",
+            "What was folded away",
+            "Layers that are random in training are removed before the export.",
+            "Jumpout and inverted dropout are the identity in serving, so removing them changes no output; a fused "
+            "ReLU stays behind as a plain ReLU. The settings are kept for the file's provenance.",
+            (Table(columns, rows) if rows else nothing,),
+        )
+    ]
+
+
+def parity_section(report: VerifyReport) -> list[Section]:
+    """Returns the verdict per provider and every check with what was measured, the limit and the verdict."""
+    blocks: list[Block] = []
+    if report.providers:
+        columns = (Column("provider"), Column("verdict"), Column("reason", "note"))
+        rows = tuple((Cell(name), state(p.verdict), Cell(p.reason or "–")) for name, p in report.providers.items())
+        blocks.append(Table(columns, rows))
+    published = is_published(report)
+    facts = {
+        "path" if published else "not published": report.path,
+        "SHA-256": report.sha256 if published else "",
+        "weights in": ", ".join(f"{name} ({count(size, 'byte')})" for name, size in report.data_files.items()),
+        "first layer that differs": report.first_divergence,
+    }
+    if isinstance(report, ExportReport) and report.opset:
+        facts["opset"] = str(report.opset)
+    file_rows = tuple((Cell(name), Cell(value)) for name, value in facts.items() if value)
+    if file_rows:
+        blocks.append(Table((Column("file"), Column("value", "path")), file_rows))
+    blocks += _checks(report.checks)
+    inspected = report.kind in {"inspect", "fold"}
+    return [
+        Section(
+            "parity",
+            "What the file holds" if inspected else "Does the file equal the model?",
+            "The saved file was read back and searched for random operators and training modes."
+            if inspected
+            else "The saved file was run in ONNX Runtime and compared with the PyTorch model.",
+            "A check passes when the measured value is at most the limit. The bar fills towards the limit on a "
+            "logarithmic scale, from a millionth of it; the last column says what was measured. "
+            "A check that compared nothing counts as failed, one that could not be run here says why.",
+            tuple(blocks),
+        )
+    ]
+
+
+def _checks(checks: list[Check]) -> list[Block]:
+    if not checks:
+        return [Items(("No check was made.",))]
+    many = len(checks) > _MANY_CHECKS
+    groups = {key: list(group) for key, group in groupby(sorted(checks, key=_group), key=_group)}
+    order = dict.fromkeys(map(_group, checks))
+    blocks: list[Block] = []
+    ratios = {
+        key or "general": [(ratio, check.verdict) for check in groups[key] if (ratio := _ratio(check)) is not None]
+        for key in order
+    }
+    ratios = {key: group for key, group in ratios.items() if group}
+    if sum(map(len, ratios.values())) >= _FEW_RATIOS:
+        caption = (
+            "Each mark is one check that compares two numbers, a cross one that failed; left of the line passes. "
+            "Marks at the left edge are a millionth of their limit or less."
+        )
+        figure = Plot("parity", "Measured over limit", caption, partial(plots.parity, ratios))
+        blocks.append(Plots((figure,)))
+    if many:
+        rest = [check for check in checks if check.verdict != "pass"]
+        if rest:
+            blocks.append(_table(sorted(rest, key=_urgency), "", "Checks that did not pass"))
+    for key in order:
+        group = groups[key]
+        failed = sum(check.verdict == "fail" for check in group)
+        not_run = sum(check.verdict == "not_run" for check in group)
+        word = "fail" if failed else "pass" if not_run < len(group) else "not run"
+        parts = [f"{failed} failed"] if failed else []
+        parts += [f"{len(group) - failed - not_run} passed"] if len(group) > failed + not_run else []
+        parts += [f"{not_run} not run"] if not_run else []
+        finite = [r for r in map(_ratio, group) if r is not None and math.isfinite(r)]
+        if finite:
+            worst = max(finite)
+            parts.append(
+                f"at most {number(100 * worst)}% of the limit"
+                if worst <= 1
+                else f"up to {number(worst)} times the limit"
+            )
+        table = _table(sorted(group, key=_urgency), key)
+        blocks.append(Group(key or "general", state(word), ", ".join(parts), table, is_open=not many))
+    return blocks
+
+
+def _table(checks: list[Check], prefix: str, title: str = "") -> Table:
+    columns = [Column("check", "path"), Column("verdict"), Column("measured", "number"), Column("limit", "number")]
+    noted = any(check.note for check in checks)
+    columns += [Column("what", "note")] if noted else []
+    rows = []
+    for check in checks:
+        name = check.name[len(prefix) + 1 :] if prefix else check.name
+        row = [Cell(name), state(check.verdict)]
+        row += [Cell(number(check.measured), fill=_fill(_ratio(check))), Cell(number(check.limit))]
+        rows.append((*row, Cell(check.note or "–")) if noted else tuple(row))
+    return Table(tuple(columns), tuple(rows), title)
+
+
+def _group(check: Check) -> str:
+    """Returns what a check is listed under: `cpu/all` of `cpu/all/batch=7/worst error`, `file` of `file/names`."""
+    parts = check.name.split("/")
+    return "/".join(parts[: min(2, len(parts) - 1)])
+
+
+def _urgency(check: Check) -> tuple[int, bool]:
+    return ("fail", "not_run", "pass").index(check.verdict), says_little(check)
+
+
+def _ratio(check: Check) -> float | None:
+    """Returns measured over limit, None where the two do not make a ratio."""
+    if check.measured is None or check.limit is None or not check.limit > 0 or math.isinf(check.limit):
+        return None
+    return None if math.isnan(check.measured) else check.measured / check.limit
+
+
+def _fill(ratio: float | None) -> float | None:
+    if ratio is None:
+        return None
+    low = math.log10(_EMPTY_BAR)
+    return min(max((math.log10(max(ratio, _EMPTY_BAR)) - low) / -low, 0.0), 1.0) if math.isfinite(ratio) else 1.0

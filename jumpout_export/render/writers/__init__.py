@@ -1,0 +1,1 @@
+"""One document as terminal tables, Markdown, HTML and files."""

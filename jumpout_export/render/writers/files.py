@@ -1,0 +1,67 @@
+"""A report as files in a folder, each written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jumpout_export.render.sections.channels import MAX_PANELS
+from jumpout_export.render.writers.document import build_document
+from jumpout_export.render.writers.html import draw_plots, page
+from jumpout_export.render.writers.markdown import markdown
+from jumpout_export.report import Report
+
+
+def write_report(report: Report, directory: str | os.PathLike[str]) -> dict[str, Path]:
+    """Writes `report.json`, `report.md`, `report.html` and the plots as `plot-*.svg`; returns file name -> path.
+
+    Each file is written beside its target and renamed, so no reader ever sees half of one. JSON and Markdown come
+    first, and are there even if the page cannot be made; an older page and older plots are then removed, because they
+    would belong to another report.
+
+    Args:
+        report: any report.
+        directory: created if it is missing.
+
+    Raises:
+        NotADirectoryError: if `directory` is a file.
+        ImportError: if jinja2 or matplotlib is not installed, after JSON and Markdown were written.
+    """
+    folder = Path(directory)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"the report needs a folder, but {folder} is a file; name another folder")
+    document = build_document(report)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {
+        "report.json": _write(folder / "report.json", report.model_dump_json(indent=2) + "\n"),
+        "report.md": _write(folder / "report.md", markdown(document)),
+    }
+    texts: dict[str, str] = {}
+    try:
+        plots = draw_plots(document)
+        texts = {"report.html": page(document, plots)} | {f"plot-{name}.svg": svg for name, svg in plots.items()}
+    finally:
+        for old in (folder / "report.html", *(folder / f"plot-{name}.svg" for name in _PLOTS)):
+            if old.name not in texts:
+                old.unlink(missing_ok=True)
+    return written | {name: _write(folder / name, text) for name, text in texts.items()}
+
+
+# Every plot there is: what an older report may have left.
+_PLOTS = (
+    *("accuracy", "loss", "active", "rate", "drift", "attribution", "parity"),
+    *(f"channels-{i}" for i in range(1, MAX_PANELS + 1)),
+)
+
+
+def _write(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,36 @@
+"""The checks of a saved file: what it holds, and that the runtime loads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jumpout_export.onnxfile.static import can_be_opened, static_checks
+from jumpout_export.report import Check
+from jumpout_export.runtime.session import Runner
+from jumpout_export.text import first_line
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_NAME = "file/onnxruntime"
+
+
+def inspect_file(path: Path, model: ModelProto) -> list[Check]:
+    """Returns the checks of `inspect_onnx` on a file whose protobuf (without external data) is `model`."""
+    checks = static_checks(path, model)
+    return [*checks, _loads(path) if can_be_opened(checks) else _not_opened()]
+
+
+def _loads(path: Path) -> Check:
+    import onnxruntime
+
+    try:
+        Runner(path)
+    except Exception as error:  # ONNX Runtime raises a dozen types without a common base
+        return Check(name=_NAME, verdict="fail", note=first_line(error))
+    return Check(name=_NAME, verdict="pass", note=f"ONNX Runtime {onnxruntime.__version__} loads the file")
+
+
+def _not_opened() -> Check:
+    return Check(name=_NAME, verdict="not_run", note="external data is not opened")

@@ -1,0 +1,19 @@
+"""Small helpers that turn what was found into report checks."""
+
+from __future__ import annotations
+
+
+def joined(parts: list[str], most: int = 8) -> str:
+    """Returns the first parts in one line, and how many more there are."""
+    return "; ".join(parts[:most]) + (f"; and {len(parts) - most} more" if len(parts) > most else "")
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type if it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def count(n: int, noun: str) -> str:
+    """Returns `1 layer`, `5 layers`, `4,096 images`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

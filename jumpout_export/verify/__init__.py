@@ -1,0 +1,1 @@
+"""Is the file the model: inspects a saved file and compares it with PyTorch."""

@@ -1,0 +1,1 @@
+"""The file's constants against the weights and what the model makes of them."""

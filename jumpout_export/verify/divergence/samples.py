@@ -1,0 +1,102 @@
+"""Keeps the images on which a file is furthest off, and looks there for the first layer that differs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import cast
+
+from torch import nn
+
+from jumpout_export.model.samples import Sample, rows
+from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.report import Check
+from jumpout_export.runtime.session import Level
+from jumpout_export.text import first_line
+from jumpout_export.verify.constants.batchnorms import Located
+from jumpout_export.verify.divergence.locate import locate_divergence
+from jumpout_export.verify.divergence.search import ROOT, Divergence
+from jumpout_export.verify.values.compare import Comparison
+
+# Images that are looked at: the worst one and some after it, so that few values agree by chance.
+_IMAGES = 4
+
+
+class Suspects:
+    """The batch in which each session was furthest off, per group of samples; what is right costs nothing."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[str, tuple[float, int, Sample]]] = {}
+
+    def add(self, comparison: Comparison, sample: Sample) -> None:
+        """Keeps the sample that `comparison` took in last, if it is the worst of its group."""
+        groups = self._kept.setdefault(comparison.label, {})
+        before = groups[sample.group][0] if sample.group in groups else -1.0
+        share, row = _furthest(comparison, sample)
+        if share > before:
+            groups[sample.group] = share, row, sample
+
+    def look(
+        self, path: Path, original: nn.Module, checks: list[Check], located: list[Located], fixed: bool
+    ) -> Divergence | None:
+        """Returns where the file departs from the model, None where no comparison of values or constants failed.
+
+        Args:
+            path: the file.
+            original: the model in eval mode, on the CPU.
+            checks: the verdicts on every session.
+            located: what the file has for the BatchNorms of the model.
+            fixed: whether the file has a fixed batch size.
+        """
+        failed = [check.name for check in checks if check.verdict == "fail"]
+        for label, groups in self._kept.items():
+            whole = f"{label}/outputs" in failed or f"{label}/finite" in failed
+            wrong = [
+                kept
+                for group, kept in groups.items()
+                if any(name.startswith((f"{label}/{group}/", f"{label}/{group}, ")) for name in failed)
+                or (whole and math.isinf(kept[0]))
+            ]
+            if wrong:
+                # Images as they came tell more than single ones or noise.
+                _, row, sample = max(wrong, key=lambda kept: (kept[2].group == "data", kept[2].batch.size))
+                return _looked(path, original, located, label, sample, row, fixed)
+        one = next((one for one in located if one.where and one.wrong), None)
+        if one is None:
+            return None
+        note = f"`{one.path or ROOT}` differs by its constants alone: the values agree on everything that was compared"
+        return Divergence(one.path or ROOT, note)
+
+
+def _furthest(comparison: Comparison, sample: Sample) -> tuple[float, int]:
+    """The largest error of the group so far in units of the size, and the image within the sample, if it is in it."""
+    if any(problem.startswith(f"{sample.group}: output") for problem in comparison.problems):
+        return math.inf, 0
+    found = (-1.0, 0)
+    for (group, _), worst in comparison.worst.items():
+        for largest in (worst.fine, worst.coarse) if group == sample.group else ():
+            if largest is not None and float(largest.shares.max()) > found[0]:
+                channel = int(largest.shares.argmax())
+                found = float(largest.shares[channel]), int(largest.samples[channel]) - sample.start
+    return found
+
+
+def _looked(
+    path: Path, original: nn.Module, located: list[Located], label: str, sample: Sample, row: int, fixed: bool
+) -> Divergence:
+    provider, _, level = label.partition("/")
+    batches = [sample.batch]
+    if not fixed and sample.batch.size > _IMAGES:
+        row = min(max(row, 0), sample.batch.size - 1)
+        batches.insert(0, rows(sample.batch, range(row, row + _IMAGES), sample.batched))
+    try:
+        model = load_onnx(path)
+        for batch in batches:  # all images, if the file is right on a few of them
+            found = locate_divergence(
+                path, model, original, batch, located, provider=provider, level=cast("Level", level)
+            )
+            if found.reproduced:
+                break
+    except Exception as error:  # ONNX Runtime raises a dozen types without a common base, as may the user's forward
+        return Divergence(None, f"the first layer that differs could not be looked for: {first_line(error)}")
+    return Divergence(found.layer, f"{found.note} ({label}, {sample.group})", found.reproduced)

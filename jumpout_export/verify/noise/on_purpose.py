@@ -1,0 +1,217 @@
+"""Files that are random on purpose (Monte-Carlo dropout): marked as such, and compared by distribution.
+
+Nothing here proves a file deterministic. What is compared: the network with its dropout switched off, value by value as
+any other file; and with the noise on, mean and spread of every output value over independent runs of ONNX Runtime and
+PyTorch (`monte_carlo_sums.py`); at one batch size, or at several where the noise cannot be switched off.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from torch import nn
+
+from jumpout_export.errors import JumpoutExportError, NotFoldableError, NotVerifiableError
+from jumpout_export.fold.file.fold_file import fold_onnx
+from jumpout_export.fold.network.audit import refuse_randomness
+from jumpout_export.model.batches import Batch, Progress
+from jumpout_export.model.randomness import repeated
+from jumpout_export.model.signature import fresh, input_names, only_tensors
+from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.onnxfile.metadata import RANDOM
+from jumpout_export.onnxfile.training import random_nodes
+from jumpout_export.report import Check, ProviderReport, VerifyReport
+from jumpout_export.runtime.session import LEVELS, open_session
+from jumpout_export.text import count, first_line, joined
+from jumpout_export.verify.noise.quiet import switched_off
+from jumpout_export.verify.noise.sums import NoiseComparison
+from jumpout_export.verify.runner import run_providers
+
+_SEEDS = (
+    "on the CPU, ONNX Runtime's Dropout starts each run from the next seed, so its first value stays dropped or kept "
+    "for thousands of runs: call onnxruntime.set_seed with a random number before each run, as was done here"
+)
+# Independent runs on each side.
+RUNS = 1000
+
+
+def random_on_purpose(path: Path, allow: Iterable[str]) -> str:
+    """Writes into the metadata of a file with random nodes that it is random on purpose, and returns that sentence.
+
+    Args:
+        path: the file; a file without random nodes stays as it is.
+        allow: the modules whose noise is wanted; without any nothing is.
+
+    Returns:
+        The sentence, empty if the file is not random or must not be.
+    """
+    allow = tuple(allow)
+    model = load_onnx(path)
+    nodes = random_nodes(model)
+    if not allow or not nodes:
+        return ""
+    text = f"random on purpose: {count(len(nodes), 'node')} ({joined(nodes)}), allowed in {_modules(allow)}"
+    model.metadata_props.add(key=RANDOM, value=text)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return text
+
+
+def excused(checks: Iterable[Check], purpose: str) -> list[Check]:
+    """Returns the checks of a file that is random on purpose: its random nodes are what was asked for."""
+    wanted = ("file/random nodes", "file/training dropout")
+    return [
+        check.model_copy(update={"verdict": "pass", "limit": check.measured, "note": f"{purpose}; {check.note}"})
+        if check.name in wanted and check.verdict == "fail"
+        else check
+        for check in checks
+    ]
+
+
+def is_random(model: nn.Module, batch: Batch, allow: Iterable[str]) -> bool:
+    """Returns whether two runs differ where random numbers are allowed; then the file will be random on purpose.
+
+    That they agree proves nothing: rare noise may not show in two runs.
+
+    Args:
+        model: in eval mode, on the device of the batch; a copy is run.
+        batch: inputs.
+        allow: the modules whose noise is wanted; without any nothing is run.
+    """
+    if not tuple(allow):
+        return False
+    copied = copy.deepcopy(model)
+    return not repeated(lambda: only_tensors(fresh(batch)(copied)), other_seed=True)[1]
+
+
+def no_golden(allow: Iterable[str]) -> str:
+    """Returns why golden data cannot be had together with noise that is wanted."""
+    return (
+        "golden data cannot be made for a file that is random on purpose: there is no output to replay, because each "
+        f"depends on the random numbers allowed in {_modules(allow)} (allow, --allow); leave golden (--golden) out"
+    )
+
+
+def verify_random(
+    path: Path,
+    original: nn.Module,
+    batches: Iterable[Batch],
+    providers: tuple[str, ...],
+    *,
+    allow: Iterable[str],
+    seed: int = 0,
+    runs: int = RUNS,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Returns the comparison of a file that is random on purpose with its model.
+
+    Args:
+        path: the file; others are written into its folder.
+        original: the model in eval mode on the CPU, its noise on.
+        batches: inputs on the CPU.
+        providers: of `cpu`, `cuda`.
+        allow: the modules whose noise is wanted.
+        seed: of PyTorch's noise and the random inputs.
+        runs: of either side; more find smaller differences.
+        progress: called as progress(what, done, total).
+    """
+    iterator = iter(batches)
+    first = next(iterator)
+    report = _without_noise(
+        path, original, first, iterator, providers, allow=tuple(allow), seed=seed, progress=progress
+    )
+    # Where nothing was compared without noise, the distributions have to tell whether other batch sizes are right.
+    sizes = (2,) if report.checks else (2, 1, 7)
+    names = input_names(original, first)
+    if any("(Dropout)" in node for node in random_nodes(load_onnx(path))) and "cpu" in providers:
+        report.notes.append(_SEEDS)
+    for provider in providers:
+        verdicts = []
+        for level in LEVELS:
+            label = f"{provider}/{level}"
+            try:
+                session = open_session(path, provider, level)
+                made = [NoiseComparison(session, original, first, names, seed, size) for size in sizes]
+                comparisons = {comparison.size: comparison for comparison in made}  # one where the file fixes its size
+                if level == "off":
+                    verdicts = [
+                        _named(f"{label}/batch={size}/" if len(comparisons) > 1 else f"{label}/", check)
+                        for size, comparison in comparisons.items()
+                        for check in comparison.checks(runs)
+                    ]
+                else:
+                    report.notes.append(_about_optimizer(made[0], provider, runs))
+            except NotVerifiableError as error:
+                report.providers[provider] = ProviderReport(verdict="not_run", reason=str(error))
+                verdicts = [Check(name=provider, verdict="not_run", note=str(error))]
+                break
+            except Exception as error:  # ONNX Runtime raises a dozen types without a common base
+                verdicts.append(Check(name=f"{label}/session", verdict="fail", note=first_line(error)))
+        report.checks += verdicts
+        failed = [check for check in verdicts if check.verdict == "fail"]
+        known = report.providers.get(provider, ProviderReport(verdict="pass"))
+        if failed and known.verdict == "pass":
+            report.providers[provider] = ProviderReport(verdict="fail", reason=f"{failed[0].name}: {failed[0].note}")
+        else:
+            report.providers[provider] = known
+    good = all(check.verdict == "pass" for check in report.checks)
+    passed = good and all(entry.verdict == "pass" for entry in report.providers.values())
+    return report.model_copy(update={"passed": passed})
+
+
+def _without_noise(
+    path: Path,
+    original: nn.Module,
+    first: Batch,
+    others: Iterator[Batch],
+    providers: tuple[str, ...],
+    *,
+    allow: tuple[str, ...],
+    seed: int,
+    progress: Progress | None,
+) -> VerifyReport:
+    """The usual comparison of the file and the model with dropout switched off, where both can be had."""
+    quiet = switched_off(original, allow)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        folded = Path(folder) / path.name
+        try:
+            refuse_randomness(quiet, lambda: fresh(first)(quiet))
+            problem = "" if fold_onnx(path, folded, seed=seed) else "the file's noise cannot be folded"
+        except NotFoldableError:
+            problem = "the model draws random numbers in other ways than dropout"
+        except JumpoutExportError as error:
+            problem = first_line(error)
+        if problem:
+            note = f"the network without noise was not compared, the distributions alone were: {problem}"
+            return VerifyReport(passed=True, notes=[note])
+        batches = itertools.chain([first], others)
+        report = run_providers(folded, quiet, quiet, batches, providers, seed=seed, progress=progress)
+    report.checks = [_named("without noise/", check) for check in report.checks]
+    return report
+
+
+def _modules(allow: Iterable[str]) -> str:
+    return ", ".join(f"`{entry}`" if entry else "the whole model" for entry in allow)
+
+
+def _named(prefix: str, check: Check) -> Check:
+    return check.model_copy(update={"name": f"{prefix}{check.name}"})
+
+
+def _about_optimizer(comparison: NoiseComparison, provider: str, runs: int) -> str:
+    """What ONNX Runtime's optimizer, on by default, makes of the noise."""
+    if not comparison.is_random():
+        return (
+            f"NOT random on {provider} with ONNX Runtime's default optimizations, which remove a Dropout in training "
+            "mode: switch them off (ORT_DISABLE_ALL) where the noise is wanted"
+        )
+    failed = [check for check in comparison.checks(runs) if check.verdict != "pass"]
+    if failed:
+        return (
+            f"random in another way on {provider} with ONNX Runtime's default optimizations ({failed[0].note}): switch "
+            "them off (ORT_DISABLE_ALL)"
+        )
+    return f"random on {provider} with ONNX Runtime's default optimizations too, with the same distribution"

@@ -1,0 +1,251 @@
+"""Compares ONNX Runtime's outputs with PyTorch's, and keeps the worst of what it saw."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jumpout_export.report import Check, counted
+from jumpout_export.runtime.budget import ceiling, relative_limits
+from jumpout_export.text import count
+from jumpout_export.verify.values.reference import Expected
+from jumpout_export.verify.values.scale import Scale, Scales, in_channels, relative, representable, source
+
+
+@dataclass(frozen=True)
+class Place:
+    """One error, the size it is measured against, both in the output's unit, and where it is."""
+
+    error: float
+    size: float
+    sample: int
+    index: tuple[int, ...]
+
+
+@dataclass
+class Largest:
+    """The largest errors in units of the size, one per channel (or one in all).
+
+    Attributes:
+        shares: in units of the size, largest first seen kept.
+        errors, sizes: in the output's unit.
+        samples: numbers of the images.
+        rest: positions within image and channel, counted through.
+        shape: of an image's channel.
+    """
+
+    shares: Tensor
+    errors: Tensor
+    sizes: Tensor
+    samples: Tensor
+    rest: Tensor
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, error: Tensor, size: Tensor, start: int, shape: torch.Size) -> Largest:
+        """Returns those of one batch: errors and sizes as images x channels x the rest of `shape`."""
+        error, size = (values.transpose(0, 1).reshape(values.shape[1], -1) for values in (error, size))
+        shares, places = relative(error, size).max(1)
+        length = math.prod(shape[2:])
+        at = places[:, None]
+        samples, rest = start + places // length, places % length
+        return cls(shares, error.gather(1, at)[:, 0], size.gather(1, at)[:, 0], samples, rest, shape[2:])
+
+    def merged(self, other: Largest) -> Largest:
+        """Returns the larger ones."""
+        if len(other.shares) != len(self.shares):  # dimension 1 is open: its indices mean something else now
+            return other if float(other.shares.max()) > float(self.shares.max()) else self
+        more = other.shares > self.shares
+        return Largest(
+            shares=torch.where(more, other.shares, self.shares),
+            errors=torch.where(more, other.errors, self.errors),
+            sizes=torch.where(more, other.sizes, self.sizes),
+            samples=torch.where(more, other.samples, self.samples),
+            rest=torch.where(more, other.rest, self.rest),
+            shape=self.shape,
+        )
+
+    def against(self, limits: Tensor) -> tuple[float, Place, float]:
+        """Returns the largest share of its limit, where that is, and the limit there in the output's unit."""
+        if len(limits) != len(self.shares):
+            limits = (limits.max() if len(limits) else torch.tensor(0.0)).expand(len(self.shares))
+        shares = relative(self.shares, limits.double())
+        channel = int(shares.argmax())
+        inner = torch.unravel_index(self.rest[channel], self.shape) if self.shape else ()
+        place = Place(
+            float(self.errors[channel]),
+            float(self.sizes[channel]),
+            int(self.samples[channel]),
+            (channel, *(int(axis) for axis in inner)),
+        )
+        return float(shares[channel]), place, float(limits[channel]) * place.size
+
+
+@dataclass
+class Worst:
+    """The largest errors of one output within one group, and how its largest classes differ.
+
+    Attributes:
+        fine: against each channel's size.
+        coarse: against the ceiling's size.
+        margins: for every image with another top-1, the reference's margin in units of the size.
+        images: compared.
+        has_top1: whether the output is images x two classes or more.
+    """
+
+    fine: Largest | None = None
+    coarse: Largest | None = None
+    margins: list[float] = field(default_factory=list)
+    images: int = 0
+    has_top1: bool = False
+
+
+@dataclass
+class Comparison:
+    """What one session (provider and level) did on everything it was compared on."""
+
+    label: str
+    must_repeat: bool
+    scales: Scales
+    problems: list[str] = field(default_factory=list)
+    non_finite: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    as_in_torch: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    differing_runs: list[str] = field(default_factory=list)
+    runs: int = 0
+    values: int = 0
+    worst: dict[tuple[str, str], Worst] = field(default_factory=dict)
+
+    def add(self, group: str, start: int, expected: list[Expected], got: list[Tensor]) -> None:
+        """Takes in the outputs for one batch, which `scales` took in last; `start` is the number of its first image."""
+        for want, have in zip(expected, got, strict=True):
+            if have.dtype != want.own.dtype or have.shape != want.own.shape:
+                self.problems.append(
+                    f"{group}: output `{want.name}` is {_kind(have)}, in PyTorch it is {_kind(want.own)}"
+                )
+                continue
+            self.values += have.numel()
+            self.non_finite[want.name] += int((~(torch.isfinite(have) & torch.isfinite(want.own))).sum())
+            self.as_in_torch[want.name] += int(_non_finite_as_in_torch(want, have).sum())
+            worst = self.worst.setdefault((group, want.name), Worst())
+            worst.images += have.shape[0] if have.ndim else 1
+            if have.numel():
+                _measure(worst, self.scales[source(group), want.name], start, want, have)
+
+    def beyond(self, has_reference: bool) -> set[str]:
+        """Returns the kinds of inputs (`export/scale.py`) on which a value is beyond its limit."""
+        groups = dict.fromkeys(group for group, _ in self.worst)
+        return {source(group) for group in groups if self._error_check(group, has_reference).verdict == "fail"}
+
+    def checks(self, has_reference: bool) -> list[Check]:
+        """Returns the verdicts on everything that was taken in."""
+        checks = [counted(f"{self.label}/outputs", self.problems, f"shapes and dtypes agree in {self.runs} runs")]
+        broken = [
+            f"output `{name}` has {number} NaN or infinite values" + _whose(number, self.as_in_torch[name])
+            for name, number in self.non_finite.items()
+            if number
+        ]
+        checks.append(counted(f"{self.label}/finite", broken, f"{self.values} values are finite"))
+        if self.must_repeat:
+            good = f"{self.runs} pairs of runs agree bitwise"
+            checks.append(counted(f"{self.label}/repeatable", self.differing_runs, good))
+        else:  # a GPU may add in another order each time; what a second run gave was compared with PyTorch too
+            differ = len(self.differing_runs)
+            note = f"{differ} of {self.runs} pairs of runs differ in a bit" + (
+                "; each run is within its limits by itself, or a check says so" if differ else ""
+            )
+            checks.append(Check(name=f"{self.label}/repeatable", measured=differ, verdict="pass", note=note))
+        for group in dict.fromkeys(group for group, _ in self.worst):
+            checks.append(self._error_check(group, has_reference))
+            checks += self._top1_checks(group, has_reference)
+        return checks
+
+    def _limits(self, group: str, name: str, has_reference: bool) -> tuple[Tensor, float]:
+        scale = self.scales[source(group), name]
+        return relative_limits(scale.own_errors, scale.dtype, has_reference), ceiling(scale.dtype)
+
+    def _error_check(self, group: str, has_reference: bool) -> Check:
+        """The value that is closest to its limit, or furthest beyond."""
+        rows = []
+        for (its_group, name), worst in self.worst.items():
+            if its_group == group:
+                limits, cap = self._limits(group, name, has_reference)
+                for largest, its_limits in ((worst.fine, limits), (worst.coarse, torch.tensor([cap]))):
+                    if largest is not None:
+                        share, place, limit = largest.against(its_limits)
+                        rows.append((share, name, place, limit))
+        if not rows:
+            return Check(
+                name=f"{self.label}/{group}/worst error", measured=0, limit=0, verdict="pass", note="no values"
+            )
+        _, name, place, limit = max(rows, key=lambda row: row[0])
+        images = count(self.worst[group, name].images, "image")
+        note = f"output `{name}`, image {place.sample}, index {place.index}; {images}"
+        if self.worst[group, name].has_top1:
+            same = self.worst[group, name].images - len(self.worst[group, name].margins)
+            note += f", top-1 agrees on {same}"
+        return Check(
+            name=f"{self.label}/{group}/worst error",
+            measured=place.error,
+            limit=limit,
+            verdict="pass" if place.error <= limit else "fail",
+            note=note,
+        )
+
+    def _top1_checks(self, group: str, has_reference: bool) -> list[Check]:
+        """Another class than the reference's is an error unless the two are closer than the limit of either."""
+        wrong, images = [], 0
+        for (its_group, name), worst in self.worst.items():
+            if its_group == group and worst.has_top1:
+                limits, cap = self._limits(group, name, has_reference)
+                tie = min(float(limits.max()), cap)
+                beyond = sum(margin > tie for margin in worst.margins)
+                its_images = count(worst.images, "image")
+                wrong += [f"output `{name}`: another class on {beyond} of {its_images}"] * bool(beyond)
+                images += worst.images
+        good = f"{count(images, 'image')}, ties aside"
+        return [counted(f"{self.label}/{group}/top-1", wrong, good)] if images else []
+
+
+def _measure(worst: Worst, scale: Scale, start: int, want: Expected, have: Tensor) -> None:
+    got, exact = in_channels(have), in_channels(representable(want.exact, want.own.dtype))
+    if not have.is_floating_point():  # exact; where float64 and float32 decide differently, either decision is right
+        error = ((got != exact) & (got != in_channels(want.own))).double()
+        worst.coarse = _merged(worst.coarse, Largest.of(error, torch.ones_like(error), start, have.shape))
+        return
+    error = (got.double() - exact).abs().nan_to_num(nan=math.inf)
+    error[in_channels(_non_finite_as_in_torch(want, have))] = 0.0  # fails a check of its own, and no layer is to blame
+    worst.fine = _merged(worst.fine, Largest.of(error, scale.size, start, have.shape))
+    worst.coarse = _merged(worst.coarse, Largest.of(error, scale.coarse, start, have.shape))
+    if have.ndim == 2 and have.shape[1] > 1:
+        worst.has_top1 = True
+        rows, picked, top = torch.arange(len(have)), have.argmax(1), want.exact.argmax(1)
+        margin = want.exact[rows, top] - want.exact[rows, picked]
+        size = torch.maximum(scale.size[rows, top, 0], scale.size[rows, picked, 0])
+        worst.margins += relative(margin, size)[picked != top].tolist()
+
+
+def _non_finite_as_in_torch(want: Expected, have: Tensor) -> Tensor:
+    """Where the file has the NaN or the infinity that PyTorch has too, in its own precision and in float64."""
+    if not have.is_floating_point():
+        return torch.zeros_like(have, dtype=torch.bool)
+    infinite = torch.isinf(have) & (have == want.own) & (have == want.exact)
+    return infinite | (torch.isnan(have) & torch.isnan(want.own) & torch.isnan(want.exact))
+
+
+def _whose(number: int, as_in_torch: int) -> str:
+    """Says how many of the values that are not finite are PyTorch's as well."""
+    if not as_in_torch:
+        return ""
+    return f"; PyTorch itself gives {'them' if as_in_torch == number else f'{as_in_torch} of them'}"
+
+
+def _merged(one: Largest | None, other: Largest) -> Largest:
+    return other if one is None else one.merged(other)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

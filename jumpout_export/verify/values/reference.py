@@ -1,0 +1,207 @@
+"""What PyTorch says: the eval model in its own precision, and in float64 as the reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jumpout_export.errors import NotFoldableError
+from jumpout_export.fold.network.audit import refuse_randomness
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.randomness import (
+    generator_states,
+    moved_generators,
+    random_calls,
+    reseed,
+    rng_restored,
+    same_bits,
+)
+from jumpout_export.model.samples import jittered
+from jumpout_export.model.signature import Output, fresh, input_names, only_tensors, outputs, tensors, with_tensors
+from jumpout_export.report import Check, counted
+from jumpout_export.text import first_line
+
+# Runs with other seeds per batch size, where random numbers are allowed: of a layer that is skipped in a tenth of the
+# runs, 97% of the sizes show it.
+_OTHER_SEEDS = 32
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One output of PyTorch.
+
+    Attributes:
+        name: in the ONNX graph.
+        own: as the model computes it.
+        exact: the reference, in float64 where the output is floating point.
+        precision: what the model computes in, if that is less than the output's type says; else None.
+    """
+
+    name: str
+    own: Tensor
+    exact: Tensor
+    precision: torch.dtype | None = None
+
+
+class Reference:
+    """Runs copies of the eval model in which nothing was replaced, and of it in float64.
+
+    Attributes:
+        inputs: names of the inputs in the ONNX graph.
+        problem: why there is no float64 copy; empty if there is one.
+    """
+
+    def __init__(
+        self, original: nn.Module, batch: Batch, *, folded: nn.Module | None = None, allow: Iterable[str] = ()
+    ) -> None:
+        """Tries the float64 copy.
+
+        Args:
+            original: in eval mode, on the CPU; it stays as it is.
+            batch: inputs on the CPU.
+            folded: the model that was converted, to be compared bitwise at each call; it gives the inputs their names.
+            allow: module paths in which, and below which, random numbers may be drawn, without changing the result.
+        """
+        self.inputs = input_names(original if folded is None else folded, batch)
+        self.problem = ""
+        self._unequal: list[str] = []
+        self._random: dict[int, str] = {}
+        self._model = _with_own_buffers(original)
+        self._folded = None if folded is None else _with_own_buffers(folded)
+        self._allow = tuple(allow)
+        self._drawn: dict[str, None] = {}
+        self._seed = 0
+        self._sizes: set[int] = set()
+        self._double: nn.Module | None = copy.deepcopy(original).double()
+        try:
+            found = [output.tensor for output in self._run(self._double, _to_double(batch))]
+        except Exception as error:  # a forward that fixes float32 may fail in any way; the reason is reported
+            self._double = None
+            self.problem = first_line(error)
+        else:
+            own = [output.tensor for output in self._run(self._model, batch)]
+            if [tensor.shape for tensor in found] != [tensor.shape for tensor in own]:
+                self._double = None
+                self.problem = "in float64 it returns other shapes"
+
+    def __call__(self, batch: Batch) -> list[Expected]:
+        """Returns every output for a batch; raises whatever the model raises."""
+        own = self._run(self._model, batch)
+        self._audit(batch)
+        if self._folded is not None:
+            folded = self._run(self._folded, batch)
+            if not same_bits([one.tensor for one in own], [two.tensor for two in folded]):
+                self._unequal.append(f"batch size {batch.size}: the folded model has other bits than the model")
+        exact = own if self._double is None else self.exact(batch)
+        precision = self._precision(batch)
+        return [
+            Expected(
+                one.name,
+                one.tensor,
+                two.tensor.double() if one.tensor.is_floating_point() else two.tensor,
+                _coarser(one.tensor.dtype, precision),
+            )
+            for one, two in zip(own, exact, strict=True)
+        ]
+
+    def nearby(self, batch: Batch) -> Iterator[list[Expected]]:
+        """Yields every output for inputs close to those of a batch, as long as the model takes them."""
+        for other in jittered(batch, torch.Generator().manual_seed(0)):
+            try:
+                yield self(other)
+            except Exception:  # a forward may refuse what is not exactly its data; then less is known of its rounding
+                return
+
+    def _precision(self, batch: Batch) -> torch.dtype | None:
+        """The most precise type that the model computes in; of float64, which any constant may have, not alone."""
+        values = [*self._model.parameters(), *self._model.buffers(), *tensors(batch)]
+        found = {value.dtype for value in values if value.is_floating_point()}
+        return min(found - {torch.float64} or found, key=lambda dtype: torch.finfo(dtype).eps, default=None)
+
+    def exact(self, batch: Batch) -> list[Output]:
+        """Returns every output in float64, or in the model's own precision where there is no float64 copy."""
+        if self._double is None:
+            return self._run(self._model, batch)
+        return self._run(self._double, _to_double(batch))
+
+    def checks(self) -> list[Check]:
+        """Returns the verdicts on randomness and on the folded model at every call so far; none before the first."""
+        if not self._sizes:
+            return []
+        sizes = ", ".join(str(size) for size in sorted(self._sizes))
+        good = "two eval runs agree bitwise, no random number drawn"
+        if self._drawn:
+            good = (
+                f"random numbers are drawn in {', '.join(self._drawn)} (allowed) and do not change the result in "
+                f"{_OTHER_SEEDS} runs with other seeds per batch size"
+            )
+        good += f"; batch sizes {sizes}"
+        checks = [counted("randomness", [f"batch size {size}: {text}" for size, text in self._random.items()], good)]
+        if self._folded is not None:
+            good = "the folded model has the bits of the model on everything compared"
+            checks.append(counted("fold", list(dict.fromkeys(self._unequal)), good))
+        return checks
+
+    def _audit(self, batch: Batch) -> None:
+        """A batch size not seen before is audited as the example was: a model may draw at some sizes only."""
+        new = batch.size not in self._sizes
+        self._sizes.add(batch.size)
+        if self._allow:
+            self._audit_allowed(batch, _OTHER_SEEDS if new else 1)
+        if not new:
+            return
+        model = _with_own_buffers(self._model)
+        try:
+            refuse_randomness(model, lambda: only_tensors(fresh(batch)(model)), self._allow)
+        except NotFoldableError as error:
+            self._random[batch.size] = str(error)  # says more than which generator moved
+
+    def _audit_allowed(self, batch: Batch, runs: int) -> None:
+        """The file draws nothing, so what the model draws must not matter, whatever the seeds."""
+        model = _with_own_buffers(self._model)
+        places = {f"`{path}`" if path else "the model" for path in self._allow}
+        for call in random_calls(model, lambda: fresh(batch)(model)):
+            self._drawn |= dict.fromkeys([f"`{call.module}`"] if call.file and call.module else sorted(places))
+        first = [output.tensor for output in self._run(model, batch)]
+        for _ in range(runs):
+            self._seed += 1
+            with rng_restored():
+                reseed(self._seed)
+                if not same_bits(first, [output.tensor for output in self._run(model, batch)]):
+                    self._random[batch.size] = (
+                        "the model's result depends on random numbers that the file does not draw, allowed in "
+                        + ", ".join(sorted(places))
+                    )
+                    return
+
+    def _run(self, model: nn.Module, batch: Batch) -> list[Output]:
+        with rng_restored(), torch.no_grad():
+            before = generator_states()
+            found = outputs(fresh(batch)(model), self.inputs)
+            # A parameter that is returned as it is would take its gradient along.
+            result = [Output(output.name, output.tensor.detach()) for output in found]
+            moved = [] if self._allow else moved_generators(before)
+        if moved:
+            self._random.setdefault(batch.size, f"the model draws random numbers in eval mode: {', '.join(moved)}")
+        return result
+
+
+def _with_own_buffers(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters: no call changes them (`fold` has proven it), and they are what is large."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def _coarser(dtype: torch.dtype, precision: torch.dtype | None) -> torch.dtype | None:
+    """The precision where it is less than the output's own."""
+    if precision is None or not dtype.is_floating_point or torch.finfo(precision).eps <= torch.finfo(dtype).eps:
+        return None
+    return precision
+
+
+def _to_double(batch: Batch) -> Batch:
+    values = [value.double() if value.is_floating_point() else value for value in tensors(batch)]
+    return with_tensors(batch, values)

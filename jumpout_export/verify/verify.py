@@ -1,0 +1,115 @@
+"""Verifies a saved ONNX file in ONNX Runtime against the PyTorch model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from jumpout_export.errors import NotFoldableError
+from jumpout_export.extras import require_onnx
+from jumpout_export.fold.network.audit import audit_model
+from jumpout_export.fold.network.folded import STATE_PASSED, fold, unwrap
+from jumpout_export.fold.network.half import half_copy, takes_half
+from jumpout_export.model.batches import Progress
+from jumpout_export.model.signature import first_and_all
+from jumpout_export.onnxfile.data import sha256_of_all, unchanged_checks
+from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.onnxfile.metadata import is_half_file
+from jumpout_export.onnxfile.static import can_be_run, usable_data
+from jumpout_export.report import Check, VerifyReport, not_run
+from jumpout_export.runtime.loads import inspect_file
+from jumpout_export.runtime.session import check_providers
+from jumpout_export.verify.runner import run_providers
+from jumpout_export.verify.values.precision import PrecisionLoss
+
+
+def verify_onnx(
+    path: str | os.PathLike[str],
+    model: nn.Module | ExportedProgram,
+    inputs: Any,
+    providers: Iterable[str] = ("cpu",),
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Returns whether an ONNX file computes what the model computes in eval mode, and is free of training noise.
+
+    The file is inspected (`inspect_onnx`) and run in ONNX Runtime, with its optimizer off and fully on, on all given
+    images as they come, on batches of 1, 2 and 7 of them, and on random inputs of those sizes. Names, number, shapes
+    and dtypes must agree exactly, nothing may be NaN or infinite, two runs on the CPU must agree bitwise, and the
+    error against a float64 copy of the model must stay within `export/budget.py`. A file that is changed meanwhile
+    fails; `sha256` is of the file before. The model must be free of randomness
+    and state in eval mode, and with an open batch size images must not depend on each other. It is not changed.
+
+    The constants of every BatchNorm are recomputed from its buffers and compared with those in the file, folded into
+    another layer or not. The other weights are looked for in the file bit for bit: one with wrong values fails, one
+    that is not there is named. A branch of an If, or a body of a Loop, that no input runs fails. Where values differ,
+    the first layer that does is named by its module path in
+    `first_divergence` (`.` for what the model's own forward computes), with what was seen there as the first note.
+
+    Args:
+        path: the file; any ONNX file whose inputs and outputs are named as `export_onnx` names them.
+        model: the PyTorch model, in train or eval mode, on any device, or an exported program.
+        inputs: one batch (a tensor, tuple or dict), or an iterable of batches, with or without labels.
+        providers: of `cpu`, `cuda`. Where `cuda` cannot be used, its verdict is `not_run` and the report not passed.
+        seed: of the random inputs.
+        progress: called as progress(what, done, total).
+
+    Returns:
+        A report of kind `verify`.
+
+    Raises:
+        LoadError: if there is no such file or it is not a readable ONNX model.
+        ConversionError: if the file is one in float16, made here, and the model does not run in float16.
+        ValueError: if `inputs` is empty or a provider unknown.
+        TypeError: if the model is no nn.Module, cannot be copied, or a batch holds something else than tensors.
+        ImportError: if onnx or onnxruntime is missing.
+    """
+    providers = check_providers(providers)
+    require_onnx("onnx", "onnxruntime")
+    path = Path(path)
+    before = sha256_of_all(path.parent, [path.name])
+    proto = load_onnx(path)
+    network: nn.Module = unwrap(model)
+    first, batches = first_and_all(inputs, network, "inputs")
+    audit = audit_model(network)
+    checks = [*inspect_file(path, proto), *audit.checks]
+    data = usable_data(path, proto, checks)
+    before |= sha256_of_all(path.parent, data)
+    notes = [*audit.notes]
+    try:
+        folded = fold(network, first)
+    except NotFoldableError as error:
+        checks.append(Check(name=error.check, verdict="fail", note=str(error)))
+        result = not_run(providers, "the PyTorch model has no deterministic eval network")
+    else:
+        notes += folded.notes
+        result = not_run(providers, "the file is not run")
+        loss: PrecisionLoss | None = None
+        if can_be_run(checks):
+            original, network = folded.original.cpu(), folded.model.cpu()
+            if is_half_file(proto) and not takes_half(first):
+                half, network = half_copy(original, first), half_copy(network, first)
+                loss = PrecisionLoss(original, half)
+                original, batches = half, loss.watch(batches)
+                notes.append("compared with the model in float16, which the file's metadata names as its type")
+            result = run_providers(path, original, network, batches, providers, seed=seed, progress=progress)
+            checks += [loss.check()] if loss is not None else []
+        checks.append(STATE_PASSED)
+    checks += result.checks
+    checks += unchanged_checks(path.parent, before)
+    return VerifyReport(
+        passed=bool(result) and all(check.verdict == "pass" for check in checks),
+        providers=result.providers,
+        first_divergence=result.first_divergence,
+        checks=checks,
+        path=str(path),
+        sha256=before[path.name],
+        data_files=data,
+        notes=[*notes, *result.notes],
+    )

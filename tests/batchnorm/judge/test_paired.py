@@ -1,0 +1,95 @@
+"""Paired statistics against scipy, exact enumeration and simulation."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from jumpout_export.batchnorm.judge.paired import PairedChange, accuracy_change_interval, mcnemar_p
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost"), [(0, 0), (1, 0), (5, 5), (6, 5), (3, 17), (40, 12), (0, 60), (900, 1000), (40_000, 41_000)]
+)
+def test_mcnemar_is_the_exact_binomial_test(gained, lost):
+    expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert mcnemar_p(gained, lost) == pytest.approx(expected, rel=1e-8)
+    assert mcnemar_p(gained, lost) == mcnemar_p(lost, gained)
+
+
+def test_mcnemar_of_a_million_changes_underflows_to_zero_and_no_further():
+    assert mcnemar_p(1_000_000, 100) == 0.0
+
+
+def coverage(interval, images, up, down):
+    """The exact probability that the interval holds up - down: the sum over the trinomial distribution."""
+    covered = 0.0
+    for gained in range(images + 1):
+        first = stats.binom.pmf(gained, images, up)
+        lost = [lost for lost in range(images + 1 - gained) if inside(interval(gained, lost, images), up - down)]
+        covered += first * float(stats.binom.pmf(lost, images - gained, down / (1 - up)).sum())
+    return covered
+
+
+def inside(ends, value):
+    return ends[0] <= value <= ends[1]
+
+
+def wald(gained, lost, images):
+    d = (gained - lost) / images
+    half = 1.96 * math.sqrt(((gained + lost) / images - d * d) / images)
+    return d - half, d + half
+
+
+CHANGES = [(0.1, 0.05), (0.02, 0.02), (0.3, 0.1), (0.1, 0.0)]
+
+
+@pytest.mark.parametrize("images", [20, 60])
+@pytest.mark.parametrize(("up", "down"), CHANGES)
+def test_the_interval_of_the_accuracy_change_covers_in_95_of_100_cases(images, up, down):
+    assert coverage(accuracy_change_interval, images, up, down) > 0.94
+
+
+def test_the_plain_wald_interval_does_not_cover():
+    assert min(coverage(wald, 20, up, down) for up, down in CHANGES) < 0.9
+
+
+def test_one_value_per_image_gives_the_paired_interval_of_the_textbook():
+    torch.manual_seed(0)
+    change = torch.randn(500, dtype=torch.float64) + 0.1
+    paired = PairedChange()
+    for part in change.split(64):
+        paired.add(part, torch.ones_like(part))
+    low, high = paired.interval()
+    half = 1.959964 * float(change.std()) / math.sqrt(500)
+    assert (low, high) == pytest.approx((float(change.mean()) - half, float(change.mean()) + half), rel=1e-9)
+
+
+def test_values_of_one_image_that_move_together_do_not_narrow_the_interval():
+    torch.manual_seed(0)
+    covered = covered_by_pixels = 0
+    for _ in range(400):
+        count = torch.randint(10, 30, (60,)).double()
+        of_image = torch.randn(60, dtype=torch.float64)  # every pixel of an image changes by the same; the mean is 0
+        paired = PairedChange()
+        paired.add(of_image * count, count)
+        low, high = paired.interval()
+        covered += low <= 0 <= high
+        pixels = of_image.repeat_interleave(count.long())
+        covered_by_pixels += abs(float(pixels.mean())) <= 1.96 * float(pixels.std()) / math.sqrt(len(pixels))
+    assert covered / 400 > 0.95 - 6 * math.sqrt(0.95 * 0.05 / 400)
+    assert covered_by_pixels / 400 < 0.6  # the naive error bar fails
+
+
+def test_images_without_a_value_are_no_images_and_one_is_not_enough():
+    paired = PairedChange()
+    paired.add(torch.tensor([0.5, 0.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64))
+    assert paired.images == 1
+    assert paired.interval() is None
+
+
+def test_a_change_that_is_not_a_number_stays_one():
+    paired = PairedChange()
+    paired.add(torch.tensor([1.0, math.nan], dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+    assert all(math.isnan(end) for end in paired.interval())

@@ -1,0 +1,458 @@
+"""What one pass collects: exact moments, the same for every split into batches, and a model left as it was."""
+
+import gc
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from jumpout_export.batchnorm.measure.collect import collect, collect_states
+from jumpout_export.batchnorm.measure.feed import Feed
+from jumpout_export.batchnorm.measure.forward_moments import ForwardMoments
+from jumpout_export.batchnorm.measure.layers import Layer, batchnorm_layers
+from jumpout_export.batchnorm.measure.moments import FOLDS, MOST_CALLS, WIDE_CHANNELS, WIDE_FOLDS, Moments
+from jumpout_export.batchnorm.measure.states import RENORMALISED, SERVING, TRAINING
+from jumpout_export.model.randomness import generator_states, moved_generators, same_bits
+
+
+def one_layer(norm: nn.Module, x: torch.Tensor) -> Moments:
+    collected = collect(Feed(norm, [x]), batchnorm_layers(norm), SERVING, "test")
+    return collected.moments[""]
+
+
+def convolutional() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5))
+
+
+def snapshot(model: nn.Module) -> tuple[object, ...]:
+    hooks = [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()]
+    flags = [(m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    return state, flags, hooks, torch.get_rng_state(), [p.requires_grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (nn.BatchNorm1d(3), (10, 3)),
+        (nn.BatchNorm1d(3), (10, 3, 7)),
+        (nn.BatchNorm2d(3), (10, 3, 5, 4)),
+        (nn.BatchNorm3d(3), (10, 3, 2, 3, 4)),
+        (nn.SyncBatchNorm(3), (10, 3, 5, 4)),
+    ],
+    ids=["1d (N,C)", "1d (N,C,L)", "2d", "3d", "sync on CPU"],
+)
+def test_sums_are_those_of_per_image_means_in_stored_units(norm, shape):
+    torch.manual_seed(1)
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.5, 2)
+    x = 3 * torch.randn(shape) + 1
+    moments = one_layer(norm, x)
+    tau = (norm.running_var.double() + norm.eps).sqrt().view(1, -1, 1)
+    z = (x.double().flatten(2) if x.ndim > 2 else x.double().unsqueeze(2)) - norm.running_mean.double().view(1, -1, 1)
+    z = z / tau
+    a, b = z.mean(2), z.square().mean(2)
+    expected = torch.stack([torch.full_like(a, 1), a, b, a * a, b * b, a * b]).sum(1)
+    torch.testing.assert_close(moments.total, expected, rtol=1e-6, atol=1e-6)
+    assert moments.count == x.numel() // 3
+    mean, var = moments.mean_and_variance()
+    values = x.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean, values.mean(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(var, values.var(1), rtol=1e-6, atol=1e-6)
+
+
+def test_other_splits_into_batches_give_the_same_sums_in_every_fold():
+    model = convolutional()
+    x = torch.randn(67, 3, 8, 8)
+    layers = batchnorm_layers(model)
+    whole = collect(Feed(model, [x]), layers, SERVING, "test")
+    for size in (1, 5, 32):
+        split = collect(Feed(model, x.split(size)), layers, SERVING, "test")
+        assert list(split.moments) == ["1", "4"]
+        assert (split.images, split.batches) == (67, -(-67 // size))
+        for name, moments in split.moments.items():
+            torch.testing.assert_close(moments.sums, whole.moments[name].sums, rtol=1e-6, atol=1e-6)
+    counts = whole.moments["1"].sums[:, 0, 0]
+    assert counts.tolist() == [3.0] * 3 + [2.0] * (FOLDS - 3)
+
+
+def test_a_mean_a_thousand_deviations_off_does_not_cancel():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(2)
+    x = 1000 + torch.randn(50, 2, 6, 6)
+    _, var = one_layer(norm, x).mean_and_variance()
+    torch.testing.assert_close(var, x.double().transpose(0, 1).flatten(1).var(1), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_inputs_are_upcast(dtype):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(2).to(dtype)
+    x = (100 * torch.randn(40, 2, 30, 30)).to(dtype)  # x^2 summed in float16 would overflow
+    mean, var = one_layer(norm, x).mean_and_variance()
+    values = x.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean, values.mean(1), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(var, values.var(1), rtol=1e-5, atol=0)
+
+
+def test_several_calls_of_one_layer_are_pooled_into_the_same_images():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bn(x) + self.bn(input=3 * x)
+
+    torch.manual_seed(0)
+    model = Twice()
+    x = torch.randn(20, 2)
+    moments = collect(Feed(model, [x[:8], x[8:]]), batchnorm_layers(model), SERVING, "test").moments["bn"]
+    assert (moments.calls, moments.images, moments.count) == (2, 20, 40)
+    pooled = torch.cat([x, 3 * x]).double()
+    mean, var = moments.mean_and_variance()
+    torch.testing.assert_close(mean, pooled.mean(0), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(var, pooled.var(0), rtol=1e-6, atol=1e-7)
+
+
+def test_calls_with_other_numbers_of_images_count_as_further_images():
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.bn(x[:3]), self.bn(x[3:])])
+
+    model = Halves()
+    moments = collect(Feed(model, [torch.randn(10, 2)]), batchnorm_layers(model), SERVING, "test").moments["bn"]
+    assert (moments.images, moments.count) == (10, 10)
+
+
+def test_the_state_says_what_is_on():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.BatchNorm1d(4))
+    model[0].running_var.fill_(4.0)
+    x = torch.randn(4000, 4)
+    variance = {}
+    for state in (SERVING, RENORMALISED, TRAINING):
+        moments = collect(Feed(model, [x]), batchnorm_layers(model), state, "test").moments["2"]
+        variance[state.name] = float(moments.mean_and_variance()[1].mean())
+    # Running statistics divide by 4, batch statistics by 1, and dropout with p = 1/2 doubles a centred variance.
+    # Six standard errors of a variance from 4 x 4000 normal values are 0.07 (0.12 for the dropped ones).
+    assert variance["serving"] == pytest.approx(0.25, abs=0.02)
+    assert variance["renormalised"] == pytest.approx(1, abs=1e-3)
+    assert variance["training"] == pytest.approx(2, abs=0.2)
+
+
+@pytest.mark.parametrize("state", [SERVING, RENORMALISED, TRAINING], ids=lambda state: state.name)
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_the_model_is_left_exactly_as_it_was(state, error):
+    class Breaks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Breaks.calls += 1
+            if error is not None and Breaks.calls == 3:
+                raise error("stop")
+            return F.dropout(x, 0.5)
+
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count += 1
+            return x
+
+    Breaks.calls = 0
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), Counts(), Breaks(), nn.BatchNorm1d(3))
+    model.train()
+    model[0].eval()
+    model[0].weight.requires_grad_(False)
+    feed = Feed(model, torch.randn(4, 8, 3).unbind())
+    before = snapshot(model)
+    if error is None:
+        collect(feed, batchnorm_layers(model), state, "test")
+    else:
+        with pytest.raises(error, match="stop"):
+            collect(feed, batchnorm_layers(model), state, "test")
+        assert Breaks.calls == 3
+    assert same_bits(before, snapshot(model))
+    assert torch.is_grad_enabled()
+
+
+def test_a_batch_of_one_value_cannot_be_renormalised():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    with pytest.raises(ValueError, match=r"BatchNorm `1` got a batch with one value per channel.*method='exact'"):
+        collect(Feed(model, [torch.randn(1, 3)]), batchnorm_layers(model), RENORMALISED, "test")
+
+
+def test_the_layers_own_error_about_a_wrong_shape_comes_through():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    with pytest.raises(RuntimeError, match="running_mean should contain 5 elements"):
+        collect(Feed(model, [torch.randn(2, 5, 4, 4)]), batchnorm_layers(model), SERVING, "test")
+
+
+STATES = (SERVING, RENORMALISED, TRAINING)
+
+
+class Loud(nn.Module):
+    """Draws from every global generator, its own two, and counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.numpy = torch.Generator(), np.random.default_rng(3)
+        self.last = torch.zeros(1)
+        self.register_buffer("count", torch.zeros(1))
+        self.seen: list[float] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(float(self.count))
+        self.count += 1
+        self.last = torch.randn(1, generator=self.own)
+        return F.dropout(x, 0.5, self.training) + 0 * (
+            self.last + self.numpy.random() + np.random.rand() + random.random()
+        )
+
+
+def loud() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Loud(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5))
+
+
+def test_one_pass_in_three_states_gives_what_three_passes_give():
+    model = convolutional()
+    model.insert(3, nn.Dropout(0.5))
+    model[1].running_var.fill_(0.5)
+    layers, batches = batchnorm_layers(model), torch.randn(70, 3, 8, 8).split(16)
+    together = collect_states(Feed(model, batches), layers, STATES, "test")
+    for state, seen in zip(STATES, together, strict=True):
+        alone = collect(Feed(model, batches), layers, state, "test")
+        assert (seen.images, seen.batches, seen.failure, seen.skipped) == (70, 5, "", 0)
+        for name, moments in seen.moments.items():
+            assert torch.equal(moments.sums, alone.moments[name].sums)
+    assert together[0].moments["1"].total.equal(together[2].moments["1"].total)
+    assert not together[1].moments["5"].total.equal(together[2].moments["5"].total)
+
+
+@pytest.mark.parametrize("failing", [None, *STATES], ids=lambda state: state.name if state else "none")
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_the_model_is_left_as_it_was_whichever_state_fails_in_the_middle_batch(failing, error):
+    class Breaks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Breaks.calls += 1
+            if failing is not None and Breaks.calls == 3 + STATES.index(failing) + 1:
+                raise error("stop")
+            return x
+
+    Breaks.calls = 0
+    model = loud().append(Breaks()).train()
+    model[1].eval()
+    feed = Feed(model, torch.randn(4, 8, 3, 9, 9).unbind())
+    layers = batchnorm_layers(model)
+    noise = model[2]
+    before, last = snapshot(model), noise.last
+    generators = noise.own.get_state(), noise.numpy.bit_generator.state, generator_states()
+    if (error is KeyboardInterrupt and failing is not None) or failing is SERVING:
+        with pytest.raises(error, match="stop"):
+            collect_states(feed, layers, STATES, "test")
+        assert Breaks.calls == 3 + STATES.index(failing) + 1  # in the second batch
+    else:
+        seen = collect_states(feed, layers, STATES, "test")
+        assert [one.failure for one in seen] == ["RuntimeError: stop" if one is failing else "" for one in STATES]
+        assert seen[0].images == 32
+    assert same_bits(before, snapshot(model))
+    assert same_bits(generators[0], noise.own.get_state())
+    assert generators[1] == noise.numpy.bit_generator.state
+    assert moved_generators(generators[2]) == []
+    assert noise.last is last
+
+
+def test_every_forward_starts_from_the_buffers_as_they_were_found():
+    model = loud()
+    collect_states(Feed(model, torch.randn(4, 8, 3, 9, 9).unbind()), batchnorm_layers(model), STATES, "test")
+    assert model[2].seen == [0.0] * 12
+
+
+def test_the_loader_draws_what_it_would_draw_by_itself():
+    class Draws:
+        def __init__(self) -> None:
+            self.drawn: list[float] = []
+
+        def __iter__(self):
+            for batch in torch.zeros(4, 8, 3, 9, 9):
+                self.drawn.append(float(torch.rand(())) + np.random.rand() + random.random())
+                yield batch + torch.randn(8, 3, 9, 9)
+
+    loader, model = Draws(), loud()
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    seen = collect_states(Feed(model, loader), batchnorm_layers(model), STATES, "test")
+    alone = Draws()
+    expected = torch.cat(list(alone))
+    assert loader.drawn == alone.drawn
+    mean = F.conv2d(expected, model[0].weight, model[0].bias).double().mean((0, 2, 3))
+    for one in seen:
+        torch.testing.assert_close(one.moments["1"].mean_and_variance()[0], mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_noise_of_the_training_state_follows_the_users_seed(seed):
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3))
+    batches = torch.randn(4, 50, 3, generator=torch.Generator().manual_seed(0)).unbind()
+    sums = []
+    for start in (seed, seed, seed + 1):
+        torch.manual_seed(start)
+        sums.append(collect(Feed(model, batches), batchnorm_layers(model), TRAINING, "test").moments["1"].sums)
+    assert torch.equal(sums[0], sums[1])
+    assert not torch.equal(sums[0], sums[2])
+
+
+def test_a_pass_ends_when_enough_was_seen():
+    model = convolutional()
+    feed, images = Feed(model, torch.randn(80, 3, 8, 8).split(16)), []
+
+    def enough(step, seen) -> bool:
+        images.append([one.images for one in seen])
+        return seen[0].images >= 40
+
+    seen = collect_states(feed, batchnorm_layers(model), STATES, "test", enough=enough)
+    assert images == [[16] * 3, [32] * 3, [48] * 3]
+    assert [one.images for one in seen] == [48] * 3
+    assert not model[1]._forward_pre_hooks
+
+
+def test_only_the_layers_named_normalise_by_the_batch():
+    model = convolutional()
+    model[1].running_var.fill_(4.0)
+    layers, batches = batchnorm_layers(model), [torch.randn(64, 3, 8, 8)]
+    variances = []
+    for renormalised in (layers, layers[1:]):
+        seen = collect_states(Feed(model, batches), layers, [RENORMALISED], "test", renormalised=renormalised)
+        variances.append(seen[0].moments["4"].mean_and_variance()[1].mean())
+    assert variances[1] < variances[0] / 2
+
+
+def test_moments_of_parts_merge_into_those_of_the_whole():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bn(x) + self.bn(2 * x)
+
+    model, x = Twice(), torch.randn(70, 3, 4, 4)
+    whole, one, two = (
+        collect(Feed(model, part.split(8)), batchnorm_layers(model), SERVING, "test").moments["bn"]
+        for part in (x, x[:30], x[30:])
+    )
+    one.merge(two)
+    torch.testing.assert_close(one.total, whole.total)
+    assert (one.images, one.count, one.calls) == (whole.images, whole.count, whole.calls) == (70, 2240, 2)
+    for ours, theirs in zip(one.call_sums, whole.call_sums, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(one.mean_and_variance(), whole.mean_and_variance())
+
+
+def test_every_call_has_sums_of_its_own_up_to_a_limit():
+    class Often(nn.Module):
+        def __init__(self, calls: int) -> None:
+            super().__init__()
+            self.bn, self.calls = nn.BatchNorm1d(2), calls
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([self.bn((1 + call) * x) for call in range(self.calls)]).sum(0)
+
+    x = torch.randn(20, 2)
+    for calls in (1, 3, MOST_CALLS + 1):
+        model = Often(calls)
+        moments = collect(Feed(model, [x[:8], x[8:]]), batchnorm_layers(model), SERVING, "test").moments["bn"]
+        assert (moments.calls, moments.images) == (calls, 20)
+        assert len(moments.call_sums) == (calls if 1 < calls <= MOST_CALLS else 0)
+        for call, sums in enumerate(moments.call_sums):
+            expected = (1 + call) * x.double() / (1 + model.bn.eps) ** 0.5
+            torch.testing.assert_close(sums[1], expected.sum(0), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(sums[3], expected.square().sum(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+def test_large_activations_are_reduced_a_few_images_at_a_time_to_the_same_numbers(memory_format):
+    torch.manual_seed(0)
+    x = (torch.randn(33, 16, 40, 40) + 5).to(memory_format=memory_format)  # 25,600 numbers per image, ten at a time
+    moments = one_layer(nn.BatchNorm2d(16), x)
+    mean, var = moments.mean_and_variance()
+    values = x.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean, values.mean(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(var, values.var(1), rtol=1e-5, atol=0)
+
+
+def test_an_input_that_is_written_to_afterwards_was_measured_before():
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.bn(x)
+            x.fill_(7)
+            return y
+
+    model, x = Overwrites(), torch.randn(30, 2)
+    moments = collect(Feed(model, [x.clone()]), batchnorm_layers(model), SERVING, "test").moments["bn"]
+    torch.testing.assert_close(moments.mean_and_variance()[0], x.double().mean(0))
+
+
+def test_memory_does_not_grow_with_images_or_batches():
+    model = convolutional()
+    held = []
+    # Tensors of earlier tests, held so that no new one gets the id of one of them.
+    others = {id(value): value for value in gc.get_objects() if issubclass(type(value), torch.Tensor)}
+
+    def enough(step, seen) -> bool:
+        tensors = [value for value in gc.get_objects() if type(value) is torch.Tensor and id(value) not in others]
+        held.append(sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values()))
+        return False
+
+    class Made:
+        def __iter__(self):
+            return (torch.randn(16, 3, 8, 8) for _ in range(12))
+
+    collect_states(Feed(model, Made()), batchnorm_layers(model), STATES, "test", enough=enough)
+    assert len(held) == 12
+    assert max(held[2:]) <= held[1]
+
+
+def test_very_wide_layers_have_fewer_folds():
+    wide = Moments(Layer("wide", nn.BatchNorm1d(WIDE_CHANNELS + 1), frozen=False))
+    assert wide.sums.shape == (WIDE_FOLDS, 6, WIDE_CHANNELS + 1)
+    assert Moments(Layer("usual", nn.BatchNorm1d(2), frozen=False)).sums.shape == (FOLDS, 6, 2)
+
+
+def test_layers_side_by_side_are_summed_like_layers_alone():
+    torch.manual_seed(0)
+    layers = [Layer(str(index), nn.BatchNorm1d(width), frozen=False) for index, width in enumerate((1, 5, 2))]
+    together = ForwardMoments(layers)
+    for count in (40, 7):
+        inputs = [torch.randn(count, len(layer.module.running_mean), 3) for layer in layers]
+        for layer, x in zip(layers, inputs, strict=True):
+            together.take(layer.name, x)
+        # The middle one is reached in the first forward only.
+        if count == 7:
+            together.discard()
+            together.take("0", inputs[0])
+            together.take("2", inputs[2])
+        assert together.end_forward() == count
+        if count == 40:
+            first = inputs
+    alone = ForwardMoments(layers)
+    alone.take("1", first[1])
+    alone.end_forward()
+    assert torch.equal(together.moments["1"].sums, alone.moments["1"].sums)
+    assert [moments.images for moments in together.moments.values()] == [47, 40, 47]

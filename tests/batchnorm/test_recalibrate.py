@@ -1,0 +1,541 @@
+"""The fix: exact, all or nothing, and only what was asked for."""
+
+import copy
+import math
+import signal
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from jumpout_export.batchnorm import recalibrate, solve
+from jumpout_export.batchnorm.check import check_batchnorm
+from jumpout_export.batchnorm.measure.feed import Feed
+from jumpout_export.batchnorm.measure.layers import batchnorm_layers
+from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+from jumpout_export.batchnorm.solve import solve_exact, solve_near
+from jumpout_export.model.randomness import same_bits
+from jumpout_export.nn.modules import Jumpout
+
+
+def network(depth: int = 5, width: int = 8) -> nn.Sequential:
+    """A network with dropout before BatchNorms whose stored statistics are far off."""
+    torch.manual_seed(0)
+    blocks: list[nn.Module] = []
+    for index in range(depth):
+        blocks += [nn.Conv2d(3 if index == 0 else width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        blocks += [Jumpout(sigma=0.2) if index % 2 else nn.Dropout(0.5)]
+    model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
+    for module in model:
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            module.running_mean.normal_(std=0.3)
+            module.running_var.uniform_(0.3, 2)
+            module.num_batches_tracked.fill_(7)
+    return model
+
+
+def norms(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def bits(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def images(count: int = 96) -> torch.Tensor:
+    return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(1)) * 2 + 1
+
+
+def worst_difference(model: nn.Module, other: nn.Module) -> float:
+    """The largest W of any channel between the statistics of two models."""
+    worst = 0.0
+    for one, two in zip(norms(model), norms(other), strict=True):
+        scale = one.running_var.double() + one.eps
+        delta = (one.running_mean.double() - two.running_mean.double()).square() / scale
+        ratio = ((two.running_var.double() + two.eps) / scale).sqrt() - 1
+        worst = max(worst, float((delta + ratio.square()).max().sqrt()))
+    return worst
+
+
+def by_hand(model: nn.Sequential, x: torch.Tensor) -> nn.Sequential:
+    """Layer after layer on all images at once: no pass over batches, no hooks, float64."""
+    model = copy.deepcopy(model).double().eval()
+    x = x.double()
+    with torch.no_grad():
+        for module in model:
+            if isinstance(module, nn.BatchNorm2d):
+                values = x.transpose(0, 1).flatten(1)
+                module.running_mean.copy_(values.mean(1))
+                module.running_var.copy_(values.var(1))  # unbiased
+            x = module(x)
+    return model
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train mode", "eval mode"])
+def test_exact_gives_the_statistics_computed_by_hand(training):
+    model = network().train(training)
+    expected = by_hand(model, images())
+    assert worst_difference(expected, model) > 0.5
+    recalibrate_batchnorm(model, images().split(32))
+    assert worst_difference(expected, model) < 1e-6
+
+
+def test_after_exact_what_serving_sees_is_what_is_stored():
+    model = network()
+    batches = images().split(32)
+    assert check_batchnorm(model, batches, outputs=False).verdict == "drift"
+    recalibrate_batchnorm(model, batches)
+    report = check_batchnorm(model, batches, outputs=False)
+    assert report.verdict == "ok"
+    assert max(abs(value) for layer in report.layers for value in (*layer.delta, *layer.log_ratio)) < 1e-6
+
+
+def test_exact_takes_one_pass_per_layer_and_no_more_when_settled():
+    model = network()
+    feed = Feed(model, images().split(32))
+    solution = solve_exact(feed, batchnorm_layers(model))
+    assert solution.passes == 5
+    for new in solution.corrected:
+        new.put()
+    assert solve_exact(feed, batchnorm_layers(model)).passes == 1
+
+
+def test_layers_that_need_no_correction_cost_no_pass():
+    model = network()
+    batches = images().split(32)
+    recalibrate_batchnorm(model, batches)
+    norms(model)[3].running_mean += 1
+    assert solve_exact(Feed(model, batches), batchnorm_layers(model)).passes == 2
+
+
+def test_a_bounded_solution_says_how_far_it_still_is():
+    model = network()
+    batches = images().split(32)
+    feed = Feed(model, batches)
+    near = solve_near(feed, batchnorm_layers(model), 1e-5, 2)
+    assert near.passes == 3
+    assert 1e-5 < near.remaining < 0.1
+    assert solve_near(feed, batchnorm_layers(model), 1e-5, 5).remaining == 0
+
+
+def test_shuffling_and_batch_size_change_nothing():
+    model = network()
+    start = bits(model)
+    recalibrate_batchnorm(model, images().split(32))
+    expected = copy.deepcopy(model)
+    for size in (1, 7, 96):
+        model.load_state_dict(start)
+        loader = DataLoader(TensorDataset(images()), size, shuffle=True)
+        recalibrate_batchnorm(model, loader)
+        assert worst_difference(expected, model) < 1e-6
+
+
+def test_it_is_idempotent_bitwise_and_needs_one_pass_to_see_that():
+    model = network()
+    recalibrate_batchnorm(model, images().split(32))
+    once = bits(model)
+    again = recalibrate_batchnorm(model, images().split(32))
+    assert again.passes == 1
+    assert same_bits(once, bits(model))
+
+
+@pytest.mark.parametrize("method", ["exact", "batch", "variance"])
+def test_only_the_statistics_change_and_undo_restores_them_bitwise(method):
+    model = network().train()
+    model[1].eval()  # frozen
+    model[5].momentum = None
+    model[5].bias.requires_grad_(False)
+    before = bits(model)
+    flags = [(m.training, getattr(m, "momentum", 0)) for m in model.modules()]
+    grads = [p.requires_grad for p in model.parameters()]
+    buffers = [id(b) for b in model.buffers()]
+    rng = torch.get_rng_state()
+    undo = recalibrate_batchnorm(model, images().split(32), method)
+    after = bits(model)
+    changed = {name for name in before if not same_bits(before[name], after[name])}
+    kinds = ("running_var",) if method == "variance" else ("running_mean", "running_var")
+    assert changed == {f"{index}.{kind}" for index in (5, 9, 13, 17) for kind in kinds}
+    assert flags == [(m.training, getattr(m, "momentum", 0)) for m in model.modules()]
+    assert grads == [p.requires_grad for p in model.parameters()]
+    assert buffers == [id(b) for b in model.buffers()]
+    assert torch.equal(rng, torch.get_rng_state())
+    undo()
+    assert same_bits(before, bits(model))
+
+
+@pytest.mark.parametrize("method", ["exact", "batch", "variance"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_in_batch_three_leaves_everything_bitwise(method, error):
+    class Loader:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            for index, batch in enumerate(images().split(16)):
+                if index == 2 and (method != "exact" or self.passes == 3):
+                    raise error("stop")
+                yield batch
+
+    model = network().train()
+    before, rng = bits(model), torch.get_rng_state()
+    with pytest.raises(error, match="stop"):
+        recalibrate_batchnorm(model, Loader(), method)
+    assert same_bits(before, bits(model))
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_an_interrupt_while_writing_restores_what_was_written(monkeypatch):
+    model = network()
+    before = bits(model)
+    written = []
+
+    class Interrupted(solve.Corrected):
+        def put(self) -> None:
+            super().put()
+            written.append(self.layer.name)
+            if len(written) == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    def solved(*arguments: object) -> solve.Solution:
+        found = solve.solve_exact(*arguments)
+        return solve.Solution([Interrupted(new.layer, new.mean, new.var) for new in found.corrected], found.passes)
+
+    monkeypatch.setattr(recalibrate, "solve_exact", solved)
+    with pytest.raises(KeyboardInterrupt):
+        recalibrate_batchnorm(model, images().split(32))
+    assert written == ["1", "5"]
+    assert same_bits(before, bits(model))
+
+
+def noise_off(model: nn.Module) -> nn.Module:
+    """A copy in training mode, but for its dropout and jumpout."""
+    model = copy.deepcopy(model).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | Jumpout):
+            module.eval()
+    return model
+
+
+def batch_statistics(
+    model: nn.Module, batches: list[torch.Tensor]
+) -> list[list[tuple[torch.Tensor, torch.Tensor, int]]]:
+    """Per layer and batch: mean and unbiased variance as BatchNorm stores them at momentum 1, and their count."""
+    model = noise_off(model)
+    found: list[list[tuple[torch.Tensor, torch.Tensor, int]]] = [[] for _ in norms(model)]
+    counts: dict[nn.Module, int] = {}
+    for norm in norms(model):
+        norm.momentum = 1.0
+        norm.register_forward_pre_hook(lambda m, args: counts.update({m: args[0].numel() // args[0].shape[1]}))
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+            for norm, rows in zip(norms(model), found, strict=True):
+                rows.append((norm.running_mean.double(), norm.running_var.double(), counts[norm]))
+    return found
+
+
+def population(rows: list[tuple[torch.Tensor, torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """fvcore's precise BatchNorm: every batch by its size, the variance of all values, biased."""
+    total = sum(n for _, _, n in rows)
+    mean = sum(m * n for m, _, n in rows) / total
+    return mean, sum((m.square() + v * (n - 1) / n) * n for m, v, n in rows) / total - mean.square()
+
+
+def test_batch_is_the_recipe_of_fvcore_but_for_the_unbiased_variance():
+    model = network()
+    batches = list(images().split(32))
+    rows = batch_statistics(model, batches)
+    recalibrate_batchnorm(model, batches, "batch")
+    for norm, of_layer in zip(norms(model), rows, strict=True):
+        mean, var = population(of_layer)
+        n = 96 * 36
+        torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(norm.running_var.double(), var * n / (n - 1), rtol=1e-5, atol=0)
+    assert worst_difference(by_hand(model, images()), model) > 1e-3  # which is not what serving sees
+
+
+def test_batch_is_the_recipe_of_aimet_but_for_the_variance_between_batches():
+    model = network()
+    batches = list(images().split(32))
+    rows = batch_statistics(model, batches)
+    recalibrate_batchnorm(model, batches, "batch")
+    for norm, of_layer in zip(norms(model), rows, strict=True):
+        means, variances = (torch.stack(values) for values in list(zip(*of_layer, strict=True))[:2])
+        torch.testing.assert_close(norm.running_mean.double(), means.mean(0), rtol=1e-5, atol=1e-5)
+        # AIMET averages the batches' variances; the law of total variance adds that of their means.
+        of_one = 32 * 36
+        whole = variances.mean(0) * (of_one - 1) / of_one + means.var(0, correction=0)
+        n = 3 * of_one
+        torch.testing.assert_close(norm.running_var.double(), whole * n / (n - 1), rtol=1e-5, atol=0)
+
+
+def test_batch_gives_what_fvcore_itself_gives():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore scripts its losses, which torch deprecates
+        precise_bn = pytest.importorskip("fvcore.nn.precise_bn")
+    model = network()
+    batches = list(images(100).split(32))  # the last one is smaller
+    other = noise_off(model)
+    precise_bn.update_bn_stats(other, batches, len(batches))
+    recalibrate_batchnorm(model, batches, "batch")
+    for norm, theirs in zip(norms(model), norms(other), strict=True):
+        n = 100 * 36
+        torch.testing.assert_close(norm.running_mean, theirs.running_mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(norm.running_var, theirs.running_var * n / (n - 1), rtol=1e-5, atol=1e-6)
+
+
+def test_variance_is_the_variance_of_batch_with_the_old_mean():
+    model, other = network(), network()
+    recalibrate_batchnorm(model, images().split(32), "variance")
+    recalibrate_batchnorm(other, images().split(32), "batch")
+    for one, two, old in zip(norms(model), norms(other), norms(network()), strict=True):
+        assert torch.equal(one.running_var, two.running_var)
+        assert torch.equal(one.running_mean, old.running_mean)
+
+
+def test_parallel_branches_and_unequal_batches_are_exact_too():
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+            self.top = nn.BatchNorm1d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.top(torch.cat([self.right(x.square()), self.left(x)], 1).relu())
+
+    torch.manual_seed(0)
+    model, x = Branches(), torch.randn(50, 4) + 1
+    recalibrate_batchnorm(model, x.split(7))
+    x = x.double()
+    left = (x - x.mean(0)) / (x.var(0) + 1e-5).sqrt()
+    right = (x.square() - x.square().mean(0)) / (x.square().var(0) + 1e-5).sqrt()
+    top = torch.cat([right, left], 1).relu()
+    torch.testing.assert_close(model.top.running_mean.double(), top.mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model.top.running_var.double(), top.var(0), rtol=1e-6, atol=1e-6)
+
+
+class Recurrent(nn.Module):
+    """One BatchNorm that is fed its own output."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(3)
+        self.gain = gain
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(x + self.gain * self.bn(x))
+
+
+def test_a_layer_that_feeds_on_itself_is_iterated_to_its_fixed_point():
+    torch.manual_seed(0)
+    model, x = Recurrent(0.2), torch.randn(64, 3) + 2
+    recalibrate_batchnorm(model, [x])
+    seen = torch.cat([x, x + 0.2 * model.eval().bn(x)]).double()
+    torch.testing.assert_close(model.bn.running_mean.double(), seen.mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.bn.running_var.double(), seen.var(0), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_that_does_not_settle_is_an_error():
+    torch.manual_seed(0)
+    model = Recurrent(4.0)
+    before = bits(model)
+    with pytest.raises(ValueError, match=r"`bn` is called several times.*still move by W = .*use method='batch'"):
+        recalibrate_batchnorm(model, [torch.randn(64, 3) + 2])
+    assert same_bits(before, bits(model))
+
+
+def test_only_the_layers_named_change():
+    model = network()
+    before = bits(model)
+    recalibrate_batchnorm(model, images().split(32), layers=["9"])
+    after = bits(model)
+    assert {name for name in before if not same_bits(before[name], after[name])} == {"9.running_mean", "9.running_var"}
+
+
+def test_a_frozen_layer_is_recalibrated_when_named():
+    model = network().train()
+    model[1].eval()
+    before = model[1].running_mean.clone()
+    recalibrate_batchnorm(model, images().split(32), layers=("1",))
+    assert not torch.equal(before, model[1].running_mean)
+
+
+def test_eval_and_no_gradient_is_frozen_but_eval_alone_is_not():
+    model = network().eval()
+    for parameter in model[1].parameters():
+        parameter.requires_grad_(False)
+    before = bits(model)
+    recalibrate_batchnorm(model, images().split(32))
+    assert torch.equal(before["1.running_mean"], model[1].running_mean)
+    assert not torch.equal(before["5.running_mean"], model[5].running_mean)
+
+
+def test_layers_that_the_forward_does_not_reach_are_left_alone():
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    model, x = Skips(), torch.randn(20, 3)
+    recalibrate_batchnorm(model, [x])
+    assert torch.equal(model.unused.running_mean, torch.zeros(3))
+    with pytest.raises(ValueError, match="did not reach `unused`; nothing was written"):
+        recalibrate_batchnorm(model, [x], layers=["used", "unused"])
+    with pytest.raises(ValueError, match="reached none of the BatchNorm layers `unused`"):
+        recalibrate_batchnorm(model, [x], layers=["unused"])
+
+
+def test_a_layer_poisoned_with_nan_is_repaired():
+    model = network()
+    expected = by_hand(model, images())
+    model[5].running_var[2] = math.nan
+    model[9].running_mean[0] = math.inf
+    recalibrate_batchnorm(model, images().split(32))
+    assert worst_difference(expected, model) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["exact", "batch"])
+def test_nan_in_the_data_is_an_error_and_nothing_is_written(method):
+    model = network()
+    before = bits(model)
+    bad = images()
+    bad[50, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"the input of BatchNorm `1` holds NaN or infinity.*nothing was written"):
+        recalibrate_batchnorm(model, bad.split(32), method)
+    assert same_bits(before, bits(model))
+
+
+def test_nan_that_a_later_layer_makes_names_that_layer():
+    class Root(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sqrt()
+
+    model = nn.Sequential(nn.BatchNorm1d(3), Root(), nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    with pytest.raises(ValueError, match="the input of BatchNorm `2` holds NaN"):
+        recalibrate_batchnorm(model, [torch.randn(20, 3)])
+
+
+def test_buffers_keep_their_dtype_and_must_hold_the_result():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(3)).half()
+    x = torch.randn(64, 3).half()
+    recalibrate_batchnorm(model, [x])
+    assert model[0].running_var.dtype == torch.float16
+    torch.testing.assert_close(model[0].running_var, x.double().var(0).half(), rtol=1e-3, atol=0)
+    with pytest.raises(ValueError, match=r"`0` sees a mean or variance too large for its torch.float16 buffers"):
+        recalibrate_batchnorm(model, [1000 * x])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_stores_what_it_sees_rounded_once(dtype):
+    model = network(3).to(dtype)
+    x = images().to(dtype)
+    recalibrate_batchnorm(model, x.split(32))
+    seen = {}
+    for norm in norms(model):
+        norm.register_forward_pre_hook(lambda m, args: seen.update({m: args[0].double()}))
+    with torch.no_grad():
+        model.eval()(x)
+    for norm in norms(model):
+        values = seen[norm].transpose(0, 1).flatten(1)
+        assert norm.running_mean.dtype == norm.running_var.dtype == dtype
+        tolerance = torch.finfo(dtype).eps
+        torch.testing.assert_close(norm.running_mean.double(), values.mean(1), rtol=tolerance, atol=1e-3)
+        torch.testing.assert_close(norm.running_var.double(), values.var(1), rtol=tolerance, atol=0)
+
+
+def test_one_value_per_channel_has_no_variance():
+    with pytest.raises(ValueError, match="BatchNorm `0`: the variance of a single value per channel is undefined"):
+        recalibrate_batchnorm(nn.Sequential(nn.BatchNorm1d(3)), [torch.randn(1, 3)])
+
+
+def test_batches_of_one_image_are_fine_for_exact():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.BatchNorm1d(3)), torch.randn(30, 3)
+    recalibrate_batchnorm(model, x.split(1))
+    torch.testing.assert_close(model[0].running_var, x.var(0))
+
+
+def test_forward_fn_dict_batches_and_an_image_limit():
+    torch.manual_seed(0)
+    x = torch.randn(60, 3)
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    batches = [{"image": part, "label": torch.zeros(10, dtype=torch.int64)} for part in x.split(10)]
+    recalibrate_batchnorm(model, batches, images=25, forward_fn=lambda m, batch: m(2 * batch["image"]))
+    torch.testing.assert_close(model[0].running_mean, 2 * x[:30].mean(0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"method": "fast"}, "method must be one of 'exact', 'batch', 'variance', got 'fast'"),
+        ({"layers": ["1", "nope"]}, "got 'nope'; allowed are '1', '5', '9', '13', '17'"),
+        ({"layers": []}, "layers must name at least one BatchNorm layer, got none"),
+        ({"layers": "1"}, r"got the string '1'; pass layers=\['1'\]"),
+        ({"images": 0}, "images must be at least 1"),
+    ],
+    ids=["method", "unknown layer", "no layer", "string", "images"],
+)
+def test_wrong_arguments_are_refused(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        recalibrate_batchnorm(network(), images().split(32), **arguments)
+
+
+def test_models_with_nothing_to_recalibrate_are_refused():
+    x = [torch.randn(4, 3)]
+    with pytest.raises(ValueError, match="Linear has no BatchNorm layer, so there is nothing to check"):
+        recalibrate_batchnorm(nn.Linear(3, 3), x)
+    untracked = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match="all are frozen or store no running statistics"):
+        recalibrate_batchnorm(untracked, x)
+    with pytest.raises(ValueError, match="`0` has no running statistics; pass `track_running_stats=True`"):
+        recalibrate_batchnorm(untracked, x, layers=["0"])
+    lazy = nn.Sequential(nn.LazyBatchNorm1d())
+    with pytest.raises(ValueError, match="`0` is not initialised yet; run one forward pass of the model first"):
+        recalibrate_batchnorm(lazy, x)
+
+
+def test_progress_names_the_pass():
+    calls = []
+    recalibrate_batchnorm(network(2), images().split(48), progress=lambda *args: calls.append(args))
+    assert calls == [
+        ("recalibrating BatchNorm, pass 1", 48, 96),
+        ("recalibrating BatchNorm, pass 1", 96, 96),
+        ("recalibrating BatchNorm, pass 2 of about 2", 48, 96),
+        ("recalibrating BatchNorm, pass 2 of about 2", 96, 96),
+    ]
+
+
+def test_what_is_returned_says_what_was_done_and_undoes_it():
+    model = network()
+    before = bits(model)
+    batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images().split(32)]
+    done = recalibrate_batchnorm(model, batches, layers=["5", "9"], outputs=True)
+    assert done.layers == ["5", "9"]
+    assert done.passes == 2
+    assert done.outputs.images == 96
+    assert done.outputs.logit_shift > 0
+    done.undo()
+    assert same_bits(before, bits(model))
+    assert recalibrate_batchnorm(model, batches, "variance").outputs is None
+
+
+@pytest.mark.parametrize("method", ["exact", "batch", "variance"])
+def test_the_effect_on_the_outputs_is_that_of_the_method(method):
+    model = network()
+    with torch.no_grad():
+        deployed = copy.deepcopy(model).eval()(images()).double()
+    done = recalibrate_batchnorm(model, images().split(32), method, outputs=True)
+    with torch.no_grad():
+        recalibrated = model.eval()(images()).double()
+    shift = (recalibrated - deployed).square().mean().sqrt() / deployed.std(correction=0)
+    assert done.outputs.logit_shift == pytest.approx(float(shift), rel=1e-4)

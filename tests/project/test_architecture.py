@@ -1,0 +1,213 @@
+"""The rooms of the package: who may know whom, how large a room may be, and that importing the package stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from support.project import PROJECT
+
+PACKAGE = PROJECT / "jumpout_export"
+
+GROUND = {"errors", "signals", "text", "extras", "report", "environment", "disk"}
+DRAWING = {"render", "render/plots"}
+MEASURE = {"batchnorm/measure"}
+FOLD = {"fold/network", "fold/file"}
+# From the ground up. A room is a file of the package's top level, or a folder; it may import what its row names, which
+# stands above that row here, and its own files. docs/architecture.md says what is in each.
+ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "signals": set(),
+    "text": set(),
+    "extras": set(),
+    "report": {"text"},
+    "environment": set(),
+    "disk": {"signals", "text"},
+    "render": {"report", "text"},
+    "render/plots": {"render", "report"},
+    "render/sections": {"report", "text", *DRAWING},
+    "render/writers": {"report", "text", "extras", "render/sections", *DRAWING},
+    "ops": {"errors"},
+    "model": GROUND,
+    "nn": {"ops", "errors"},
+    "loading": {"errors", "text", "disk"},
+    "program": {"model", *GROUND},
+    "onnxfile": GROUND,
+    "runtime": {"onnxfile", *GROUND},
+    "batchnorm/measure": {"model", *GROUND},
+    "batchnorm/advice": {"nn", "model", *MEASURE, *GROUND},
+    "batchnorm/judge": {"batchnorm/advice", *MEASURE, *GROUND},
+    "batchnorm": {"nn", "model", "render/plots", "batchnorm/advice", "batchnorm/judge", *MEASURE, *GROUND},
+    "fold/network": {"nn", "model", "program", *GROUND},
+    "fold/file": {"onnxfile", "runtime", *GROUND},
+    "verify/values": {"model", "runtime", "onnxfile", "fold/network", *GROUND},
+    "verify/constants": {"model", "onnxfile", *GROUND},
+    "verify/divergence": {"model", "onnxfile", "runtime", "verify/values", "verify/constants", *GROUND},
+    "verify": {
+        *("model", "program", "onnxfile", "runtime"),
+        *("verify/values", "verify/constants", "verify/divergence"),
+        *FOLD,
+        *GROUND,
+    },
+    "verify/noise": {"model", "onnxfile", "runtime", "verify", *FOLD, *GROUND},
+    "export": {
+        *("model", "program", "onnxfile", "runtime"),
+        *("verify", "verify/values", "verify/noise"),
+        *FOLD,
+        *GROUND,
+    },
+    "cli": {
+        *("render", "ops", "model", "nn", "loading", "program", "runtime", "batchnorm", "verify", "export"),
+        *FOLD,
+        *GROUND,
+    },
+    "__main__": {"cli", "signals"},
+}
+NO_TORCH = GROUND | {"render", "render/plots", "render/sections", "render/writers", "onnxfile"}
+NO_TORCH -= {"environment"}  # it tells which torch there is
+MOST_OF_THE_PACKAGE = 0.22
+MOST_FILES = 16
+MOST_FLOORS = 6
+MOST_LINES = 440
+REASON = "Over 300 lines because"
+
+
+def module_of(file) -> str:
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+SOURCES = {module_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room_of(module: str) -> str:
+    """The folder of a module, or the file itself at the top level."""
+    file = SOURCES[module]
+    folder = file.relative_to(PACKAGE).parent.as_posix()
+    return module if folder == "." else folder
+
+
+def imported(source: str) -> set[str]:
+    """Every name that the source imports anywhere, with its module; one of this package without the package's name."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("jumpout_export.") for name in names}
+
+
+def own_modules(source: str) -> set[str]:
+    """The modules of this package among them."""
+    names = imported(source)
+    return {name if name in SOURCES else name.rpartition(".")[0] for name in names} & set(SOURCES)
+
+
+def violations(room: str, source: str) -> list[str]:
+    found = [
+        f"{room} imports {target}" for target in own_modules(source) if room_of(target) not in {room, *ROOMS[room]}
+    ]
+    if room in NO_TORCH and any(name.split(".")[0] == "torch" for name in imported(source)):
+        found.append(f"{room} imports torch")
+    return found
+
+
+def public_only(file) -> bool:
+    """Whether the file is an `__init__.py` that names what its folder, or what lies in it, gives to others."""
+    return file.name == "__init__.py"
+
+
+def test_the_table_points_down_only():
+    rooms = list(ROOMS)
+    for index, room in enumerate(rooms):
+        assert ROOMS[room] <= set(rooms[:index]) | {"_C"}, room
+
+
+@pytest.mark.parametrize("module", [name for name, file in SOURCES.items() if not public_only(file)])
+def test_imports_point_down(module):
+    assert room_of(module) in ROOMS, f"{module} is in no room of this test's table"
+    assert violations(room_of(module), SOURCES[module].read_text()) == []
+
+
+@pytest.mark.parametrize("module", [name for name, file in SOURCES.items() if public_only(file) and name != "__init__"])
+def test_a_folder_gives_what_lies_in_it(module):
+    """A folder's `__init__.py` has no logic and takes names from below its own folder only."""
+    source = SOURCES[module].read_text()
+    assert all(name.startswith(f"{module}.") for name in own_modules(source))
+    allowed = ast.Expr | ast.ImportFrom | ast.Assign
+    assert all(isinstance(node, allowed) for node in ast.parse(source).body)
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("nn", "from jumpout_export.fold.network.folded import fold_model"),
+        ("export", "from jumpout_export.batchnorm.check import check_batchnorm"),
+        ("batchnorm", "from jumpout_export.verify import verify"),
+        ("report", "import torch"),
+        ("ops", "def f():\n    from jumpout_export.nn import modules"),
+        ("errors", "from jumpout_export.report import Check"),
+        ("onnxfile", "from jumpout_export.runtime.session import open_session"),
+        ("verify", "from jumpout_export.verify.noise.on_purpose import verify_random"),
+    ],
+)
+def test_a_wrong_import_is_found(room, source):
+    assert violations(room, source) != []
+
+
+def lines_of(module: str) -> int:
+    return SOURCES[module].read_text().count("\n")
+
+
+def test_no_folder_holds_more_than_a_fifth_of_the_package():
+    total = sum(map(lines_of, SOURCES))
+    folders = {module.split(".")[0] for module in SOURCES if "/" in SOURCES[module].relative_to(PACKAGE).as_posix()}
+    shares = {top: sum(lines_of(m) for m in SOURCES if m.split(".")[0] == top) / total for top in folders}
+    assert {top: share for top, share in shares.items() if share > MOST_OF_THE_PACKAGE} == {}
+
+
+def floors(modules: set[str]) -> int:
+    """The length of the longest chain of imports among the modules; a cycle is an error."""
+
+    def above(module: str, below: tuple[str, ...]) -> int:
+        assert module not in below, f"imports go round: {' -> '.join((*below, module))}"
+        chain = (own_modules(SOURCES[module].read_text()) & modules) - {module}
+        return 1 + max((above(target, (*below, module)) for target in chain), default=0)
+
+    return max(above(module, ()) for module in modules)
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if (PACKAGE / room).is_dir()])
+def test_a_folder_stays_small_enough_to_be_read(room):
+    inside = {name for name, file in SOURCES.items() if room_of(name) == room and not public_only(file)}
+    assert len(inside) <= MOST_FILES
+    assert floors(inside) <= MOST_FLOORS
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_a_long_file_says_why(module):
+    if lines_of(module) > MOST_LINES:
+        assert REASON in (ast.get_docstring(ast.parse(SOURCES[module].read_text())) or ""), lines_of(module)
+
+
+def test_only_ops_knows_the_compiled_module():
+    assert {name for name, file in SOURCES.items() if "_C" in imported(file.read_text())} == {"ops"}
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+HEAVY = {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "matplotlib", "jinja2", "sklearn", "PIL", "typer", "rich"}
+
+
+def test_importing_the_package_stays_light():
+    assert not modules_after("import jumpout_export") & HEAVY
+
+
+def test_a_heavy_import_is_found():
+    assert modules_after("import jumpout_export, onnx") & HEAVY >= {"onnx"}

@@ -1,0 +1,326 @@
+"""The error budget, what is compared on, and what the converter's log collects: each against hand-made values."""
+
+import logging
+import math
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from jumpout_export.export.convert import converter_log
+from jumpout_export.model.axes import Axes
+from jumpout_export.model.samples import rows, samples
+from jumpout_export.model.signature import onnx_batch, outputs
+from jumpout_export.runtime.budget import CAP, FACTOR, FLOOR, WITHOUT_REFERENCE, ceiling, relative_limits
+from jumpout_export.verify.values.compare import Comparison
+from jumpout_export.verify.values.reference import Expected, Reference
+from jumpout_export.verify.values.scale import Scale
+
+OPEN = Axes((True,), None, ({},))
+EPS = torch.finfo(torch.float32).eps
+
+
+def batch_of(*values):
+    class Any(nn.Module):
+        def forward(self, *inputs):
+            return inputs[0]
+
+    return onnx_batch(values, Any())
+
+
+def test_the_limit_is_the_documented_formula():
+    own = torch.tensor([1e-6, 1e-5, 1e-4], dtype=torch.float64)
+    limits = relative_limits(own, torch.float32, True)
+    # No channel is held to less than half of them show.
+    torch.testing.assert_close(limits, FACTOR * torch.tensor([1e-5, 1e-5, 1e-4], dtype=torch.float64) + FLOOR * EPS)
+    assert relative_limits(own, torch.float32, False).tolist() == [WITHOUT_REFERENCE * EPS] * 3
+    double = WITHOUT_REFERENCE * torch.finfo(torch.float64).eps  # a float64 model has no better reference
+    assert relative_limits(own, torch.float64, True).tolist() == [double] * 3 < [CAP[torch.float64]] * 3
+    half = relative_limits(torch.zeros(1), torch.float16, True)
+    assert half.item() == 2 * torch.finfo(torch.float16).eps < ceiling(torch.float16)
+    assert relative_limits(own, torch.int64, True).tolist() == [0, 0, 0]
+    assert (ceiling(torch.int64), ceiling(torch.bool)) == (0, 0)
+
+
+def verdicts(got, own, exact=None, group="data", prime=()):
+    """The checks by name of one comparison of `got` with what PyTorch says."""
+    own = torch.as_tensor(own)
+    exact = own if exact is None else torch.as_tensor(exact)
+    expected = Expected("y", own, exact.double() if own.is_floating_point() else exact)
+    scale = Scale()
+    for values in prime:
+        scale.prime(Expected("y", values, values.double()))
+    scale.add(expected)
+    comparison = Comparison("cpu/off", False, {("data", "y"): scale, ("random", "y"): scale})
+    comparison.add(group, 5, [expected], [torch.as_tensor(got)])
+    checks = comparison.checks(has_reference=True)
+    return {check.name.removeprefix(f"cpu/off/{group}/"): check for check in checks}
+
+
+def verdict(*arguments, **named):
+    return verdicts(*arguments, **named)["worst error"].verdict
+
+
+@pytest.mark.parametrize(("factor", "result"), [(0.9, "pass"), (1.1, "fail")])
+def test_an_error_just_inside_passes_and_just_outside_fails(factor, result):
+    own = 2.0 + 1e-4
+    share = (torch.tensor(own).item() - 2.0) / 2
+    error = 2 * factor * (FACTOR * share + FLOOR * EPS)
+    checks = verdicts([[1.0, 2.0 + error]], [[1.0, own]], [[1.0, 2.0]])
+    worst = checks["worst error"]
+    assert worst.verdict == result
+    assert worst.measured == pytest.approx(error, rel=1e-2)
+    assert worst.note == "output `y`, image 5, index (1,); 1 image, top-1 agrees on 1"
+
+
+def test_a_network_that_outputs_zero_may_not_output_anything_else():
+    assert verdict(torch.zeros(1, 2), torch.zeros(1, 2)) == "pass"
+    wrong = verdicts([[0.0, 1e-30]], torch.zeros(1, 2))["worst error"]
+    assert (wrong.verdict, wrong.limit) == ("fail", 0.0)
+
+
+def test_nan_in_one_value_does_not_make_the_limit_infinite():
+    checks = verdicts([[math.nan, 3.0]], [[math.nan, 2.0]])
+    assert checks["cpu/off/finite"].verdict == "fail"
+    assert checks["worst error"].verdict == "fail"
+    assert checks["worst error"].limit < 1e-5
+    assert verdict([[math.nan, 2.0]], [[1.0, 2.0]]) == "fail"
+
+
+def test_torchs_own_error_buys_no_limit_above_the_ceiling():
+    """Own errors of the output's size, as of sin(1e7 x): even a hundredth of them is too much."""
+    exact = torch.randn(50, 3)
+    own = exact + torch.randn(50, 3)
+    assert verdict(exact, own, exact) == "pass"
+    assert verdict(exact + 0.5 * CAP[torch.float32] * exact.abs().median(), own, exact) == "pass"
+    wrong = verdicts(exact + 0.01, own, exact)["worst error"]
+    assert (wrong.verdict, wrong.measured > 5 * wrong.limit) == ("fail", True)
+
+
+@pytest.mark.parametrize("shape", [(64, 5), (64, 5, 3, 3), (64, 5, 7)])
+def test_one_huge_channel_loosens_no_other(shape):
+    torch.manual_seed(0)
+    exact = torch.randn(shape)
+    exact[:, 0] *= 1e9
+    wrong = exact.clone()
+    wrong[:, 3] *= 1.0001
+    found = verdicts(wrong, exact)["worst error"]
+    assert found.verdict == "fail"
+    assert "index (3," in found.note
+    assert verdict(exact * (1 + EPS), exact) == "pass"
+
+
+def test_one_huge_image_loosens_no_other_and_may_have_its_own_errors():
+    torch.manual_seed(0)
+    exact = torch.randn(64, 4)
+    exact[7] *= 1e5
+    right = exact.clone()
+    right[7] += 1e5 * 4 * EPS
+    assert verdict(right, exact) == "pass"
+    right[8] += 1e-3
+    assert verdicts(right, exact)["worst error"].note.startswith("output `y`, image 13, index")
+
+
+@pytest.mark.parametrize("mask", [-1e4, -1e9, torch.finfo(torch.float32).min])
+def test_masked_values_loosen_nothing_wherever_they_are(mask):
+    torch.manual_seed(0)
+    values = torch.randn(32, 6, 8)
+    exact = values.masked_fill(values > -0.3, mask)  # more than half of them
+    assert verdict(exact, exact) == "pass"
+    wrong = torch.where(exact == mask, exact, exact + 1e-4)
+    assert verdict(wrong, exact) == "fail"
+
+
+def test_a_mask_with_the_smallest_float64_means_the_smallest_float32():
+    own, exact = torch.randn(8, 3), torch.randn(8, 3, dtype=torch.float64)
+    own[:, 1], exact[:, 1] = torch.finfo(torch.float32).min, torch.finfo(torch.float64).min
+    exact[:, [0, 2]] = own[:, [0, 2]].double()
+    assert verdict(own, own, exact) == "pass"
+
+
+def test_a_channel_of_rounding_errors_passes_beside_channels_of_values():
+    """A dead channel after BatchNorm: the rounding of what came before, times 1 / sqrt(eps)."""
+    torch.manual_seed(0)
+    exact, own, got = (torch.randn(32, 4), *(torch.randn(32) * 1e-5 for _ in range(2)))
+    exact[:, 2] = 0
+    first, second = exact.clone(), exact.clone()
+    first[:, 2], second[:, 2] = own, got
+    assert verdict(second, first, exact) == "pass"
+    second[:, 2] *= 1000
+    assert verdict(second, first, exact) == "fail"
+
+
+def test_one_value_near_zero_in_one_image_is_no_small_channel():
+    """Its size is that of its channel in other images, which are known before the comparison."""
+    torch.manual_seed(0)
+    others = torch.randn(40, 3)
+    exact, got = torch.tensor([[0.5, 1e-6, -1.0]]), torch.tensor([[0.5, 1e-6 + 5e-7, -1.0]])
+    assert verdict(got, exact, prime=[others]) == "pass"
+    assert verdict(got, exact, prime=[others * torch.tensor([1.0, 1e-5, 1.0])]) == "fail"
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (1, 1), (6, 1), (2, 3, 4, 5)])
+def test_outputs_of_any_shape_are_compared(shape):
+    torch.manual_seed(0)
+    exact = torch.randn(shape)
+    assert verdict(exact, exact) == "pass"
+    assert verdict(exact * 1.001, exact) == "fail"
+
+
+def test_an_open_second_dimension_is_compared():
+    scale = Scale()
+    comparison = Comparison("cpu/off", False, {("data", "y"): scale})
+    for length in (1, 7, 2):
+        expected = Expected("y", torch.ones(3, length), torch.ones(3, length, dtype=torch.float64))
+        scale.add(expected)
+        comparison.add("data", 0, [expected], [torch.ones(3, length) + (0.5 if length == 7 else 0)])
+    check = next(check for check in comparison.checks(has_reference=True) if "worst" in check.name)
+    assert (check.verdict, check.measured) == ("fail", 0.5)
+
+
+def test_another_top_1_fails_unless_it_is_a_tie():
+    exact = torch.tensor([[1.0, 2.0, 2.0 + 1e-7], [3.0, 1.0, 2.0]], dtype=torch.float64)
+    tie = verdicts([[1.0, 2.0 + 1e-6, 2.0], [3.0, 1.0, 2.0]], exact.float(), exact)
+    assert tie["top-1"].verdict == "pass"
+    assert tie["worst error"].verdict == "pass"
+    assert tie["worst error"].note.endswith("2 images, top-1 agrees on 1")
+    wrong = verdicts([[1.0, 2.0, 2.0], [1.0, 3.0, 2.0]], exact.float(), exact)["top-1"]
+    assert (wrong.verdict, wrong.measured) == ("fail", 1)
+    assert wrong.note == "output `y`: another class on 1 of 2 images"
+    assert "top-1" not in verdicts(torch.ones(3, 1), torch.ones(3, 1))
+
+
+def test_integers_may_equal_either_precision_and_nothing_else():
+    for got, result in (([1, 4], "pass"), ([1, 5], "pass"), ([1, 6], "fail")):
+        check = verdicts(got, [1, 4], torch.tensor([1, 5]), group="batch=2")["worst error"]
+        assert (check.verdict, check.limit) == (result, 0.0)
+
+
+def test_all_images_are_compared_and_small_batches_and_noise_too():
+    images = [batch_of(torch.arange(8.0).reshape(4, 2)), batch_of(torch.arange(8.0, 14.0).reshape(3, 2))]
+    found = list(samples(iter(images), OPEN, seed=0))
+    assert [(sample.group, sample.batch.size, sample.start) for sample in found] == [
+        ("batch=1", 1, 0),
+        ("batch=2", 2, 0),
+        ("batch=7", 7, 0),
+        ("data", 4, 0),
+        ("data", 3, 4),
+        ("random batch=1", 1, 0),
+        ("random batch=2", 2, 0),
+        ("random batch=7", 7, 0),
+    ]
+    assert torch.equal(torch.cat([sample.batch.args[0] for sample in found[3:5]]), torch.arange(14.0).reshape(7, 2))
+    assert torch.equal(found[2].batch.args[0][4:], images[0].args[0][:3])  # seven of four images: from the start again
+    again = list(samples(iter(images), OPEN, seed=0))
+    other = list(samples(iter(images), OPEN, seed=1))
+    assert torch.equal(found[7].batch.args[0], again[7].batch.args[0])
+    assert not torch.equal(found[7].batch.args[0], other[7].batch.args[0])
+
+
+def test_a_fixed_batch_size_is_filled_up():
+    found = list(samples(iter([batch_of(torch.arange(5.0))]), Axes((True,), 3, ({},)), seed=0))
+    assert [(sample.group, sample.batch.size) for sample in found] == [
+        ("batch=3", 3),
+        ("data", 3),
+        ("data", 3),
+        ("random batch=3", 3),
+    ]
+    assert found[2].batch.args[0].tolist() == [3.0, 4.0, 0.0]
+
+
+def test_random_inputs_stay_among_the_values_given():
+    index, mask, table = torch.tensor([3, 7, 7, 9]), torch.tensor([True, False, True, True]), torch.randn(6)
+    *_, last = samples(iter([batch_of(index, mask, table)]), Axes((True, True, False), None, ({}, {}, {})), seed=0)
+    assert set(last.batch.args[0].tolist()) <= {3, 7, 9}
+    assert last.batch.args[1].dtype == torch.bool
+    assert torch.equal(last.batch.args[2], table)  # as long as it is, it is no batch
+    *_, last = samples(iter([batch_of(torch.zeros(4, 50))]), OPEN, seed=0)
+    assert abs(last.batch.args[0].std().item() - 1) < 6 / math.sqrt(2 * 350)
+
+
+def test_rows_start_again_at_the_first():
+    assert rows(batch_of(torch.arange(3)), range(2, 6)).args[0].tolist() == [2, 0, 1, 2]
+
+
+def test_the_reference_is_float64_and_the_model_stays_float32():
+    model = nn.Linear(3, 2)
+    batch = onnx_batch(torch.randn(4, 3), model)
+    (output,) = Reference(model, batch)(batch)
+    exact = batch.args[0].double() @ model.weight.double().T + model.bias.double()
+    torch.testing.assert_close(output.exact, exact.detach(), rtol=1e-14, atol=1e-14)
+    assert torch.equal(output.own, model(batch.args[0]))
+    assert model.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("result", "inputs", "names"),
+    [
+        (torch.ones(1), ["x"], ["output"]),
+        (torch.ones(1), ["output"], ["output_0"]),
+        ((torch.ones(1), None, [torch.ones(1)]), ["x"], ["output_0", "output_1"]),
+        ({"a": torch.ones(1), "b": None}, ["x"], ["a"]),
+        ({"x": torch.ones(1)}, ["x"], ["output_0"]),
+        ({"a": [torch.ones(1), torch.ones(1)]}, ["x"], ["output_0", "output_1"]),
+    ],
+)
+def test_outputs_are_named(result, inputs, names):
+    assert [output.name for output in outputs(result, inputs)] == names
+
+
+def test_an_output_that_is_no_tensor_is_named():
+    with pytest.raises(TypeError, match="every output of the model must be a tensor, got int"):
+        outputs((torch.ones(1), 3), ["x"])
+
+
+def test_the_converters_log_is_collected_and_everything_restored(capfd):
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript")]
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    with pytest.raises(ZeroDivisionError), converter_log() as said:
+        for logger in loggers:
+            logger.warning("from %s", logger.name)
+        logging.getLogger("torch.onnx").warning("torchvision is not installed. Skipping x")
+        warnings.warn("a warning", UserWarning, stacklevel=1)
+        warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", FutureWarning, stacklevel=1)
+        print("a graph", file=sys.stderr)
+        raise ZeroDivisionError
+    assert said == ["from torch", "from torch.onnx", "from onnxscript", "UserWarning: a warning"]
+    assert [(logger.handlers, logger.propagate) for logger in loggers] == before
+    assert capfd.readouterr() == ("", "")
+    with pytest.warns(UserWarning, match="outside"):
+        warnings.warn("outside", UserWarning, stacklevel=1)
+
+
+def test_ties_that_pytorch_orders_otherwise_in_float64_are_told_from_an_amplifier():
+    exact = torch.linspace(1, 2, 100, dtype=torch.float64)[None]
+    own = (exact + 1e-7).float()
+    swapped, amplified = own.clone(), own + torch.linspace(0.1, 0.2, 100)
+    swapped[0, [10, 60]] = own[0, [60, 10]]
+    whys = {}
+    for name, value in (("swapped", swapped), ("amplified", amplified)):
+        scale = Scale()
+        scale.add(Expected("y", value, exact))
+        assert scale.own_coarse > 0.05
+        whys[name] = scale.why
+    assert whys["amplified"] == "the model amplifies rounding"
+    assert whys["swapped"].startswith("PyTorch itself orders near ties differently in float32 and float64")
+
+
+class Picky(nn.Linear):
+    def __init__(self, allowed):
+        super().__init__(3, 2)
+        self.allowed = allowed
+
+    def forward(self, x):
+        if not self.allowed(x):
+            raise ValueError("not my data")
+        return super().forward(x)
+
+
+def test_own_errors_are_measured_on_inputs_near_the_given_ones_that_the_model_takes():
+    ones = onnx_batch(torch.ones(5, 3), nn.Linear(3, 2))
+    near = list(Reference(Picky(lambda x: bool(((x >= 0) & (x <= 1)).all())), ones).nearby(ones))
+    assert sum(len(output.own) for (output,) in near) == 25
+    assert len({output.own.numpy().tobytes() for (output,) in near}) == 5
+    assert list(Reference(Picky(lambda x: bool((x == 1).all())), ones).nearby(ones)) == []
