@@ -89,7 +89,7 @@ def export_onnx(
         keep_debug_info: keep the converter's source lines in the file, with paths cut to file names.
         batchnorm: the check of the exported weights, for the report and the file's metadata.
         golden: folder, or a name for one; after a pass `test_data_set_0/input_0.pb, output_0.pb` appears in it. The
-            file's metadata then says how far a replay may be off (`export/tolerance.py`).
+            file's metadata then says how far a replay may be off (`export/golden.py`).
         seed: of the random inputs.
         progress: called as progress(what, done, total).
 

@@ -3,7 +3,7 @@
 The reference is the folded model in float64. torch's own float32 result is off from it too, by an error that the
 model itself makes: it grows with depth and with cancellation, from 1e-7 to 1e-4 and more, so no fixed tolerance is
 right for two models. Every channel of every output (index of dimension 1) is judged by itself, in units of its size
-(`export/scale.py`):
+(`verify/values/scale.py`):
 
     |ort - reference| <= min(FACTOR * torch's own largest error + FLOOR * eps, CAP) * size
 

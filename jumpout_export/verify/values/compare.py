@@ -136,7 +136,7 @@ class Comparison:
                 _measure(worst, self.scales[source(group), want.name], start, want, have)
 
     def beyond(self, has_reference: bool) -> set[str]:
-        """Returns the kinds of inputs (`export/scale.py`) on which a value is beyond its limit."""
+        """Returns the kinds of inputs (`verify/values/scale.py`) on which a value is beyond its limit."""
         groups = dict.fromkeys(group for group, _ in self.worst)
         return {source(group) for group in groups if self._error_check(group, has_reference).verdict == "fail"}
 
