@@ -28,8 +28,8 @@ from jumpout_export.model.randomness import rng_restored
 from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import fresh, input_names, only_tensors, outputs
 from jumpout_export.onnxfile.data import tie_data
-from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, default_opset, load_onnx
-from jumpout_export.onnxfile.walk import ABSOLUTE_PATH, messages
+from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, load_onnx
+from jumpout_export.onnxfile.walk import ABSOLUTE_PATH, default_opset, messages
 from jumpout_export.program.network import program_facts
 from jumpout_export.text import first_line
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jumpout_export.errors import LoadError
-from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, messages
+from jumpout_export.onnxfile.walk import called, messages, nodes_of
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
@@ -22,13 +23,34 @@ IR_VERSION = 10
 _MAX_BYTES = 2**31 - 1
 
 
-def inlined(model: ModelProto) -> ModelProto:
-    """Returns the model with the bodies of its local functions in their places."""
+def inlined(model: ModelProto, only: Iterable[tuple[str, str]] | None = None) -> ModelProto:
+    """Returns the model with the bodies of its local functions in their places; the model itself is not changed.
+
+    Args:
+        model: with or without functions.
+        only: domain and name of those to write out; all of them by default.
+    """
     if not model.functions:
         return model
     from onnx import inliner
 
-    return inliner.inline_local_functions(model)
+    model = _with_defaults(model)
+    if only is None:
+        return inliner.inline_local_functions(model)
+    return inliner.inline_selected_functions(model, sorted(only))
+
+
+def _with_defaults(model: ModelProto) -> ModelProto:
+    """The model whose calls say what a function's attributes are by default, which onnx's inliner (1.23) forgets."""
+    defaults = {(function.domain, function.name): function.attribute_proto for function in model.functions}
+    if not any(defaults.values()):
+        return model
+    copy = type(model)()
+    copy.CopyFrom(model)
+    for node in (node for body in (copy.graph, *copy.functions) for node in nodes_of(body.node)):
+        given = {attribute.name for attribute in node.attribute}
+        node.attribute.extend(default for default in defaults.get(called(node), ()) if default.name not in given)
+    return copy
 
 
 def load_onnx(path: Path) -> ModelProto:
@@ -63,11 +85,6 @@ def load_onnx(path: Path) -> ModelProto:
     if not all(map(_is_text, messages(model))):
         raise LoadError(f"{path}: not a readable ONNX model (it holds names or texts that are not UTF-8)")
     return model
-
-
-def default_opset(model: ModelProto) -> int:
-    """Returns the version of ONNX's own operators that the file uses, 0 if it imports none."""
-    return max((entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS), default=0)
 
 
 def _is_text(message: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jumpout_export.onnxfile.data import changed_data, data_sizes, describe_data, sha256_of
 from jumpout_export.onnxfile.load import broken
 from jumpout_export.onnxfile.sizes import impossible, large_values
-from jumpout_export.onnxfile.training import RANDOM_OPERATORS, batchnorm_may_train, dropout_may_train, places, standard
+from jumpout_export.onnxfile.training import batchnorm_may_train, draws, dropout_may_train, places
 from jumpout_export.onnxfile.walk import ABSOLUTE_PATH, DEFAULT_DOMAINS, Site, sites, tensors, texts
 from jumpout_export.report import Check, counted
 from jumpout_export.text import first_line
@@ -28,9 +28,7 @@ def static_checks(path: Path, model: ModelProto) -> list[Check]:
     leaving = [f"{tensor.name}: {text}" for tensor in tensors(model) if (text := _leaves(path, tensor))]
     leaving = leaving or changed_data(path, model)
     checks = [
-        counted(
-            "file/random nodes", places(every, lambda site: standard(site) and site.node.op_type in RANDOM_OPERATORS)
-        ),
+        counted("file/random nodes", places(every, draws)),
         counted("file/training dropout", places(every, dropout_may_train)),
         counted("file/training batchnorm", places(every, batchnorm_may_train)),
         counted("file/training graphs", [f"training_info {index}" for index in range(len(model.training_info))]),

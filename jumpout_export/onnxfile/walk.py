@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
 # /a/b and deeper, not preceded by a word, a URL's colon or another slash; C:\ and \\host\share; file: URLs.
@@ -38,15 +38,25 @@ class Site:
 
 def sites(model: ModelProto) -> Iterator[Site]:
     """Yields every node of the main graph, of all subgraphs at any depth, of functions and of training graphs."""
-    opset = _default_opset(model.opset_import)
+    opset = default_opset(model)
     yield from _graph_sites(model.graph, "", opset, ChainMap())
     for function in model.functions:
-        where = f" in function {function.domain}::{function.name}"
-        inputs: ChainMap[str, Any] = ChainMap(dict.fromkeys(function.input))
-        yield from _node_sites(function.node, where, _default_opset(function.opset_import) or opset, inputs)
+        yield from function_sites(model, function)
     for info in model.training_info:
         yield from _graph_sites(info.initialization, " in training_info", opset, ChainMap())
         yield from _graph_sites(info.algorithm, " in training_info", opset, ChainMap())
+
+
+def function_sites(model: ModelProto, function: FunctionProto) -> Iterator[Site]:
+    """Yields every node of a local function and of its subgraphs; its own opset is the one that counts there."""
+    opset = default_opset(function) or default_opset(model)
+    inputs: ChainMap[str, Any] = ChainMap(dict.fromkeys(function.input))
+    yield from _node_sites(function.node, f" in function {function.domain}::{function.name}", opset, inputs)
+
+
+def default_opset(model: ModelProto | FunctionProto) -> int:
+    """Returns the version of ONNX's own operators that a file or function uses, 0 if it imports none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS), default=0)
 
 
 def messages(message: Any) -> Iterator[Any]:
@@ -109,10 +119,6 @@ def _constant(node: Any) -> Any:
         return None
     values = [attribute for attribute in node.attribute if attribute.name == "value" and not attribute.ref_attr_name]
     return values[0].t if len(values) == 1 else None
-
-
-def _default_opset(imports: Any) -> int:
-    return max((entry.version for entry in imports if entry.domain in DEFAULT_DOMAINS), default=0)
 
 
 def graphs_of(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:

@@ -11,11 +11,11 @@ from jumpout_export.errors import NotVerifiableError
 from jumpout_export.extras import require_onnx
 from jumpout_export.fold.file.read import read_noise
 from jumpout_export.onnxfile.data import sha256_of_all, unchanged_checks
-from jumpout_export.onnxfile.load import default_opset, load_onnx
+from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.metadata import RANDOM, entries
 from jumpout_export.onnxfile.static import usable_data
 from jumpout_export.onnxfile.training import random_nodes
-from jumpout_export.onnxfile.walk import tensors
+from jumpout_export.onnxfile.walk import default_opset, tensors
 from jumpout_export.report import Check, VerifyReport
 from jumpout_export.runtime.loads import inspect_file
 

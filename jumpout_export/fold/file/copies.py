@@ -58,11 +58,15 @@ def neutral_copy(model: ir.Model, noise: Noise) -> ModelProto:
     done: set[Any] = set()
     for site in noise.sites:
         node = site.y.producer()
-        if site.factor is None and node is not None:
-            node.resize_inputs(max(3, len(node.inputs)))
-            ratio = node.inputs[1]
-            node.replace_input_with(1, _constant(node, 0.0, ratio.dtype if ratio is not None else None))
         if site.factor is None:
+            if node is not None and noise.opset < 7:  # by its definition; ONNX Runtime has no such Dropout
+                node.op_type = "Identity"
+                node.attributes.clear()
+                node.resize_outputs(1)
+            elif node is not None:
+                node.resize_inputs(max(3, len(node.inputs)))
+                ratio = node.inputs[1]
+                node.replace_input_with(1, _constant(node, 0.0, ratio.dtype if ratio is not None else None))
             continue
         for mask in site.factor.masks:
             for key in (mask.source, mask.threshold, mask.keep.base):

@@ -12,16 +12,16 @@ from jumpout_export.extras import require_onnx
 from jumpout_export.fold.file.copies import neutral_copy, observed_copy
 from jumpout_export.fold.file.edit import correct_metadata, count_nodes, cut_paths, take_out
 from jumpout_export.fold.file.masks import describe
-from jumpout_export.fold.file.noise import Noise, Site
+from jumpout_export.fold.file.noise import Site
 from jumpout_export.fold.file.observe import observe
 from jumpout_export.fold.file.proof import prove
 from jumpout_export.fold.file.read import Reading, read_noise
 from jumpout_export.onnxfile.data import external_files
-from jumpout_export.onnxfile.load import default_opset, load_onnx
+from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.metadata import entries
 from jumpout_export.onnxfile.sizes import impossible
 from jumpout_export.onnxfile.static import file_sha256
-from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, tensors
+from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, default_opset, tensors
 from jumpout_export.report import Check, CheckVerdict, ExportReport, FoldedLayer, counted
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.runtime.session import Runner
@@ -79,13 +79,13 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
     if large := impossible(reading.typed.graph.value_info, 0, _MOST_ELEMENTS):
         report.checks.append(counted("file/value sizes", large))
         return report
-    report.checks.append(counted("fold/noise", noise.refused, _found(noise)))
+    report.checks.append(counted("fold/noise", noise.refused, _found(reading)))
     if noise.refused:
         return report
     report.folded = [_layer(site) for site in noise.sites]
     notes += _rewrite(model, reading, report.folded)
-    written = reading.model if noise.sites or noise.removed else model
-    if not noise.sites and not noise.removed:
+    written = reading.model if reading.changes else model
+    if not reading.changes:
         report.notes.append("there is nothing to fold")
     report.notes += [*notes, *(f"{where} is off and stays" for where in noise.kept)]
     # In the target's own folder, so that the last step is a rename.
@@ -149,14 +149,13 @@ def _take_in(model: ModelProto, path: Path) -> list[str]:
 
 
 def _rewrite(model: ModelProto, reading: Reading, layers: list[FoldedLayer]) -> list[str]:
-    """Changes `reading.model`, or `model` if there is no noise; returns a note for each kind of change."""
-    noise, notes, written = reading.noise, [], model
-    if noise.sites or noise.removed:
-        written = reading.model
+    """Changes `reading.model`, or `model` if nothing is taken out; returns a note for each kind of change."""
+    noise, written = reading.noise, reading.model if reading.changes else model
+    notes = [f"function `{name}` is written out where it is called" for name in reading.inlined]
+    if noise.found:
         before = count_nodes(written)
         take_out(written, reading.graph.graph, noise)
         gone = before - count_nodes(written)
-        notes = [f"function `{name}` is written out where it is called" for name in reading.inlined]
         notes.append(f"nodes removed: {gone}, of them random or in training mode: {len(noise.removed)}")
     notes += correct_metadata(written, layers)
     if paths := cut_paths(written):
@@ -193,7 +192,9 @@ def _layer(site: Site) -> FoldedLayer:
     return FoldedLayer(path=site.where, kind=kind, action="identity", settings=settings)
 
 
-def _found(noise: Noise) -> str:
-    if noise.sites or noise.removed:
-        return f"places where noise is multiplied in, each the identity at rate 0: {len(noise.sites)}"
-    return "there is nothing to fold"
+def _found(reading: Reading) -> str:
+    if reading.noise.found:
+        return f"places where noise is multiplied in, each the identity at rate 0: {len(reading.noise.sites)}"
+    return (
+        "functions train only if they are told to, and nobody does" if reading.changes else "there is nothing to fold"
+    )

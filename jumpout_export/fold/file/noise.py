@@ -8,9 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from jumpout_export.fold.file.masks import Factor, Form, Forms, Keep, Noised, Uniform, describe, rounding
-from jumpout_export.fold.file.values import Values, attribute, standard
-from jumpout_export.onnxfile.training import RANDOM_OPERATORS
-from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS
+from jumpout_export.fold.file.values import Values, attribute, made_by, standard
+from jumpout_export.onnxfile.training import RANDOM_OPERATORS, batchnorm_trains, dropout_trains
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,13 +41,14 @@ class Noise:
     Attributes:
         sites: what can be folded.
         refused: what cannot, one sentence each that names the node.
-        kept: Dropout nodes that are off; they stay.
+        kept: Dropout nodes that are off and stay.
         removed: random nodes and training Dropout nodes that are gone after the fold.
         alive: the nodes that are needed after the fold.
         where: the name of each node for a person.
         inputs: inputs of all graphs.
         values: what is known of each value.
         doubts: values that are x times a whole dropout, but not of the shape of x, or not alone.
+        opset: of ONNX's own operators.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -60,6 +60,12 @@ class Noise:
     inputs: set[ir.Value] = field(default_factory=set)
     values: Values = field(default_factory=lambda: Values(set()))
     doubts: dict[ir.Value, str] = field(default_factory=dict)
+    opset: int = 0
+
+    @property
+    def found(self) -> bool:
+        """Whether there is anything to take out."""
+        return bool(self.sites or self.removed)
 
     def becomes(self, value: ir.Value) -> ir.Value:
         """Returns what takes the value's place after the fold, the value itself if nothing does."""
@@ -73,29 +79,34 @@ class Noise:
         return {site.y: site.x for site in self.sites}
 
 
-def find_noise(model: ir.Model) -> Noise:
-    """Returns what is random or in training mode in the main graph and its subgraphs; functions are not looked into."""
-    noise = Noise()
+def find_noise(model: ir.Model, opset: int) -> Noise:
+    """Returns what is random or in training mode in the main graph and its subgraphs; functions are not looked into.
+
+    Args:
+        model: with the types of its values.
+        opset: of ONNX's own operators.
+    """
+    noise = Noise(opset=opset)
     nodes = list(_walk(model.graph, "", noise.where, noise.inputs))
     noise.values = Values(noise.inputs)
     forms = Forms(noise.values)
     for node in nodes:
         noise.values.add(node)
         forms.add(node)
-    opset = max(model.graph.opset_imports.get(domain, 0) for domain in DEFAULT_DOMAINS)
-    training = [node for node in nodes if _dropout_trains(node, opset, noise) is True]
-    noise.sites = [*_dropouts(training, noise), *_masks(nodes, forms, noise)]
+    trains = {node: _trains(node, noise) for node in nodes if standard(node)}
+    dropouts = [node for node in trains if node.op_type == "Dropout" and trains[node] is not None]
+    noise.kept = [noise.where[node] for node in dropouts if not trains[node] and _said_off(node, opset)]
+    gone = [node for node in dropouts if trains[node] or not _said_off(node, opset)]
+    noise.sites = [*_dropouts(gone, noise), *_masks(nodes, forms, noise)]
     noise.alive, reached = _alive(model.graph, noise)
     noise.sites = [site for site in noise.sites if site.y in reached]
     for node in nodes:
         if standard(node) and node.op_type in RANDOM_OPERATORS:
             _sort(node, noise, lambda node: _why_random(node, forms, noise))
-        elif node in training:
+        elif node in gone:
             _sort(node, noise, lambda node: _why_mask(node, noise))
-        elif node in noise.alive:
-            reason = _why_training(node, opset, noise)
-            if reason:
-                noise.refused.append(f"{noise.where[node]} {reason}")
+        elif node in noise.alive and trains.get(node, False) is not False:
+            noise.refused.append(f"{noise.where[node]} {_why_training(node, noise)}")
     return noise
 
 
@@ -121,19 +132,27 @@ def _walk(graph: ir.Graph, within: str, where: dict[ir.Node, str], inputs: set[i
             yield from _walk(inner, f" in {name} of {where[node]}", where, inputs)
 
 
-def _dropout_trains(node: ir.Node, opset: int, noise: Noise) -> bool | None:
-    """Whether a Dropout node drops; None if that is not known, or it is no Dropout."""
-    if node.op_type != "Dropout" or not standard(node):
-        return None
-    if opset < 7:  # is_test, 0 if it is left out
-        return not attribute(node, "is_test", 0)
-    if opset < 12 or len(node.inputs) < 3 or node.inputs[2] is None:
-        noise.kept.append(noise.where[node])
-        return False
-    flag = noise.values.number(node.inputs[2])
-    if flag == 0:
-        noise.kept.append(noise.where[node])
-    return None if flag is None else bool(flag)
+def _trains(node: ir.Node, noise: Noise) -> bool | None:
+    """Whether one of ONNX's own nodes is in training mode; None if that is not known."""
+    is_test = attribute(node, "is_test", 0)
+    if node.op_type == "Dropout":
+        flag = _flag(node)
+        number = 0 if flag is None else noise.values.number(flag)
+        return dropout_trains(noise.opset, is_test, None if number is None else bool(number))
+    if node.op_type == "BatchNormalization":
+        statistics = any(value.name for value in node.outputs[1:])
+        return batchnorm_trains(noise.opset, is_test, attribute(node, "training_mode", 0), statistics)
+    return False
+
+
+def _flag(node: ir.Node) -> ir.Value | None:
+    return node.inputs[2] if len(node.inputs) > 2 else None
+
+
+def _said_off(node: ir.Node, opset: int) -> bool:
+    """Whether a Dropout that is off can stay: the file says so without anything computed, to a runtime that has it."""
+    flag = _flag(node)
+    return opset >= 7 and (flag is None or flag.producer() is None or made_by(flag, "Constant") is not None)
 
 
 def _dropouts(training: list[ir.Node], noise: Noise) -> list[Site]:
@@ -196,22 +215,17 @@ def _why_mask(node: ir.Node, noise: Noise) -> str:
     return f"is in training mode, and its mask is used by {users[0]}" if users else "has its mask as an output"
 
 
-def _why_training(node: ir.Node, opset: int, noise: Noise) -> str:
-    if node.op_type == "Dropout" and standard(node) and opset >= 12 and len(node.inputs) > 2:
-        flag = node.inputs[2]
-        if flag is not None and noise.values.number(flag) is None:
-            source = "an input of the graph" if flag in noise.inputs else "computed in the graph"
-            return f"drops or not as its training_mode `{flag.name}` says, which is {source}; {_IN_EVAL}"
-    if node.op_type == "BatchNormalization" and standard(node):
-        mode = attribute(node, "training_mode", 0) if opset >= 14 else 0
-        if mode or (7 <= opset < 14 and any(value.name for value in node.outputs[1:])):
-            return (
-                "is in training mode: it normalizes with the statistics of the batch it is given, and those that "
-                f"training recorded may never have been used; a network that does is another one; {_IN_EVAL}"
-            )
-        if opset < 7 and not attribute(node, "is_test", 0):
-            return f"is in training mode (is_test is 0); {_IN_EVAL}"
-    return ""
+def _why_training(node: ir.Node, noise: Noise) -> str:
+    flag = _flag(node)
+    if node.op_type == "Dropout" and flag is not None:
+        source = "an input of the graph" if flag in noise.inputs else "computed in the graph"
+        return f"drops or not as its training_mode `{flag.name}` says, which is {source}; {_IN_EVAL}"
+    if noise.opset < 7:
+        return f"is in training mode (is_test is 0); {_IN_EVAL}"
+    return (
+        "is in training mode: it normalizes with the statistics of the batch it is given, and those that "
+        f"training recorded may never have been used; a network that does is another one; {_IN_EVAL}"
+    )
 
 
 def _why_random(source: ir.Node, forms: Forms, noise: Noise) -> str:

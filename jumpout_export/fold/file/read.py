@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.fold.file.noise import Noise, find_noise
+from jumpout_export.onnxfile.load import inlined
 from jumpout_export.onnxfile.training import may_be_noise
-from jumpout_export.onnxfile.walk import called, nodes_of
+from jumpout_export.onnxfile.walk import called, default_opset, function_sites, nodes_of
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class Reading:
     graph: ir.Model
     noise: Noise
 
+    @property
+    def changes(self) -> bool:
+        """Whether the file has to be changed, if only by writing functions out."""
+        return self.noise.found or bool(self.inlined)
+
 
 def read_noise(model: ModelProto) -> Reading:
     """Returns the noise of a model that `onnx.checker` accepts; the model itself is not changed.
@@ -45,7 +51,7 @@ def read_noise(model: ModelProto) -> Reading:
     import onnx_ir
 
     try:
-        written, inlined = _without_noisy_functions(model)
+        written, names = _without_noisy_functions(model)
         typed = onnx.shape_inference.infer_shapes(written, data_prop=True)
         graph = onnx_ir.serde.deserialize_model(typed)
     except Exception as error:  # onnx and onnx_ir raise several types on what they do not know, the reason innermost
@@ -53,7 +59,7 @@ def read_noise(model: ModelProto) -> Reading:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise NotVerifiableError(f"the graph cannot be read: {first_line(cause)}") from error
-    return Reading(written, inlined, typed, graph, find_noise(graph))
+    return Reading(written, names, typed, graph, find_noise(graph, default_opset(written)))
 
 
 def _without_noisy_functions(model: ModelProto) -> tuple[ModelProto, list[str]]:
@@ -61,15 +67,13 @@ def _without_noisy_functions(model: ModelProto) -> tuple[ModelProto, list[str]]:
 
     Inside a function a flag is a parameter; where it is called it has a value.
     """
-    from onnx import inliner
-
     calls = {_name(function): {called(node) for node in nodes_of(function.node)} for function in model.functions}
-    noisy = {_name(function) for function in model.functions if any(map(may_be_noise, nodes_of(function.node)))}
+    noisy = {_name(function) for function in model.functions if any(map(may_be_noise, function_sites(model, function)))}
     while more := {name for name, inner in calls.items() if inner & noisy} - noisy:
         noisy |= more
     if not noisy:
         return model, []
-    return inliner.inline_selected_functions(model, sorted(noisy)), sorted(name for _, name in noisy)
+    return inlined(model, noisy), sorted(name for _, name in noisy)
 
 
 def _name(function: FunctionProto) -> tuple[str, str]:
