@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.register_assert_rewrite("support")  # a failing assert in a shared helper shows its values, too
+
 
 @pytest.fixture(autouse=True)
 def restored_generators():

@@ -1,0 +1,125 @@
+"""When a check stops reading images, and what it says of the ones it did not read."""
+
+import math
+
+import pytest
+import torch
+from support.checked import check, healthy, images, row
+from torch import nn
+
+from jumpout_export.batchnorm.check import check_batchnorm
+from jumpout_export.batchnorm.judge.stopping import LabelRuns
+
+
+def test_fewer_images_than_asked_are_said():
+    assert "Only 256 of 4096 images were there; pass more for narrower error bars." in check(healthy()).notes
+    assert not any(note.startswith("Only") for note in check(healthy(), images=128).notes)
+    assert check(healthy(), images=100).images == 128
+
+
+def test_a_decided_check_stops_early_and_says_so():
+    model = healthy()
+    report = check(model, images(4096))
+    assert (report.verdict, report.images, report.stopped_early) == ("ok", 512, True)
+    assert "Stopped after 512 of 4096 images: every layer was decided." in report.notes
+    assert not any(note.startswith("Only") for note in report.notes)
+    assert all(layer.images == 512 for layer in report.layers)
+    whole = check(model, images(4096), stop_early=False)
+    assert (whole.images, whole.stopped_early) == (4096, False)
+
+
+def test_an_early_look_is_strict():
+    model = healthy()
+    model[7].running_mean += 0.3 * (model[7].running_var + 1e-5).sqrt()
+    early, whole = (row(check(model, images(4096), stop_early=early), "7") for early in (True, False))
+    assert (early.images, whole.images) == (512, 4096)
+    # An eighth of the images alone makes sqrt(8) = 2.8; the level 3e-8 instead of .05 makes 7.3 / 2.04 of that.
+    assert early.w_high**2 - early.w_low**2 > 6 * (whole.w_high**2 - whole.w_low**2)
+
+
+@pytest.mark.parametrize("size", [64, 100, 700])
+def test_looks_are_taken_at_the_end_of_a_batch(size):
+    report = check_batchnorm(healthy(), images(4096).split(size), outputs=False)
+    assert report.images == -(-512 // size) * size
+
+
+def drifting_by_the_margin(x: torch.Tensor) -> tuple[nn.Module, float]:
+    """A model whose last layer has exactly the W returned, on all of `x`: too close to decide."""
+    model = healthy()
+    model[7].running_mean += 0.1 * (model[7].running_var + 1e-5).sqrt()
+    return model, row(check(model, x, stop_early=False), "7").w
+
+
+def test_a_check_never_stops_before_512_images_nor_for_undecided_layers():
+    assert not check(healthy(), images(448)).stopped_early
+    model, w = drifting_by_the_margin(images(2048))
+    report = check(model, images(2048), warn=w, images=1500)
+    assert (report.verdict, report.images, report.stopped_early) == ("inconclusive", 1536, False)
+
+
+@pytest.mark.parametrize("count", [512, 1024, 2000])
+def test_a_loader_read_to_its_end_was_not_stopped_early(count):
+    model, w = drifting_by_the_margin(images(count))
+    for batches in (images(count).split(64), iter_only(images(count).split(64))):
+        report = check_batchnorm(model, batches, outputs=False, warn=w)
+        assert (report.images, report.stopped_early) == (count, False)
+    assert not check(healthy(), images(512)).stopped_early
+
+
+def iter_only(batches: tuple[torch.Tensor, ...]) -> object:
+    """Batches that do not say how many they are."""
+
+    class Batches:
+        def __iter__(self):
+            return iter(batches)
+
+    return Batches()
+
+
+def test_what_can_never_be_decided_does_not_keep_a_check_from_stopping():
+    model = healthy()
+    model[4].running_var[0] = math.nan
+    model.append(nn.BatchNorm2d(8, track_running_stats=False))
+    assert check(model, images(4096)).images == 512
+
+
+def test_the_effect_on_the_outputs_is_measured_on_the_images_of_a_check_that_stopped():
+    model = healthy().append(nn.Flatten()).append(nn.Linear(288, 3))
+    report = check_batchnorm(model, images(4096).split(64))
+    assert report.images == report.outputs.images == 512
+
+
+@pytest.mark.parametrize("order", ["sorted", "one class", "shuffled", "none"])
+def test_a_loader_sorted_by_class_is_said_and_read_to_the_end(order):
+    x = images(2048)
+    labels = {"sorted": torch.arange(2048) // 205, "one class": torch.zeros(2048).long()}
+    labels["shuffled"] = torch.arange(2048) % 10
+    batches = list(zip(x.split(64), labels[order].split(64), strict=True)) if order in labels else x.split(64)
+    model = healthy()
+    report = check_batchnorm(model, batches, outputs=False)
+    said = [note for note in report.notes if "sorted by class" in note]
+    assert len(said) == (order in ("sorted", "one class"))
+    assert report.images == (2048 if said else 512)
+    assert all("The labels of the 2048 images come in runs or are all the same" in note for note in said)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0] * 63, False),
+        ([0] * 64, True),
+        ([0] * 50 + [1] * 50, True),
+        ([0, 1] * 50, False),
+        ([0] * 7 + [1] * 7, False),
+        ([0] * 499 + [1], False),
+        ([], False),
+    ],
+    ids=["few of one class", "one class", "two runs", "in turn", "few", "hardly another class", "none"],
+)
+def test_runs_of_labels_are_found(labels, expected):
+    runs = LabelRuns()
+    for part in torch.tensor(labels, dtype=torch.int64).split(16):
+        runs.add(part)
+    runs.add(None)
+    runs.add(torch.rand(100))
+    assert runs.sorted == expected

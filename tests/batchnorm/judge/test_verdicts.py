@@ -1,0 +1,98 @@
+"""Drifting, ok or undecided: margins, noise of training in small batches, and too few images."""
+
+import torch
+from support.checked import check, healthy, images, row
+from torch import nn
+
+from jumpout_export.batchnorm.check import check_batchnorm
+from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+
+
+def test_an_undecided_layer_says_how_many_more_images_would_decide():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    x = torch.randn(200, 4)
+    recalibrate_batchnorm(model, [x])
+    model[0].running_mean += 0.1
+    report = check_batchnorm(model, [x], outputs=False)
+    assert report.verdict == "inconclusive"
+    assert report.layers[0].note.startswith("Undecided: W lies between")
+    assert "more images would decide." in report.layers[0].note
+    assert report.notes[-1] == "1 of 1 BatchNorm layers are undecided."
+    assert report.layers[0].images_needed > 200
+    nn.init.constant_(model[0].running_mean, 0.1)
+    nn.init.ones_(model[0].running_var)
+    assert check_batchnorm(model, [torch.randn(4000, 4)], outputs=False).verdict == "drift"
+
+
+def test_a_layer_within_its_own_training_noise_is_undecided_and_said():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4, momentum=1.0))
+    x = torch.randn(4000, 4)
+    recalibrate_batchnorm(model, [x])
+    model[0].num_batches_tracked.fill_(5)
+    model[0].running_mean += 0.25  # what is left of one batch of 32 has a standard error of 0.18
+    note = check_batchnorm(model, x.split(32), outputs=False).layers[0].note
+    assert "the noise in the stored average alone makes 0.2" in note
+    assert (
+        "recalibrate it with recalibrate_batchnorm(model, batches), say training_batch_size= if training used" in note
+    )
+    assert note.endswith(
+        "train longer with a smaller momentum. Momentum is 1, so it stores the statistics of the last batch only."
+    )
+    told = check_batchnorm(model, x.split(32), outputs=False, training_batch_size=1000)
+    assert told.layers[0].verdict == "drift"
+
+
+def after_training_in_batches_of(size: int) -> tuple[nn.Module, torch.Tensor]:
+    """Nothing is wrong with it; what it stores is as noisy as such batches leave it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(64))
+    with torch.no_grad():
+        for _ in range(100):
+            model(torch.randn(size, 64))
+    return model, torch.randn(4096, 64)
+
+
+def test_a_healthy_layer_trained_in_small_batches_is_ok_once_their_size_is_known():
+    model, x = after_training_in_batches_of(16)
+    assert check_batchnorm(model, x.split(128), outputs=False).verdict != "ok"
+    report = check_batchnorm(model, x.split(128), outputs=False, training_batch_size=16)
+    assert report.verdict == "ok"
+    # Such averages hold 16 * 1.9 / 0.1 = 304 images: sqrt(1.5 / 304) = 0.07.
+    assert "The noise left in the stored average makes W = 0.07" in report.layers[0].note
+    assert "as in any training with such batches; recalibrating removes it." in report.layers[0].note
+
+
+def test_noise_as_large_as_severe_drift_is_never_ok():
+    model, x = after_training_in_batches_of(2)
+    report = check_batchnorm(model, x.split(128), outputs=False, training_batch_size=2, warn=0.14, fail=0.15)
+    assert report.verdict == "inconclusive"
+    # Such averages hold 2 * 1.9 / 0.1 = 38 images: sqrt(1.5 / 38) = 0.199.
+    assert "the noise in the stored average alone makes 0.199;" in report.layers[0].note
+    assert "training_batch_size=" not in report.layers[0].note
+
+
+def test_a_layer_on_the_margin_is_undecided_and_said():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    x = torch.randn(400, 4)
+    recalibrate_batchnorm(model, [x])
+    model[0].running_mean += 0.1
+    exact = check_batchnorm(model, [x], outputs=False).layers[0].w
+    note = check_batchnorm(model, [x], warn=exact * (1 + 1e-9), outputs=False).layers[0].note
+    assert "too close to the margin to say how many more would decide; try four times as many." in note
+
+
+def test_very_few_images_are_undecided_and_said():
+    note = check(healthy(), images(5)).layers[0].note
+    assert "5 images are too few for an error bar; pass at least 8." in note
+
+
+def test_margins_decide():
+    model = healthy()
+    model[7].running_mean += 0.1 * (model[7].running_var + 1e-5).sqrt()
+    assert row(check(model), "7").verdict == "drift"
+    assert row(check(model), "7").note.startswith("Drift")
+    assert check(model, warn=0.3, fail=0.5).verdict == "ok"
+    assert row(check(model, warn=0.01, fail=0.05), "7").note.startswith("Severe drift")
