@@ -8,14 +8,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from jumpout_export.budget import Budget
 from jumpout_export.disk import private_folder, writing
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import tensors
-from jumpout_export.runtime.budget import ceiling, relative_limits
 from jumpout_export.verify.values.reference import Expected, Reference
 from jumpout_export.verify.values.scale import Scale, representable
 
@@ -119,15 +120,9 @@ def tolerance_line(expected: Sequence[Expected], has_reference: bool) -> str:
     golden, *others = expected
     dtype = golden.own.dtype
     if not dtype.is_floating_point or not golden.own.numel():
-        return "cap=0 median=0 sizes=0 limits=0"
+        return Budget.of(torch.zeros(1), torch.bool, has_reference).line(torch.zeros(1), 0.0)
     scale = Scale()
     scale.add(golden)
     for other in others:
         scale.add(other, new=False)
-    limits = relative_limits(scale.own_errors, scale.dtype, has_reference)
-    sizes, median = _numbers(scale.channels), f"{scale.median:.4g}"
-    return f"cap={ceiling(scale.dtype):g} median={median} sizes={sizes} limits={_numbers(limits)}"
-
-
-def _numbers(values: Tensor) -> str:
-    return ",".join(f"{value:.4g}" for value in values.tolist())
+    return scale.budget(has_reference).line(scale.channels, scale.median)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from jumpout_export.budget import describe_budget
 from jumpout_export.onnxfile.metadata import PREFIX, TOLERANCE, describe_layers
 from jumpout_export.program.network import program_batchnorms
 from jumpout_export.report import BatchNormReport, FoldedLayer
-from jumpout_export.runtime.budget import describe_budget
 from jumpout_export.text import count, joined
 
 

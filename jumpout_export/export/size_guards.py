@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from jumpout_export.budget import rounding_share
 from jumpout_export.errors import ConversionError
 from jumpout_export.model.axes import BATCH, Axes, cut
 from jumpout_export.model.batches import Batch
@@ -265,8 +266,5 @@ def _difference(expected: list[Tensor], traced: list[Tensor] | Exception) -> str
 
 
 def _tolerance(value: Tensor) -> float:
-    """Far above what another order of additions changes, far below another path."""
-    if not value.is_floating_point():
-        return 0.0
-    size = value.double().abs().nan_to_num(0, 0, 0).max().item()
-    return size * (1e-2 if value.dtype in (torch.float16, torch.bfloat16) else 1e-4)
+    share = rounding_share(value.dtype)
+    return share * value.double().abs().nan_to_num(0, 0, 0).max().item() if share else 0.0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from jumpout_export.budget import ROUNDING
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.randomness import rng_restored
 from jumpout_export.model.signature import batch_axis, fresh, input_names, outputs, tensors, with_tensors
@@ -27,7 +28,6 @@ _STEPS: tuple[Callable[[int, int], int], ...] = (
     lambda size, rank: max(size // (2 + rank), 1),
 )
 _MOST_CANDIDATES = 4
-_SAME = 1e-4
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def _reaches_others(model: nn.Module, batch: Batch, index: int) -> bool:
         for one, two in zip(before, after, strict=True):
             if one.ndim and one.shape == two.shape and one.shape[0] == batch.size:
                 kept, moved = one[others].double(), two[others].double()
-                if not torch.allclose(kept, moved, rtol=_SAME, atol=_SAME, equal_nan=True):
+                if not torch.allclose(kept, moved, rtol=ROUNDING, atol=ROUNDING, equal_nan=True):
                     return True
     return False
 

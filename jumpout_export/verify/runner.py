@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from jumpout_export.budget import FACTOR, ILL_CONDITIONED, ceiling, describe_budget
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.model.axes import Axes, declared_axes
 from jumpout_export.model.batches import Batch, Progress
@@ -15,7 +16,6 @@ from jumpout_export.model.randomness import same_bits
 from jumpout_export.model.samples import Sample, rows, samples
 from jumpout_export.model.signature import Output, tensors
 from jumpout_export.report import Check, ProviderReport, VerifyReport, counted
-from jumpout_export.runtime.budget import FACTOR, ceiling, describe_budget
 from jumpout_export.runtime.cuda import explain_driver
 from jumpout_export.runtime.placement import check_placement
 from jumpout_export.runtime.session import LEVELS, Session, open_session
@@ -28,9 +28,6 @@ from jumpout_export.verify.values.compare import Comparison
 from jumpout_export.verify.values.independence import depends_on_others
 from jumpout_export.verify.values.reference import Expected, Reference
 from jumpout_export.verify.values.scale import Scale, Scales, source
-
-# Of an output's size; PyTorch's own error in float32 is a thousandth of it and less.
-_ILL_CONDITIONED = 0.01
 
 
 def run_providers(
@@ -226,9 +223,9 @@ class _Runner:
         if self._scales:
             coarse = [
                 f"PyTorch's own error on output `{name}` ({kind}) is {scale.own_coarse:.1%} of its size, above "
-                f"{max(_ILL_CONDITIONED, ceiling(scale.dtype)):.0%}: {scale.why}, no file can be told from a wrong one"
+                f"{max(ILL_CONDITIONED, ceiling(scale.dtype)):.0%}: {scale.why}, no file can be told from a wrong one"
                 for (kind, name), scale in self._scales.items()
-                if scale.own_coarse > max(_ILL_CONDITIONED, ceiling(scale.dtype))
+                if scale.own_coarse > max(ILL_CONDITIONED, ceiling(scale.dtype))
             ]
             checks.append(counted("conditioning", coarse, "PyTorch's own error is small"))
         if self.sessions and self._axes is not None and self._axes.names:

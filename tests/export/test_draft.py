@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from jumpout_export import export_onnx, inspect_onnx, verify_onnx
+from jumpout_export.budget import ceiling, describe_budget, relative_limits
 from jumpout_export.fold.network.audit import audit_model
 from jumpout_export.render.writers.document import build_document
 from jumpout_export.report import BatchNormReport
-from jumpout_export.runtime.budget import ceiling, describe_budget, relative_limits
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
 FLOAT32 = "8 x torch's own error against float64 + 16 eps, at most 0.001 in float32, of the channel's size"

@@ -13,7 +13,7 @@ from support.project import PROJECT
 
 PACKAGE = PROJECT / "jumpout_export"
 
-GROUND = {"errors", "signals", "text", "extras", "report", "environment", "disk"}
+GROUND = {"errors", "signals", "text", "extras", "report", "environment", "disk", "budget"}
 DRAWING = {"render", "render/plots"}
 MEASURE = {"batchnorm/measure"}
 FOLD = {"fold/network", "fold/file"}
@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "report": {"text"},
     "environment": set(),
     "disk": {"signals", "text"},
+    "budget": set(),
     "render": {"report", "text"},
     "render/plots": {"render", "report"},
     "render/sections": {"report", "text", *DRAWING},
@@ -44,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
     "batchnorm": {"nn", "model", "render/plots", "batchnorm/advice", "batchnorm/judge", *MEASURE, *GROUND},
     "fold/network": {"nn", "model", "program", *GROUND},
     "fold/file": {"onnxfile", "runtime", *GROUND},
-    "verify/values": {"model", "runtime", "fold/network", *GROUND},
+    "verify/values": {"model", "fold/network", *GROUND},
     "verify/constants": {"model", "onnxfile", *GROUND},
     "verify/divergence": {"model", "onnxfile", "runtime", "verify/values", "verify/constants", *GROUND},
     "verify": {
@@ -67,7 +68,7 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli", "signals"},
 }
 NO_TORCH = GROUND | {"render", "render/plots", "render/sections", "render/writers", "onnxfile"}
-NO_TORCH -= {"environment"}  # it tells which torch there is
+NO_TORCH -= {"environment", "budget"}  # which torch there is; limits of tensors
 MOST_OF_THE_PACKAGE = 0.22
 MOST_FILES = 16
 MOST_FLOORS = 6

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jumpout_export.budget import DROPOUT_ROUNDINGS
 from jumpout_export.fold.file.copies import observed
 from jumpout_export.fold.file.masks import Keep, rounding
 from jumpout_export.report import Check, counted
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 # A right file is called wrong with this probability, per site.
 _CHANCE = 2e-9
-# Roundings between x and y, in eps of the file's own precision.
-_ROUNDINGS = 64
 
 
 def observe(runs: list[dict[str, Any]], sites: list[Site]) -> Check:
@@ -86,7 +85,7 @@ def _problem(site: Site, runs: list[dict[ir.Value, Array]]) -> str:
         alive = (x != 0) & np.isfinite(x)
         keep, scale = _keep_and_scale(site, shown, x, y)
         with np.errstate(all="ignore"):
-            off = np.abs(y - x * scale) > _ROUNDINGS * eps * np.abs(x * scale)
+            off = np.abs(y - x * scale) > DROPOUT_ROUNDINGS * eps * np.abs(x * scale)
         if bool((off & (y != 0) & alive).any()):
             return "makes something else of x than 0 or x times the scale"
         shape = _decisions(site, shown)

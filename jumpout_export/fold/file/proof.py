@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from jumpout_export.budget import OTHER_INTEGERS, ceiling
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.report import Check, counted
-from jumpout_export.runtime.budget import ceiling
 from jumpout_export.runtime.session import Feeds, Runner
 from jumpout_export.text import first_line
 
@@ -25,9 +25,6 @@ BATCHES = (1, 2, 3)
 _SIZES = (None, 4, 16, 32, 64, 224)
 # Of all inputs together, of elements.
 _LARGEST = 1 << 28
-
-# Optimized and plain kernels may round a value that is cut to an integer to either side.
-_INTEGERS = 0.01
 
 
 def prove(folded: Path, neutral: ModelProto, seed: int) -> tuple[list[Check], list[Draw]]:
@@ -90,7 +87,7 @@ def _far(one: dict[str, Any], two: dict[str, Any], label: str) -> list[str]:
             limit = ceiling(torch.from_numpy(value[:0].reshape(-1)).dtype) * size
             if error > limit or not np.array_equal(np.isnan(value), np.isnan(other)):
                 far.append(f"{label}: `{name}` differs by {error:.3g}, limit {limit:.3g}")
-        elif value.size and float((value != other).mean()) > _INTEGERS:
+        elif value.size and float((value != other).mean()) > OTHER_INTEGERS:
             far.append(f"{label}: `{name}` differs")
     return far
 

@@ -13,14 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from jumpout_export.budget import FOLD_EXACT
 from jumpout_export.errors import ConversionError
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.randomness import rng_restored
 from jumpout_export.model.signature import fresh, outputs, tensors, with_tensors
 from jumpout_export.text import first_line, joined
-
-# A fold in float64 is this exact, in units of the largest output; a wrong one is off by far more.
-_EXACT = 1e-9
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
@@ -164,7 +162,7 @@ def _close(one: Tensor, two: Tensor) -> bool:
     if not one.numel():
         return one.shape == two.shape
     size = float(one.abs().double().max())
-    return one.shape == two.shape and float((one.double() - two.double()).abs().max()) <= _EXACT * size
+    return one.shape == two.shape and float((one.double() - two.double()).abs().max()) <= FOLD_EXACT * size
 
 
 def run_fresh(model: nn.Module, batch: Batch) -> Any:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
+from jumpout_export.budget import PARALLEL_ROUNDINGS, ROUNDINGS
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.operations import Operation, Recording, record
 from jumpout_export.model.samples import rows
@@ -35,11 +36,8 @@ from jumpout_export.text import first_line, joined
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-ROUNDINGS = 16.0
 # Of single precision, in which ONNX keeps the epsilon of a BatchNormalization.
 _EPSILON = 2.0**-23
-# Up to here weights multiplied by one number still count as parallel, in eps.
-_PARALLEL = 64.0
 
 
 @dataclass(frozen=True)
@@ -232,7 +230,7 @@ def _double(tensor: Tensor) -> Array:
 def _found_exactly(call: _Call, file: FileConstants) -> Located | None:
     for layer in _candidates(call, file):
         first = call.rows[0] * call.scale[0] if call.rows is not None else layer.rows[0]
-        if (np.abs(layer.rows[0] - first) > _PARALLEL * layer.eps * np.abs(first).max()).any():
+        if (np.abs(layer.rows[0] - first) > PARALLEL_ROUNDINGS * layer.eps * np.abs(first).max()).any():
             continue  # in a large network most candidates are other layers of the same shape
         located = _against_layer(call, layer)
         if not located.wrong:
@@ -336,7 +334,7 @@ def _parallel(got: Array, rows: Array, eps: float) -> Array:
     length = (rows * rows).sum(1)
     ratio = (got * rows).sum(1) / np.where(length > 0, length, 1.0)
     error = _relative(np.abs(got - ratio[:, None] * rows).max(1), np.abs(got).max(1))
-    return (error <= _PARALLEL * eps) & (length > 0) & ((got * got).sum(1) > 0) & ((rows != 0).sum(1) > 1)
+    return (error <= PARALLEL_ROUNDINGS * eps) & (length > 0) & ((got * got).sum(1) > 0) & ((rows != 0).sum(1) > 1)
 
 
 def _relative(error: Array, size: Array) -> Array:

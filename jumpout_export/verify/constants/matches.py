@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jumpout_export.budget import ROUNDINGS
+
 if TYPE_CHECKING:
     from onnx import TensorProto
 
 Array = np.ndarray[Any, Any]
-ROUNDINGS = 16.0
 # Of each constant so many values are looked at before all are.
 _LOOKED_AT = 4096
 # Fewer different values in common are no evidence: two masks of 0 and 1 have most of theirs. Of values that are no

@@ -1,7 +1,7 @@
 """The first layer of a saved file that differs from the model, found by value and named by its module path.
 
 Every operation that PyTorch runs is compared with every value inside the file. One whose result is among them, within
-the error that `runtime/budget.py` allows, is right. From the wrong outputs the search goes back along what each
+the error that `budget.py` allows, is right. From the wrong outputs the search goes back along what each
 operation read, through results that the file does not have, and stops at those that it has: the error came in between.
 What is first there, and reads nothing but right results, is the layer.
 
@@ -26,7 +26,6 @@ from jumpout_export.model.operations import Operation, Recording, record
 from jumpout_export.model.signature import outputs as named_outputs
 from jumpout_export.model.signature import tensors, with_tensors
 from jumpout_export.onnxfile.constants import FileConstants
-from jumpout_export.runtime.budget import ceiling, relative_limits
 from jumpout_export.runtime.session import Level
 from jumpout_export.verify.constants.batchnorms import Located
 from jumpout_export.verify.divergence.search import TELLING_ERROR, Divergence, Result, Search
@@ -122,8 +121,7 @@ def _comparable(operation: Operation) -> bool:
 def _result(own: Tensor, exact: Tensor, has_reference: bool) -> Result:
     scale = Scale()
     scale.add(Expected("", own, exact.double()))
-    limits = relative_limits(scale.own_errors, own.dtype, has_reference)
-    allowed = torch.minimum(limits[None, :, None] * scale.size, ceiling(own.dtype) * scale.coarse)
+    allowed = scale.budget(has_reference).allowed(scale.units)
     return Result(exact.to(own.dtype), allowed.to(own.dtype).reshape(own.shape))
 
 

@@ -74,8 +74,8 @@ def _furthest(comparison: Comparison, sample: Sample) -> tuple[float, int]:
         return math.inf, 0
     found = (-1.0, 0)
     for (group, _), worst in comparison.worst.items():
-        for largest in (worst.fine, worst.coarse) if group == sample.group else ():
-            if largest is not None and float(largest.shares.max()) > found[0]:
+        for largest in worst.largest if group == sample.group else ():
+            if float(largest.shares.max()) > found[0]:
                 channel = int(largest.shares.argmax())
                 found = float(largest.shares[channel]), int(largest.samples[channel]) - sample.start
     return found

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jumpout_export.budget import WEIGHT_ROUNDINGS
 from jumpout_export.model.operations import Recording
 from jumpout_export.onnxfile.constants import FileConstants
 from jumpout_export.verify.constants.batchnorms import Located
@@ -20,8 +21,6 @@ ROOT = "."
 TELLING_ERROR = 8.0
 # How much larger the error must be than that of the right results before it, to say that it begins there.
 _JUMP = 3.0
-# Two floats of the file and of the model are the same weight, in eps.
-_SAME_WEIGHT = 4.0
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,10 @@ class Search:
         forms = [wanted.reshape(-1), wanted.T.reshape(-1)]
         size = np.abs(wanted).max()
         for array in self._constants.arrays(wanted.size):
-            flat, limit = array.reshape(-1).astype(np.float64), _SAME_WEIGHT * float(np.finfo(array.dtype).eps) * size
+            flat, limit = (
+                array.reshape(-1).astype(np.float64),
+                WEIGHT_ROUNDINGS * float(np.finfo(array.dtype).eps) * size,
+            )
             if any(bool((np.abs(flat - form) <= limit).all()) for form in forms):
                 return True
         return False

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from jumpout_export.budget import rounding_share
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.randomness import rng_restored, same_bits
 from jumpout_export.model.samples import rows
@@ -28,8 +29,6 @@ from jumpout_export.runtime.session import Session
 _PILOTS = 16
 # Of all values together, that a right file fails.
 _FALSE_ALARM = 1e-6
-# Share of an output's size that is put down to rounding.
-_ROUNDING, _ROUNDING_HALF = 1e-4, 1e-2
 
 
 def limit_of(values: int) -> float:
@@ -192,6 +191,5 @@ class _Sums:
 def _started(output: Output, pilots: list[Tensor]) -> _Sums:
     values = torch.stack([pilot.double() for pilot in pilots])
     middle = values.mean(0)
-    share = _ROUNDING_HALF if output.tensor.dtype == torch.float16 else _ROUNDING
     size = float(values.square().mean().sqrt()) if values.numel() else 0.0
-    return _Sums(output.name, middle, share * size, (values - middle).abs().amax(0))
+    return _Sums(output.name, middle, rounding_share(output.tensor.dtype) * size, (values - middle).abs().amax(0))

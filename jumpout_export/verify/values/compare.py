@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from jumpout_export.report import Check, counted
-from jumpout_export.runtime.budget import ceiling, relative_limits
 from jumpout_export.text import count
 from jumpout_export.verify.values.reference import Expected
 from jumpout_export.verify.values.scale import Scale, Scales, in_channels, relative, representable, source
@@ -90,15 +89,13 @@ class Worst:
     """The largest errors of one output within one group, and how its largest classes differ.
 
     Attributes:
-        fine: against each channel's size.
-        coarse: against the ceiling's size.
+        largest: in each of the units of `Scale.units`; nothing where there were no values.
         margins: for every image with another top-1, the reference's margin in units of the size.
         images: compared.
         has_top1: whether the output is images x two classes or more.
     """
 
-    fine: Largest | None = None
-    coarse: Largest | None = None
+    largest: list[Largest] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     images: int = 0
     has_top1: bool = False
@@ -163,20 +160,15 @@ class Comparison:
             checks += self._top1_checks(group, has_reference)
         return checks
 
-    def _limits(self, group: str, name: str, has_reference: bool) -> tuple[Tensor, float]:
-        scale = self.scales[source(group), name]
-        return relative_limits(scale.own_errors, scale.dtype, has_reference), ceiling(scale.dtype)
-
     def _error_check(self, group: str, has_reference: bool) -> Check:
         """The value that is closest to its limit, or furthest beyond."""
         rows = []
         for (its_group, name), worst in self.worst.items():
             if its_group == group:
-                limits, cap = self._limits(group, name, has_reference)
-                for largest, its_limits in ((worst.fine, limits), (worst.coarse, torch.tensor([cap]))):
-                    if largest is not None:
-                        share, place, limit = largest.against(its_limits)
-                        rows.append((share, name, place, limit))
+                budget = self.scales[source(group), name].budget(has_reference)
+                for largest, limits in zip(worst.largest, budget.limits, strict=False):  # none: no values
+                    share, place, limit = largest.against(limits)
+                    rows.append((share, name, place, limit))
         if not rows:
             return Check(
                 name=f"{self.label}/{group}/worst error", measured=0, limit=0, verdict="pass", note="no values"
@@ -200,8 +192,7 @@ class Comparison:
         wrong, images = [], 0
         for (its_group, name), worst in self.worst.items():
             if its_group == group and worst.has_top1:
-                limits, cap = self._limits(group, name, has_reference)
-                tie = min(float(limits.max()), cap)
+                tie = self.scales[source(group), name].budget(has_reference).tie()
                 beyond = sum(margin > tie for margin in worst.margins)
                 its_images = count(worst.images, "image")
                 wrong += [f"output `{name}`: another class on {beyond} of {its_images}"] * bool(beyond)
@@ -214,12 +205,11 @@ def _measure(worst: Worst, scale: Scale, start: int, want: Expected, have: Tenso
     got, exact = in_channels(have), in_channels(representable(want.exact, want.own.dtype))
     if not have.is_floating_point():  # exact; where float64 and float32 decide differently, either decision is right
         error = ((got != exact) & (got != in_channels(want.own))).double()
-        worst.coarse = _merged(worst.coarse, Largest.of(error, torch.ones_like(error), start, have.shape))
+        _keep(worst, error, (torch.ones_like(error),) * len(scale.units), start, have.shape)
         return
     error = (got.double() - exact).abs().nan_to_num(nan=math.inf)
     error[in_channels(_non_finite_as_in_torch(want, have))] = 0.0  # fails a check of its own, and no layer is to blame
-    worst.fine = _merged(worst.fine, Largest.of(error, scale.size, start, have.shape))
-    worst.coarse = _merged(worst.coarse, Largest.of(error, scale.coarse, start, have.shape))
+    _keep(worst, error, scale.units, start, have.shape)
     if have.ndim == 2 and have.shape[1] > 1:
         worst.has_top1 = True
         rows, picked, top = torch.arange(len(have)), have.argmax(1), want.exact.argmax(1)
@@ -243,8 +233,9 @@ def _whose(number: int, as_in_torch: int) -> str:
     return f"; PyTorch itself gives {'them' if as_in_torch == number else f'{as_in_torch} of them'}"
 
 
-def _merged(one: Largest | None, other: Largest) -> Largest:
-    return other if one is None else one.merged(other)
+def _keep(worst: Worst, error: Tensor, units: tuple[Tensor, ...], start: int, shape: torch.Size) -> None:
+    found = [Largest.of(error, unit, start, shape) for unit in units]
+    worst.largest = [one.merged(two) for one, two in zip(worst.largest, found, strict=True)] if worst.largest else found
 
 
 def _kind(tensor: Tensor) -> str:

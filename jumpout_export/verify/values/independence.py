@@ -7,14 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from jumpout_export.budget import ALONE_DOUBLE, ALONE_SINGLE
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.samples import Sample, rows
 from jumpout_export.model.signature import Output
-
-# Shares of the largest value of the channel and of the whole output. Far above what rounding does, and far below what
-# other images do to a mean over the batch; a channel that is a million times larger hides no other.
-_DOUBLE = 1e-6, 1e-10
-_SINGLE = 1e-4, 1e-5
 
 
 def depends_on_others(
@@ -78,7 +74,7 @@ def _difference(together: Tensor, alone: Tensor, sizes: Tensor, double: bool) ->
         return ""
     finite = torch.isfinite(together) & torch.isfinite(alone)  # what is not finite fails a check of its own
     errors = torch.where(finite, together - alone, torch.zeros_like(alone)).abs().double()
-    of_channel, of_output = _DOUBLE if double else _SINGLE
+    of_channel, of_output = ALONE_DOUBLE if double else ALONE_SINGLE
     limits = (of_channel * sizes + of_output * sizes.max()).expand_as(errors)
     worst = int((errors - limits).argmax())
     error, limit = float(errors.flatten()[worst]), float(limits.flatten()[worst])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jumpout_export.budget import Budget
 from jumpout_export.verify.values.reference import Expected
 
 # Of the median channel. Less is rounding of what the layers before hold, as in a channel that is always zero.
@@ -79,6 +80,15 @@ class Scale:
         if largest >= self.own_coarse:
             self.why = _TIES if float(shares.median()) < _FEW * largest else _AMPLIFIES
         self.own_coarse = max(self.own_coarse, largest)
+
+    @property
+    def units(self) -> tuple[Tensor, Tensor]:
+        """What the two limits of a `Budget` are measured in, of every value of the batch last added."""
+        return self.size, self.coarse
+
+    def budget(self, has_reference: bool) -> Budget:
+        """Returns how far the output may be off; `has_reference` says whether the exact values are float64."""
+        return Budget.of(self.own_errors, self.dtype, has_reference)
 
     def _measure(self, magnitude: Tensor, typical: Tensor) -> None:
         channels = _nanmedian(torch.cat(self._typical), 0)

@@ -244,7 +244,7 @@ def test_a_residual_sum_of_the_wrong_branch_names_the_forward_and_its_line(resid
     assert report.first_divergence == "."
     assert "the model's own forward is the first that differs" in report.notes[0]
     assert "aten.add.Tensor" in report.notes[0]
-    assert "test_export_divergence.py:" in report.notes[0]
+    assert "test_divergence.py:" in report.notes[0]
 
 
 def test_statistics_of_another_layer_name_the_layer_they_are_folded_into(residual):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from jumpout_export.budget import CAP, FACTOR, FLOOR, WITHOUT_REFERENCE, ceiling, relative_limits
 from jumpout_export.export.convert import converter_log
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.samples import rows, samples
 from jumpout_export.model.signature import onnx_batch, outputs
-from jumpout_export.runtime.budget import CAP, FACTOR, FLOOR, WITHOUT_REFERENCE, ceiling, relative_limits
 from jumpout_export.verify.values.compare import Comparison
 from jumpout_export.verify.values.reference import Expected, Reference
 from jumpout_export.verify.values.scale import Scale

@@ -1,0 +1,158 @@
+"""How far one result may be from another, and why that far: every tolerance of the package, and where it is used.
+
+The error budget of a verified file comes first, the other thresholds are at the end.
+
+The reference is the folded model in float64. torch's own float32 result is off from it too, by an error that the
+model itself makes: it grows with depth and with cancellation, from 1e-7 to 1e-4 and more, so no fixed tolerance is
+right for two models. Every channel of every output (index of dimension 1) is judged by itself, in units of its size
+(`verify/values/scale.py`):
+
+    |ort - reference| <= min((FACTOR * torch's own largest error + FLOOR * eps) * size, CAP * coarse)
+
+with eps of the output's dtype, and coarse the size, or that of the median channel where that is larger. FLOOR covers
+what torch's own error does not show, such as a layer that torch happens to round exactly. CAP is the ceiling: a model
+that amplifies rounding cannot buy itself a limit under which a wrong file passes. Where torch's own error is above
+CAP / FACTOR, a right file may fail too: it cannot be told from a wrong one.
+
+A float16 file has the float64 run of the same rounded weights as its reference, so what the rounding of the weights
+costs is no part of the limit. A float64 output of a float32 model is judged as float32: it was computed in that.
+
+Measured on 34 networks (small convnets, MLPs with 1 to 20 layers with and without BatchNorm, a ResNet, LSTM,
+Transformer, softmax and other last layers, masked outputs, dead channels, rows 1e12 apart, one that cancels
+1000 - 1000, 1000 classes, float16 and float64), 3 seeds, 1, 8 and 64 images in batches of 1, 2, 7 and as they came,
+both optimization levels: with a FACTOR of 4 the largest error is 0.74 of its limit, mostly below 0.4. On ResNets with
+1000 classes it came to 0.95: one of many thousands of rounding errors is the largest, and torch's own are known from a
+few images. Hence the 8, with which 0.62 is the largest of 12 seeds and two networks, and 0.87 that of 14 kinds of
+network whose weights are 3 or 10 times the usual. With dtype=float16, on 6 networks of up to 35 layers, 3 seeds and a
+FACTOR of 4: 0.19, PyTorch's own error up to 0.4% of the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FACTOR = 8.0
+FLOOR = 16.0
+# Half precision rounds each result to half an eps: 16 eps would be 1.6%.
+_FLOOR_HALF = 2.0
+CAP = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2}
+# In eps, where nothing more precise than the output exists: the model fails in float64, or is in float64 itself.
+# Up to 1232 eps were measured (20 layers with BatchNorm), mostly below 50.
+WITHOUT_REFERENCE = 2000.0
+
+# Of an output's size: above it PyTorch's own error makes any comparison idle. In float32 it is a thousandth of it.
+ILL_CONDITIONED = 0.01
+# Of the largest value: what another order of additions changes at most, by far, and another path of the model, other
+# images in the batch or a missing term of a sum do not stay below (`model/axes.py`, `export/size_guards.py`,
+# `verify/noise/sums.py`).
+ROUNDING, ROUNDING_HALF = 1e-4, 1e-2
+# An image alone against the same image in its batch, of the largest value of the channel and of the whole output: far
+# above what rounding does, and far below what other images do to a mean over the batch; a channel that is a million
+# times larger hides no other (`verify/values/independence.py`).
+ALONE_DOUBLE, ALONE_SINGLE = (1e-6, 1e-10), (ROUNDING, 1e-5)
+# A fold in float64 is this exact, in units of the largest output; a wrong one is off by far more
+# (`fold/network/half.py`).
+FOLD_EXACT = 1e-9
+# Share of the values: optimized and plain kernels may round one that is cut to an integer to either side
+# (`fold/file/proof.py`).
+OTHER_INTEGERS = 0.01
+# In eps of the precision of a file, as everything below. Between x and y of a dropout (`fold/file/observe.py`).
+DROPOUT_ROUNDINGS = 64
+# What the model makes of weights, against a constant of the file (`verify/constants`).
+ROUNDINGS = 16.0
+# Up to here weights multiplied by one number still count as parallel (`verify/constants/batchnorms.py`).
+PARALLEL_ROUNDINGS = 64.0
+# Two floats of the file and of the model are the same weight (`verify/divergence/search.py`).
+WEIGHT_ROUNDINGS = 4.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far one output may be off: by the smaller of two errors, each in a unit of its own.
+
+    Attributes:
+        limits: one tensor per unit (`Scale.units`): (channels,), or (1,) if it is the same for all of them.
+    """
+
+    limits: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, own_errors: Tensor, dtype: torch.dtype, has_reference: bool) -> Budget:
+        """Returns the documented limits; the arguments are those of `relative_limits`."""
+        return cls((relative_limits(own_errors, dtype, has_reference), torch.tensor([ceiling(dtype)])))
+
+    def allowed(self, units: Sequence[Tensor]) -> Tensor:
+        """Returns the largest allowed error of every value; `units` are images x channels x the rest."""
+        first, second = (limit[None, :, None] * unit for limit, unit in zip(self.limits, units, strict=True))
+        return torch.minimum(first, second)
+
+    def tie(self) -> float:
+        """Returns the largest difference in units of the size that may be none at all."""
+        return min(float(limit.max()) for limit in self.limits)
+
+    def line(self, channels: Tensor, median: float) -> str:
+        """Returns it as the metadata of a file has it, read by `cpp/replay/tolerance.cpp`.
+
+        Args:
+            channels: size of every channel in the median image.
+            median: size of the median channel.
+        """
+        limits, cap = self.limits
+        return f"cap={cap.item():g} median={median:.4g} sizes={_numbers(channels)} limits={_numbers(limits)}"
+
+
+def relative_limits(own_errors: Tensor, dtype: torch.dtype, has_reference: bool) -> Tensor:
+    """Returns the largest allowed error per channel, in units of its size, before the ceiling.
+
+    Args:
+        own_errors: max |torch - reference| / size, of shape (channels,).
+        dtype: of the output; exact for integers and booleans.
+        has_reference: whether the reference is float64.
+    """
+    if not dtype.is_floating_point:
+        return torch.zeros_like(own_errors)
+    eps = torch.finfo(dtype).eps
+    if not has_reference or dtype == torch.float64:
+        return torch.full_like(own_errors, WITHOUT_REFERENCE * eps)
+    # With few images torch may round one channel exactly by luck: none is held to less than half of them show.
+    typical = own_errors.median()
+    return FACTOR * torch.maximum(own_errors, typical) + _floor(dtype) * eps
+
+
+def ceiling(dtype: torch.dtype) -> float:
+    """Returns the ceiling of the limit, in units of the size; 0 for integers and booleans."""
+    return CAP.get(dtype, CAP[torch.float16]) if dtype.is_floating_point else 0.0
+
+
+def describe_budget(dtype: torch.dtype, has_reference: bool = True) -> str:
+    """Returns the limit as one line, for reports and provenance.
+
+    Args:
+        dtype: of the output, a floating-point type.
+        has_reference: whether the reference is float64.
+    """
+    cap = f"at most {ceiling(dtype):g} in {str(dtype).removeprefix('torch.')}, of the channel's size"
+    if not has_reference:
+        return f"{WITHOUT_REFERENCE:g} eps, {cap} (the model does not run in float64)"
+    if dtype == torch.float64:
+        return f"{WITHOUT_REFERENCE:g} eps, {cap}"
+    return f"{FACTOR:g} x torch's own error against float64 + {_floor(dtype):g} eps, {cap}"
+
+
+def _floor(dtype: torch.dtype) -> float:
+    return FLOOR if torch.finfo(dtype).eps < 1e-4 else _FLOOR_HALF
+
+
+def rounding_share(dtype: torch.dtype) -> float:
+    """Returns what share of the largest value is put down to rounding where no reference says more; 0 for integers."""
+    if not dtype.is_floating_point:
+        return 0.0
+    return ROUNDING if torch.finfo(dtype).eps < 1e-4 else ROUNDING_HALF
+
+
+def _numbers(values: Tensor) -> str:
+    return ",".join(f"{value:.4g}" for value in values.tolist())
