@@ -10,26 +10,34 @@
 #include "report.h"
 
 namespace replay {
+namespace {
+
+// A file that cannot be used has no report, as in Python.
+int end(const Options& options, const Error& error, std::ostream& out, std::ostream& err) {
+  if (options.json && error.code() != kWrongUsage) out << to_json(options, error);
+  err << "jumpout-replay: " << error.what() << "\n";
+  return error.code();
+}
+
+}  // namespace
 
 int run_command(const std::vector<std::string>& words, std::ostream& out, std::ostream& err) {
+  Options options;
   try {
     if (std::find(words.begin(), words.end(), "--help") != words.end()) {
       out << kUsage;
       return kPassed;
     }
-    const Options options = parse_options(words);
+    options = parse_options(words);
     const Report report = replay(options);
-    out << (options.json ? to_json(report) : to_text(report));
+    out << (options.json ? to_json(options, report) : to_text(report));
     return report.passed() ? kPassed : kFailed;
   } catch (const Error& error) {
-    err << "jumpout-replay: " << error.what() << "\n";
-    return error.code();
+    return end(options, error, out, err);
   } catch (const std::bad_alloc&) {
-    err << "jumpout-replay: out of memory\n";
-    return kNotVerifiable;
+    return end(options, NotVerifiable("out of memory"), out, err);
   } catch (const std::exception& error) {  // of the file system
-    err << "jumpout-replay: " << one_line(error.what()) << "\n";
-    return kWrongUsage;
+    return end(options, UsageError(one_line(error.what())), out, err);
   }
 }
 

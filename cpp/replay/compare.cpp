@@ -72,12 +72,13 @@ Comparison compare(const Tensor& golden, const Tensor& got, const Tolerance& tol
       place = i;
     }
   }
+  result.error = error_at(golden, got, place);
   result.limit = allowed.limit[place];
   result.index = index_text(golden.shape, place);
   result.passed = result.share <= 1;
   if (!result.passed) {
-    result.problem = "at " + result.index + " it is off by" +
-                     format(" %.3g, allowed are %.3g", error_at(golden, got, place), result.limit);
+    result.problem =
+        "at " + result.index + " it is off by" + format(" %.3g, allowed are %.3g", result.error, result.limit);
   }
   return result;
 }

@@ -11,7 +11,8 @@ namespace replay {
 struct Comparison {
   double max_abs = 0;  // largest error, in the output's unit
   double max_rel = 0;  // largest error in units of the value's size
-  double limit = 0;    // at the value that is closest to its limit, or furthest beyond
+  double error = 0;    // at the value that is closest to its limit, or furthest beyond
+  double limit = 0;    // there
   double share = 0;    // of that limit
   std::string index;   // of that value, such as `[3,5]`
   bool passed = false;

@@ -78,7 +78,8 @@ std::vector<GoldenSet> read_golden(const fs::path& folder, const std::vector<Sig
                                    const std::vector<Signature>& outputs) {
   std::vector<GoldenSet> sets;
   for (const fs::path& set : find_sets(folder)) {
-    sets.push_back({set, read_all(set, "input", inputs), read_all(set, "output", outputs)});
+    sets.push_back({set, fs::canonical(set).filename().string(), read_all(set, "input", inputs),
+                    read_all(set, "output", outputs)});
   }
   return sets;
 }

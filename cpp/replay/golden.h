@@ -17,6 +17,7 @@ struct Signature {
 
 struct GoldenSet {
   std::filesystem::path folder;
+  std::string name;  // of the folder, such as `test_data_set_0`
   std::vector<Tensor> inputs, outputs;
 };
 

@@ -7,6 +7,18 @@
 
 namespace replay {
 
+namespace {
+
+std::string in_shell(const std::string& word) {
+  constexpr char kPlain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_";
+  if (!word.empty() && word.find_first_not_of(kPlain) == std::string::npos) return word;
+  std::string text = "'";
+  for (const char c : word) text += c == '\'' ? std::string("'\"'\"'") : std::string(1, c);
+  return text + "'";
+}
+
+}  // namespace
+
 const char kUsage[] =
     R"(usage: jumpout-replay MODEL.onnx [--data DIR] [--provider cpu|cuda] [--threads N] [--repeat N] [--dump DIR] [--json]
 
@@ -18,7 +30,7 @@ in the model's metadata.
   --threads N      threads for one request, default 1
   --repeat N       timed runs, default 20
   --dump DIR       write the outputs there as raw bytes, DIR/test_data_set_0/output_0.raw
-  --json           print JSON
+  --json           print the report as JSON, docs/report.schema.json
 
 exit codes: 0 passed, 1 a check failed, 2 wrong usage or an unusable file, 3 could not be verified here
 )";
@@ -68,6 +80,8 @@ int Arguments::number(const std::string& name, int otherwise, int most) const {
 Options parse_options(const std::vector<std::string>& words) {
   const Arguments arguments(words, {"--data", "--provider", "--threads", "--repeat", "--dump"}, {"--json"});
   Options options;
+  options.command = "jumpout-replay";
+  for (const std::string& word : words) options.command += " " + in_shell(word);
   options.model = arguments.model();
   options.data = arguments.text("--data", "");
   options.dump = arguments.text("--dump", "");
@@ -77,6 +91,8 @@ Options parse_options(const std::vector<std::string>& words) {
   options.json = arguments.has("--json");
   return options;
 }
+
+const char* option_name(Provider provider) { return provider == Provider::kCpu ? "cpu" : "cuda"; }
 
 Provider parse_provider(const std::string& name) {
   if (name == "cpu") return Provider::kCpu;

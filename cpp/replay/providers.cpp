@@ -73,26 +73,25 @@ std::vector<ExecutedNode> executed_nodes(const fs::path& profile) {
   return nodes;
 }
 
-std::map<std::string, int> by_provider(const std::vector<ExecutedNode>& nodes) {
-  std::map<std::string, int> counts;
-  for (const ExecutedNode& node : nodes) ++counts[node.provider];
-  return counts;
-}
-
-std::vector<std::string> misplaced(const std::vector<ExecutedNode>& nodes, Provider provider) {
-  std::vector<std::string> problems;
-  size_t there = 0, elsewhere = 0;
+Placement place(const std::vector<ExecutedNode>& nodes, Provider provider) {
+  Placement placement;
+  size_t there = 0;
   for (const ExecutedNode& node : nodes) {
+    ++placement.nodes[node.provider];
     if (node.provider == provider_name(provider)) {
       ++there;
-    } else if (!node.only_shapes && ++elsewhere <= kMostNamed) {
-      problems.push_back("node `" + one_line(node.name) + "` (" + one_line(node.operation) + ") ran on " +
-                         one_line(node.provider));
+    } else if (node.only_shapes) {
+      ++placement.shapes;
+    } else if (++placement.elsewhere <= kMostNamed) {
+      placement.problems.push_back("node `" + one_line(node.name) + "` (" + one_line(node.operation) + ") ran on " +
+                                   one_line(node.provider));
     }
   }
-  if (elsewhere > kMostNamed) problems.push_back(std::to_string(elsewhere - kMostNamed) + " more nodes did too");
-  if (!there && provider == Provider::kCuda) problems.push_back("no node ran on the GPU");
-  return problems;
+  if (placement.elsewhere > kMostNamed) {
+    placement.problems.push_back(std::to_string(placement.elsewhere - kMostNamed) + " more nodes did too");
+  }
+  if (!there && provider == Provider::kCuda) placement.problems.push_back("no node ran on the GPU");
+  return placement;
 }
 
 }  // namespace replay

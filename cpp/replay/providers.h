@@ -34,10 +34,14 @@ struct ExecutedNode {
 // The executed nodes in their order. The file has one event per line.
 std::vector<ExecutedNode> executed_nodes(const std::filesystem::path& profile);
 
-// Number of executed nodes by execution provider.
-std::map<std::string, int> by_provider(const std::vector<ExecutedNode>& nodes);
+// Where the nodes ran that were executed.
+struct Placement {
+  std::map<std::string, int> nodes;   // how many, by execution provider
+  size_t shapes = 0;                  // of those, on the CPU on purpose
+  size_t elsewhere = 0;               // of those, on another provider than the one asked for without such a reason
+  std::vector<std::string> problems;  // the nodes elsewhere, or that there is none on a GPU
+};
 
-// What is wrong with them: nodes on another provider than the one asked for, or none on a GPU.
-std::vector<std::string> misplaced(const std::vector<ExecutedNode>& nodes, Provider provider);
+Placement place(const std::vector<ExecutedNode>& nodes, Provider provider);
 
 }  // namespace replay

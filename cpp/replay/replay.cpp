@@ -6,7 +6,6 @@
 
 #include "errors.h"
 #include "golden.h"
-#include "providers.h"
 #include "session.h"
 #include "tolerance.h"
 #include "wire.h"
@@ -43,10 +42,10 @@ bool same_bits(const std::vector<Tensor>& one, const std::vector<Tensor>& two) {
                     [](const Tensor& a, const Tensor& b) { return a.shape == b.shape && a.bytes == b.bytes; });
 }
 
-void dump(const fs::path& folder, const fs::path& set, const std::vector<Tensor>& outputs) {
-  fs::create_directories(folder / set.filename());
+void dump(const fs::path& folder, const std::string& set, const std::vector<Tensor>& outputs) {
+  fs::create_directories(folder / set);
   for (size_t i = 0; i < outputs.size(); ++i) {
-    const fs::path file = folder / set.filename() / ("output_" + std::to_string(i) + ".raw");
+    const fs::path file = folder / set / ("output_" + std::to_string(i) + ".raw");
     std::ofstream stream(file, std::ios::binary);
     const auto& bytes = outputs[i].bytes;
     if (!stream.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()))) {
@@ -57,8 +56,13 @@ void dump(const fs::path& folder, const fs::path& set, const std::vector<Tensor>
 
 }  // namespace
 
+std::vector<std::string> Report::problems() const {
+  if (placement.problems.empty() && !differing.empty()) return {differing};
+  return placement.problems;
+}
+
 bool Report::passed() const {
-  return problems.empty() && !outputs.empty() &&
+  return placement.problems.empty() && differing.empty() && !outputs.empty() &&
          std::all_of(outputs.begin(), outputs.end(), [](const OutputReport& o) { return o.comparison.passed; });
 }
 
@@ -66,7 +70,8 @@ Report replay(const Options& options) {
   Report report;
   report.model = options.model;
   report.library = library_version();
-  report.provider = options.provider == Provider::kCpu ? "cpu" : "cuda";
+  report.provider = option_name(options.provider);
+  report.must_repeat = options.provider == Provider::kCpu;  // a GPU may add in another order each time
   report.threads = options.threads;
   report.repeats = options.repeat;
 
@@ -83,26 +88,25 @@ Report replay(const Options& options) {
   for (const GoldenSet& set : sets) {
     const std::vector<Tensor> outputs = session.run(set.inputs);
     if (report.outputs.empty()) {
-      const std::vector<ExecutedNode> nodes = executed_nodes(session.end_profile());
-      report.nodes = by_provider(nodes);
-      report.problems = misplaced(nodes, options.provider);
+      report.placement = place(executed_nodes(session.end_profile()), options.provider);
     }
     for (size_t i = 0; i < outputs.size(); ++i) {
-      const std::string file = (set.folder / ("output_" + std::to_string(i) + ".pb")).string();
+      const std::string number = "output_" + std::to_string(i), file = (set.folder / (number + ".pb")).string();
       try {
-        report.outputs.push_back({file, outputs[i].name, describe(outputs[i].dtype, outputs[i].shape),
+        report.outputs.push_back({file, set.name + "/" + number, outputs[i].name,
+                                  describe(outputs[i].dtype, outputs[i].shape),
                                   compare(set.outputs[i], outputs[i], tolerances[i])});
       } catch (const FormatError& error) {
         throw UsageError(file + ": " + one_line(error.what()));
       }
     }
-    if (!options.dump.empty()) dump(options.dump, set.folder, outputs);
+    if (!options.dump.empty()) dump(options.dump, set.name, outputs);
     for (int run = 0; run < options.repeat; ++run) {
       const auto start = std::chrono::steady_clock::now();
       const std::vector<Tensor> again = session.run(set.inputs);
       times.push_back(milliseconds(std::chrono::steady_clock::now() - start));
-      if (options.provider == Provider::kCpu && !same_bits(outputs, again) && report.problems.empty()) {
-        report.problems.push_back("two runs on " + set.folder.string() + " differ");
+      if (report.must_repeat && report.differing.empty() && !same_bits(outputs, again)) {
+        report.differing = "two runs on " + set.folder.string() + " differ";
       }
     }
   }

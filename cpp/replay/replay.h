@@ -1,17 +1,18 @@
 // The proof: the model runs on its golden inputs, where it was asked to, and its outputs are within their tolerance.
 #pragma once
 
-#include <map>
 #include <string>
 #include <vector>
 
 #include "compare.h"
 #include "options.h"
+#include "providers.h"
 
 namespace replay {
 
 struct OutputReport {
-  std::string file;  // of the golden values
+  std::string file;   // of the golden values
+  std::string place;  // of that file, such as `test_data_set_0/output_0`
   std::string name;
   std::string kind;  // such as `float32[8,10]`
   Comparison comparison;
@@ -20,10 +21,12 @@ struct OutputReport {
 struct Report {
   std::string model, library, provider;
   int threads = 1, repeats = 1;
-  std::map<std::string, int> nodes;  // executed, by execution provider
+  Placement placement;
   std::vector<OutputReport> outputs;
-  double latency_ms = 0;              // of one golden data set, the median of all runs
-  std::vector<std::string> problems;  // beyond those of the outputs
+  double latency_ms = 0;                      // of one golden data set, the median of all runs
+  bool must_repeat = true;                    // all runs must have the same bits
+  std::string differing;                      // where they do not; empty if they do
+  std::vector<std::string> problems() const;  // beyond those of the outputs
   bool passed() const;
 };
 

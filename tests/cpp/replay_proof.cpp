@@ -6,9 +6,7 @@
 
 int main(int argc, char** argv) {
   if (argc != 3) return 2;
-  const auto nodes = replay::executed_nodes(argv[1]);
-  for (const auto& [name, count] : replay::by_provider(nodes)) std::cout << count << " on " << name << "\n";
-  for (const std::string& problem : replay::misplaced(nodes, replay::parse_provider(argv[2]))) {
-    std::cout << "problem: " << problem << "\n";
-  }
+  const auto placement = replay::place(replay::executed_nodes(argv[1]), replay::parse_provider(argv[2]));
+  for (const auto& [name, count] : placement.nodes) std::cout << count << " on " << name << "\n";
+  for (const std::string& problem : placement.problems) std::cout << "problem: " << problem << "\n";
 }

@@ -1,6 +1,5 @@
 """The C++ programs, exports to replay, and models and golden data made by hand."""
 
-import json
 import os
 import re
 import shutil
@@ -18,8 +17,21 @@ from torch import nn
 
 from jumpout_export.cli import demo
 from jumpout_export.export.publish import export_onnx
+from jumpout_export.report import VerifyReport
 
 EXACT = "cap=0 median=0 sizes=0 limits=0"
+
+
+class Output:
+    """What a check says of one output; `index`, `max_abs` and `max_rel` are None where nothing could be measured."""
+
+    def __init__(self, check):
+        self.verdict, self.measured, self.limit = check.verdict, check.measured, check.limit
+        match = re.fullmatch(
+            r"output `(.*)` (\w+\[[\d,]*\])(?:: (.*)|, index (\S+); max abs (\S+), max rel (\S+))", check.note
+        )
+        self.name, self.kind, self.problem, self.index, *errors = match.groups()
+        self.max_abs, self.max_rel = (error and float(error) for error in errors)
 
 
 class Replay:
@@ -38,11 +50,17 @@ class Replay:
         return self.run(self.program, *arguments, **settings)
 
     def report_of(self, model, *arguments):
+        """The report, read with the package's own reader."""
         done = self(model, "--json", *arguments)
         assert done.stderr == ""
-        report = json.loads(done.stdout)
-        assert report["passed"] is (done.returncode == 0)
+        report = VerifyReport.model_validate_json(done.stdout)
+        assert report.passed is (done.returncode == 0)
         return report
+
+    def outputs_of(self, model, *arguments):
+        """What the report says of each output."""
+        checks = self.report_of(model, *arguments).checks
+        return [Output(check) for check in checks if check.name.endswith("/worst error")]
 
     def refused(self, code, match, *arguments, program=program, **settings):
         """No verdict: one line on stderr, nothing on stdout."""

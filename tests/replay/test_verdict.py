@@ -38,15 +38,16 @@ def test_every_node_is_counted_where_it_ran(replay, digits, tmp_path):
     session.run(None, {"input": np.zeros((8, 1, 8, 8), np.float32)})
     events = json.loads(Path(session.end_profiling()).read_text())
     nodes = sum(event["cat"] == "Node" for event in events)
-    assert replay.report_of(digits / "model.onnx")["nodes"] == {"CPUExecutionProvider": nodes}
+    (check,) = [check for check in replay.report_of(digits / "model.onnx").checks if check.name == "cpu/all/nodes"]
+    assert (check.verdict, check.note) == ("pass", f"nodes that ran: {nodes} on CPUExecutionProvider")
     assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("jumpout-replay-*/*.json"))
 
 
 def test_outputs_of_every_dtype_pass(replay, mixed):
-    report = replay.report_of(mixed / "model.onnx")
+    outputs = replay.outputs_of(mixed / "model.onnx")
     kinds = ["float32[6,5]", "int64[6]", "bool[6]", "float16[6,3]", "int32[6]", "uint8[6]"]
-    assert [output["kind"] for output in report["outputs"]] == kinds
-    assert [output["verdict"] for output in report["outputs"]] == ["pass"] * 6
+    assert [output.kind for output in outputs] == kinds
+    assert [output.verdict for output in outputs] == ["pass"] * 6
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -62,7 +63,7 @@ def test_outputs_have_the_bits_that_python_gets(replay, request, tmp_path, name,
     data = folder / "test_data_set_0"
     inputs = [numpy_helper.to_array(onnx.load_tensor(data / f"input_{i}.pb")) for i in range(len(session.get_inputs()))]
     expected = session.run(None, {node.name: value for node, value in zip(session.get_inputs(), inputs, strict=True)})
-    assert replay.report_of(folder / "model.onnx", "--threads", threads, "--dump", tmp_path)["passed"]
+    assert replay.report_of(folder / "model.onnx", "--threads", threads, "--dump", tmp_path).passed
     for index, value in enumerate(expected):
         assert (tmp_path / "test_data_set_0" / f"output_{index}.raw").read_bytes() == value.tobytes()
 
@@ -101,7 +102,7 @@ def test_limits_are_those_of_the_python_side(replay, tmp_path, exact):
         replay.from_array(golden.numpy()),
         tolerance_line([Expected("y", own, exact)], has_reference=True),
     )
-    (output,) = replay.report_of(model)["outputs"]
+    (output,) = replay.outputs_of(model)
 
     scale = Scale()
     scale.add(Expected("y", own, exact))
@@ -109,10 +110,11 @@ def test_limits_are_those_of_the_python_side(replay, tmp_path, exact):
     limits = torch.minimum(limits, ceiling(torch.float32) * scale.coarse)
     errors = (in_channels(got).double() - in_channels(golden).double()).abs()
     # The metadata holds four digits.
-    assert output["share"] == pytest.approx(relative(errors, limits).max().item(), rel=2e-3)
-    assert output["max_rel"] == pytest.approx(relative(errors, scale.size).max().item(), rel=2e-3)
-    assert output["max_abs"] == pytest.approx(errors.max().item())
-    assert output["verdict"] == ("pass" if output["share"] <= 1 else "fail")
+    share = output.measured / output.limit
+    assert share == pytest.approx(relative(errors, limits).max().item(), rel=2e-3)
+    assert output.max_rel == pytest.approx(relative(errors, scale.size).max().item(), rel=2e-3)
+    assert output.max_abs == pytest.approx(errors.max().item())
+    assert output.verdict == ("pass" if share <= 1 else "fail")
 
 
 NUMBERS = ["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64"]
@@ -131,17 +133,15 @@ def test_every_dtype_is_read_and_a_change_is_found(replay, tmp_path, dtype, type
     )
     assert golden.HasField("raw_data") is not typed
     tolerance = "cap=1 median=1 sizes=1,1,1 limits=1e-4,1e-4,1e-4"
-    assert (
-        replay.report_of(replay.crafted(tmp_path, replay.from_array(values), golden, tolerance))["outputs"][0][
-            "max_abs"
-        ]
-        == 0
-    )
+    (output,) = replay.outputs_of(replay.crafted(tmp_path, replay.from_array(values), golden, tolerance))
+    assert output.max_abs == 0
     other = values.copy()
     other[1, 2] = not values[1, 2] if dtype == "bool" else values[1, 2] + 1
-    (output,) = replay.report_of(replay.crafted(tmp_path, replay.from_array(other), golden, tolerance))["outputs"]
-    assert (output["verdict"], output["index"], output["max_abs"]) == ("fail", "[1,2]", 1)
-    assert "at [1,2] it is off by 1, allowed are " in output["problem"]
+    model = replay.crafted(tmp_path, replay.from_array(other), golden, tolerance)
+    (output,) = replay.outputs_of(model)
+    assert (output.verdict, output.index, output.max_abs, output.measured) == ("fail", "[1,2]", 1, 1)
+    assert output.limit < 1
+    assert "at [1,2] it is off by 1, allowed are " in replay(model).stdout
 
 
 def flip(file, bit):
@@ -170,8 +170,8 @@ def test_one_changed_bit_of_a_golden_output_is_found(replay, broken, output, nam
 
 def test_a_change_within_tolerance_passes(replay, broken):
     flip(broken / "test_data_set_0" / "output_0.pb", 0)
-    (logits, *_) = replay.report_of(broken / "model.onnx")["outputs"]
-    assert logits["verdict"] == "pass"
+    (logits, *_) = replay.outputs_of(broken / "model.onnx")
+    assert logits.verdict == "pass"
 
 
 @pytest.mark.parametrize("number", [0, -1], ids=["first layer", "last layer"])
@@ -193,18 +193,18 @@ def test_a_value_that_is_not_finite_fails_even_where_it_is_golden(replay, tmp_pa
     good, bad = np.ones((2, 2), "f4"), np.array([[1, value], [1, 1]], "f4")
     tolerance = "cap=1e9 median=1 sizes=1,1 limits=1e9,1e9"
     for got, golden, problem in ((bad, good, "1 values are NaN or infinite, 0 golden"), (bad, bad, "1 golden")):
-        (output,) = replay.report_of(
+        (output,) = replay.outputs_of(
             replay.crafted(tmp_path, replay.from_array(got), replay.from_array(golden), tolerance)
-        )["outputs"]
-        assert output["verdict"] == "fail"
-        assert output["problem"].endswith(problem)
+        )
+        assert output.verdict == "fail"
+        assert output.problem.endswith(problem)
 
 
 def test_another_number_of_images_fails(replay, broken):
     file = broken / "test_data_set_0" / "output_0.pb"
     replay.write_tensor(file, numpy_helper.from_array(np.zeros((5, 5), "f4"), "logits"))
-    (logits, *_) = replay.report_of(broken / "model.onnx")["outputs"]
-    assert (logits["verdict"], logits["problem"]) == ("fail", "it is float32[6,5], golden is float32[5,5]")
+    (logits, *_) = replay.outputs_of(broken / "model.onnx")
+    assert (logits.verdict, logits.problem) == ("fail", "it is float32[6,5], golden is float32[5,5]")
     assert re.search(r"`logits` float32\[6,5\], FAIL: it is", replay(broken / "model.onnx").stdout)
 
 
@@ -212,15 +212,16 @@ def test_comparing_nothing_fails(replay, broken):
     for file in (broken / "test_data_set_0").iterdir():
         tensor = onnx.load_tensor(file)
         replay.write_tensor(file, numpy_helper.from_array(numpy_helper.to_array(tensor)[:0], tensor.name))
-    problems = {output["problem"] for output in replay.report_of(broken / "model.onnx")["outputs"]}
+    problems = {output.problem for output in replay.outputs_of(broken / "model.onnx")}
     assert problems == {"nothing was compared: it has no values"}
 
 
 def test_a_model_that_answers_differently_each_time_fails(replay, tmp_path):
     model = replay.crafted_random(tmp_path)
-    report = replay.report_of(model, "--repeat", 2)
-    assert report["outputs"][0]["verdict"] == "pass"  # the tolerance is that wide
-    assert report["problems"] == [f"two runs on {tmp_path}/test_data_set_0 differ"]
+    _, repeatable, output = replay.report_of(model, "--repeat", 2).checks
+    assert output.verdict == "pass"  # the tolerance is that wide
+    assert (repeatable.name, repeatable.verdict) == ("cpu/all/repeatable", "fail")
+    assert repeatable.note == f"two runs on {tmp_path}/test_data_set_0 differ"
     assert replay(model).stdout.endswith("FAIL: 0 of 1 output beyond tolerance, 1 other problem\n")
 
 
