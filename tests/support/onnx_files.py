@@ -43,3 +43,12 @@ def saved(model: onnx.ModelProto | str, path: Path) -> Path:
     """Writes a model, or what a text describes, to `path`, and returns the path."""
     path.write_bytes((parsed(model) if isinstance(model, str) else model).SerializeToString())
     return path
+
+
+def shapes(path: Path) -> dict[str, list]:
+    """The declared shape of each input and output of a file, names of axes included."""
+    graph = onnx.load(path, load_external_data=False).graph
+    return {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
