@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from jumpout_export.errors import ConversionError
 from jumpout_export.export.size_guards import check_sizes, traced_programs
+from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.axes import BATCH, Axes, choose_axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.operations import no_fast_path
@@ -30,7 +31,6 @@ from jumpout_export.model.signature import fresh, input_names, only_tensors, out
 from jumpout_export.onnxfile.data import tie_data
 from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, load_onnx
 from jumpout_export.onnxfile.walk import ABSOLUTE_PATH, default_opset, messages
-from jumpout_export.program.network import program_facts
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def convert(
     traced = rows(batch, range(2), axes.batched) if axes.size is None and batch.size == 1 else batch
     names = input_names(folded, batch)
     _check_not_scripted(folded)
-    of_program = _check_program(folded, axes)
+    conditions = subject_of(folded).conditions(axes)
     # Without a gradient torch's transformer layers are one operation, which the converter does not know.
     with converter_log() as said, rng_restored(), torch.no_grad(), no_fast_path(), traced_programs() as programs:
         try:
@@ -142,7 +142,7 @@ def convert(
     tied = tie_data(model, data, path.name) if data.exists() else None
     path.write_bytes(model.SerializeToString(deterministic=True))
     _check_valid(path)
-    return Converted(wanted, (*said, *of_program, *restrictions), tied)
+    return Converted(wanted, (*said, *conditions, *restrictions), tied)
 
 
 class _OnlyTensors(nn.Module):
@@ -171,17 +171,6 @@ def _dynamic_shapes(model: nn.Module, batch: Batch, axes: Axes) -> Any:
     orders = [opened or None for opened in axes.opened()]
     args, kwargs = pytree.tree_unflatten(orders, pytree.tree_structure((batch.args, batch.kwargs)))
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
-
-
-def _check_program(folded: nn.Module, axes: Axes) -> list[str]:
-    """Refuses what an exported program took for granted about open axes: a second trace of it does not see that."""
-    facts = program_facts(folded)
-    if facts is None:
-        return []
-    limit, condition = facts.sizes.restricted(axes.further)
-    if problem := (facts.sizes.fixed_batch() if axes.size is None else "") or limit:
-        raise ConversionError(problem)
-    return [condition] if condition and any(axes.opened()) else []
 
 
 def _check_not_scripted(model: nn.Module) -> None:

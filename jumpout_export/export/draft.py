@@ -10,6 +10,7 @@ from torch import nn
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.golden import Golden, compute_golden
+from jumpout_export.fold.network.subject import Subject
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.data import describe_data
@@ -50,14 +51,9 @@ class Draft:
         self.checks += checks
         self.notes += notes
 
-    def refuse(self, error: NotFoldableError, is_program: bool) -> None:
-        """Adds the failed check of a model that has no deterministic eval network.
-
-        Args:
-            error: why.
-            is_program: whether it is an exported program, in which no noise can be allowed.
-        """
-        can_be_allowed = error.check == "randomness" and error.modules and not is_program
+    def refuse(self, error: NotFoldableError, subject: Subject) -> None:
+        """Adds the failed check of a model that has no deterministic eval network, and how to allow the noise."""
+        can_be_allowed = error.check == "randomness" and error.modules and subject.can_allow
         hint = _how_to_allow(error.modules) if can_be_allowed else ""
         self.add([Check(name=error.check, verdict="fail", note=f"{error}{hint}")])
 

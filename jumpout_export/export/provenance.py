@@ -9,17 +9,16 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from jumpout_export.budget import describe_budget
+from jumpout_export.fold.network.subject import Subject, subject_of
 from jumpout_export.onnxfile.metadata import PREFIX, TOLERANCE, describe_layers
-from jumpout_export.program.network import program_batchnorms
-from jumpout_export.report import BatchNormReport, FoldedLayer
+from jumpout_export.report import BatchNormLayer, BatchNormReport, FoldedLayer
 from jumpout_export.text import count, joined
 
 
 def provenance(
-    model: nn.Module,
+    model: nn.Module | Subject,
     layers: Iterable[FoldedLayer],
     batchnorm: BatchNormReport | None,
     dtype: torch.dtype | None = None,
@@ -35,17 +34,18 @@ def provenance(
     Raises:
         ValueError: if `batchnorm` has layers that the model has not.
     """
+    subject = subject_of(model)
     if batchnorm is not None:
-        _refuse_other_model(model, batchnorm)
+        _refuse_other_model(subject, batchnorm)
     facts = {
         "version": _version("jumpout-export"),
         "torch": torch.__version__,
         **{name: _version(name) for name in ("onnx", "onnxscript")},
         "onnxruntime": _onnxruntime_version(),
-        "weights_sha256": weights_sha256(model),
+        "weights_sha256": weights_sha256(subject.module),
         "folded": describe_layers(layers),
         "batchnorm": _batchnorm_line(batchnorm),
-        "tolerance": describe_budget(dtype or _own_dtype(model)),
+        "tolerance": describe_budget(dtype or _own_dtype(subject.module)),
     }
     return {f"{PREFIX}{name}": facts[name] for name in sorted(facts)}
 
@@ -80,26 +80,23 @@ def _batchnorm_line(report: BatchNormReport | None) -> str:
     return f"{report.verdict}, largest W {worst:.4f} over {count(report.images, 'image')}{origin}"
 
 
-def _refuse_other_model(model: nn.Module, report: BatchNormReport) -> None:
-    """A report may leave layers out, those that were not reached; an exported program names its layers differently."""
-    if program_batchnorms(model):
+def _refuse_other_model(subject: Subject, report: BatchNormReport) -> None:
+    """A report may leave layers out, those that were not reached."""
+    there = subject.channels()
+    if there is None:
         return
-    there = {name: module.num_features for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
-    # The wrappers of torch.compile and of parallel training are part of a path.
-    known = {_unwrapped(name): channels for name, channels in there.items()}
-    wrong = [
-        layer.name
-        for layer in report.layers
-        if _unwrapped(layer.name) not in known or layer.channels not in (0, known[_unwrapped(layer.name)])
-    ]
+    wrong = [layer for layer in report.layers if not _is_there(layer, there)]
     if wrong:
         has = joined([f"`{layer.name}` ({layer.channels or '?'} channels)" for layer in report.layers])
         own = joined([f"`{name}` ({channels} channels)" for name, channels in there.items()]) or "none"
         raise ValueError(f"the BatchNorm report is of another model: it has layers {has}; the model has {own}")
 
 
-def _unwrapped(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "module"))
+def _is_there(layer: BatchNormLayer, there: Mapping[str, int]) -> bool:
+    """Whether the model has such a layer; the report may be one of a wrapped model, by its paths with the wrapper."""
+    plain = ".".join(part for part in layer.name.split(".") if part not in ("_orig_mod", "module"))
+    name = layer.name if layer.name in there else plain
+    return name in there and layer.channels in (0, there[name])
 
 
 def _onnxruntime_version() -> str:

@@ -21,14 +21,14 @@ from jumpout_export.export.provenance import provenance, with_tolerance
 from jumpout_export.export.replace import replace_export
 from jumpout_export.extras import require_onnx
 from jumpout_export.fold.network.audit import audit_model
-from jumpout_export.fold.network.folded import STATE_PASSED, fold, unwrap
+from jumpout_export.fold.network.folded import STATE_PASSED, fold
 from jumpout_export.fold.network.half import check_dtype, half_batch, half_copy
+from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.axes import choose_axes
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all, onnx_batch
 from jumpout_export.onnxfile.load import DEFAULT_OPSET, load_onnx
 from jumpout_export.onnxfile.metadata import DTYPE, RANDOM
-from jumpout_export.program.network import fixed_batch, program_facts
 from jumpout_export.report import BatchNormReport, Check, ExportReport, not_run
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.runtime.session import check_providers, newest_opset
@@ -109,32 +109,30 @@ def export_onnx(
     """
     target, golden_folder = check_arguments(path, golden, opset, dtype)
     providers = check_providers(providers)
-    model = unwrap(model)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module or torch.export.ExportedProgram, got {type(model).__name__}")
+    subject = subject_of(model)
     allow = (allow,) if isinstance(allow, str) else tuple(allow)
-    batch = onnx_batch(example, model)
-    batches = iter([batch]) if calibration is None else first_and_all(calibration, model, "calibration")[1]
+    batch = onnx_batch(example, subject.module)
+    batches = iter([batch]) if calibration is None else first_and_all(calibration, subject.module, "calibration")[1]
 
     draft = Draft(target, batchnorm)
     _tell(progress, "audit", 0)
-    audit = audit_model(model)
+    audit = audit_model(subject)
     draft.add(audit.checks, audit.notes)
     if draft.failed:
         return draft.report(not_run(providers, "the model failed the audit"))
     _tell(progress, "fold", 1)
     try:
-        folded = fold(model, batch, allow=allow)
+        folded = fold(subject, batch, allow=allow)
     except NotFoldableError as error:
-        draft.refuse(error, is_program=program_facts(model) is not None)
+        draft.refuse(error, subject)
         return draft.report(not_run(providers, "the model has no deterministic eval network"))
     draft.add([STATE_PASSED], folded.notes)
     draft.folded = folded.layers
-    draft.metadata = provenance(model, folded.layers, batchnorm, dtype)
+    draft.metadata = provenance(subject, folded.layers, batchnorm, dtype)
     network, original = folded.model.cpu(), folded.original.cpu()
     if golden_folder and is_random(original, batch, allow):
         raise ValueError(no_golden(allow))
-    if dynamic_batch and (fixed := fixed_batch(model)):
+    if dynamic_batch and (fixed := subject.fixed_batch()):
         draft.add([Check(name="convert", verdict="fail", note=fixed)])
         return draft.report(not_run(providers, "the model was not converted"))
     axes = choose_axes(network, batch, dynamic_batch, dynamic_axes)

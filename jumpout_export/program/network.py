@@ -116,17 +116,9 @@ def program_facts(model: nn.Module) -> ProgramFacts | None:
     return facts if isinstance(facts, ProgramFacts) else None
 
 
-def fixed_batch(model: nn.Module) -> str:
-    """Returns why an exported program cannot be exported with an open batch size; empty if it can, or for a module."""
-    facts = program_facts(model)
-    return facts.sizes.fixed_batch() if facts else ""
-
-
-def program_batchnorms(model: nn.Module) -> list[tuple[str, BatchNormNode]]:
-    """Returns the batch normalisations of a program by the path of their layer; none for any other module."""
+def program_batchnorms(model: ProgramNetwork) -> list[tuple[str, BatchNormNode]]:
+    """Returns the batch normalisations of a program by the path of their layer."""
     found: list[tuple[str, BatchNormNode]] = []
-    if not isinstance(model, ProgramNetwork):
-        return found
     for graph in _graphs(model):
         for node in graph.nodes:
             if node.op == "call_function" and isinstance(node.target, OpOverload) and _normalises(node):

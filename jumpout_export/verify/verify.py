@@ -13,8 +13,9 @@ from torch.export import ExportedProgram
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.extras import require_onnx
 from jumpout_export.fold.network.audit import audit_model
-from jumpout_export.fold.network.folded import STATE_PASSED, fold, unwrap
+from jumpout_export.fold.network.folded import STATE_PASSED, fold
 from jumpout_export.fold.network.half import half_copy, takes_half
+from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all
 from jumpout_export.onnxfile.data import sha256_of_all, unchanged_checks
@@ -75,15 +76,15 @@ def verify_onnx(
     path = Path(path)
     before = sha256_of_all(path.parent, [path.name])
     proto = load_onnx(path)
-    network: nn.Module = unwrap(model)
-    first, batches = first_and_all(inputs, network, "inputs")
-    audit = audit_model(network)
+    subject = subject_of(model)
+    first, batches = first_and_all(inputs, subject.module, "inputs")
+    audit = audit_model(subject)
     checks = [*inspect_file(path, proto), *audit.checks]
     data = usable_data(path, proto, checks)
     before |= sha256_of_all(path.parent, data)
     notes = [*audit.notes]
     try:
-        folded = fold(network, first)
+        folded = fold(subject, first)
     except NotFoldableError as error:
         checks.append(Check(name=error.check, verdict="fail", note=str(error)))
         result = not_run(providers, "the PyTorch model has no deterministic eval network")

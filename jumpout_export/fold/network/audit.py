@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.fold.network.locate import first_difference
+from jumpout_export.fold.network.subject import Subject, subject_of
 from jumpout_export.model.randomness import RandomCall, random_calls, repeated
-from jumpout_export.program.network import BatchNormNode, program_batchnorms
 from jumpout_export.report import Check, counted
 from jumpout_export.text import count, joined
 
@@ -28,28 +27,27 @@ class Audit:
     notes: tuple[str, ...]
 
 
-def audit_model(model: nn.Module) -> Audit:
+def audit_model(model: nn.Module | Subject) -> Audit:
     """Returns checks and notes on the modes, parameters and BatchNorm layers; only reads the model.
 
     Raises:
         ValueError: if a lazy layer has not seen data yet, so that it has no parameters to export.
     """
-    parameters = [(name, tensor) for name, tensor in model.named_parameters()]
+    subject = subject_of(model)
+    parameters = list(subject.module.named_parameters())
     for name, tensor in parameters:
         if isinstance(tensor, nn.UninitializedParameter):
             raise ValueError(f"parameter `{name}` belongs to a lazy layer that has not seen data; run one batch first")
     broken = [_non_finite(f"parameter `{name}`", tensor) for name, tensor in parameters]
-    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, _BatchNorm)]
-    nodes = program_batchnorms(model)
-    problems = [problem for path, layer in layers for problem in _batchnorm_problems(path, layer)]
-    problems += [problem for path, node in nodes for problem in _batchnorm_problems(path, node)]
-    sound, usable = count(len(parameters), "parameter"), count(len(layers) + len(nodes), "BatchNorm layer")
+    norms = subject.norms()
+    problems = [problem for path, norm in norms for problem in _norm_problems(path, norm)]
+    sound, usable = count(len(parameters), "parameter"), count(len(norms), "BatchNorm layer")
     checks = (
         counted("parameters", [text for text in broken if text], f"{sound}, all finite"),
         counted("batchnorm", problems, f"{usable}, all with usable statistics"),
     )
-    untrained = [f"`{path}`" for path, layer in layers if _never_trained(layer)]
-    notes = _mode_notes(model)
+    untrained = [f"`{path}`" for path, norm in norms if _never_trained(norm)]
+    notes = _mode_notes(subject.module)
     if untrained:
         notes.append(f"never trained, still the initial statistics (mean 0, variance 1): BatchNorm {joined(untrained)}")
     return Audit(checks, tuple(notes))
@@ -112,13 +110,14 @@ def _mode_notes(model: nn.Module) -> list[str]:
     return [f"in train mode: {names}; the eval network was taken"]
 
 
-def _batchnorm_problems(path: str, layer: _BatchNorm | BatchNormNode) -> list[str]:
+def _norm_problems(path: str, layer: Any) -> list[str]:
     if layer.running_mean is None or layer.running_var is None:
         why = "so its output depends on the batch it is served in; train it with track_running_stats=True"
         return [f"`{path}` has no running statistics, {why}"]
     found = [_non_finite(f"`{path}` running_mean", layer.running_mean)]
     found.append(_non_finite(f"`{path}` running_var", layer.running_var))
-    negative = int((layer.running_var + layer.eps <= 0).sum())
+    # A copy of FrozenBatchNorm2d may hold its eps in the forward alone.
+    negative = int((layer.running_var + getattr(layer, "eps", 1e-5) <= 0).sum())
     if negative:
         found.append(
             f"`{path}` running_var + eps is not positive in {negative} of {layer.running_var.numel()} channels"
@@ -126,10 +125,11 @@ def _batchnorm_problems(path: str, layer: _BatchNorm | BatchNormNode) -> list[st
     return [text for text in found if text]
 
 
-def _never_trained(layer: _BatchNorm) -> bool:
-    if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
+def _never_trained(layer: Any) -> bool:
+    tracked = getattr(layer, "num_batches_tracked", None)
+    if layer.running_mean is None or layer.running_var is None or tracked is None:
         return False
-    return bool(layer.num_batches_tracked == 0 and (layer.running_mean == 0).all() and (layer.running_var == 1).all())
+    return bool(tracked == 0 and (layer.running_mean == 0).all() and (layer.running_var == 1).all())
 
 
 def _non_finite(what: str, tensor: torch.Tensor) -> str:
