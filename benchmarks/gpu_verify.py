@@ -24,8 +24,7 @@ import torch
 from timing import alternate, machine
 from torch import Tensor, nn
 
-from jumpout_export import Jumpout, export_onnx
-from jumpout_export.cli import demo
+from jumpout_export import Jumpout, demo, export_onnx
 from jumpout_export.report import ExportReport
 from jumpout_export.runtime.placement import NAMES
 from jumpout_export.runtime.providers import CUDA_SETTINGS, explain_unusable

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from jumpout_export import Jumpout, check_batchnorm, recalibrate_batchnorm
-from jumpout_export.cli.demo import load_digits
+from jumpout_export.demo import load_digits
 from jumpout_export.loading import ImageFolder, read_image
 
 Batches = list[tuple[Tensor, Tensor]]

@@ -33,8 +33,7 @@ def export(folder: Path) -> Path:
     """Exports the demo's network, untrained: its speed does not depend on its weights."""
     import torch
 
-    from jumpout_export import export_onnx
-    from jumpout_export.cli import demo
+    from jumpout_export import demo, export_onnx
 
     torch.manual_seed(0)
     model = demo.network()

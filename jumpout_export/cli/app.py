@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from jumpout_export.cli import demo as demo_module
+from jumpout_export import demo as demo_module
 from jumpout_export.cli import info as cli_info
 from jumpout_export.cli import ranks as cli_ranks
 from jumpout_export.cli.batchnorm import check_before_export, check_bn, recalibrate_bn

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from jumpout_export.cli import demo
+from jumpout_export import demo
 from jumpout_export.errors import LoadError
 
 

@@ -247,7 +247,7 @@ def test_a_broken_link_is_found():
 
 
 def test_a_file_that_does_not_exist_is_found():
-    assert wrong_files("`cli.py`, `nn/init.py`, `nn/nothing.py` and `cpu_*.cpp`") == ["nn/nothing.py"]
+    assert wrong_files("`errors.py`, `nn/init.py`, `nn/nothing.py` and `cpu_*.cpp`") == ["nn/nothing.py"]
 
 
 @pytest.mark.parametrize(

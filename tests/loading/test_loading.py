@@ -173,7 +173,7 @@ def test_a_file_that_is_no_archive_and_one_that_unpacks_to_too_much_are_named(tm
     (tmp_path / "d.npz").write_bytes(b"no archive")
     with pytest.raises(LoadError, match="cannot be read as plain arrays"):
         load_data(str(tmp_path / "d.npz"))
-    monkeypatch.setattr("jumpout_export.loading._MAX_ARRAY_BYTES", 1 << 20)
+    monkeypatch.setattr("jumpout_export.loading.data._MAX_ARRAY_BYTES", 1 << 20)
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("inputs.npy", bytes(2 << 20))
     with pytest.raises(LoadError, match="unpacks to"):

@@ -60,8 +60,10 @@ ROOMS: dict[str, set[str]] = {
         *("verify", "verify/values", "verify/noise", "fold/network"),
         *GROUND,
     },
+    "demo": {"loading", "model", "nn", "batchnorm", "export", *GROUND},
     "cli": {
-        *("render", "ops", "model", "nn", "loading", "program", "runtime", "batchnorm", "verify", "export"),
+        "demo",
+        *("render", "ops", "model", "loading", "program", "runtime", "batchnorm", "verify", "export"),
         "fold/file",
         *GROUND,
     },

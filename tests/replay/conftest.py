@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from support.project import PROJECT
 from torch import nn
 
-from jumpout_export.cli import demo
+from jumpout_export import demo
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.report import VerifyReport
 
