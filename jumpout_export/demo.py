@@ -249,6 +249,6 @@ def _read(folder: ImageFolder, most: int, progress: Progress) -> tuple[Tensor, T
 def _model_file(images: Images) -> str:
     return (
         '"""The network of this demo run, as the command line names it: `model:network`."""\n\n'
-        "from jumpout_export.cli import demo\n\n\n"
+        "from jumpout_export import demo\n\n\n"
         f"def network():\n    return demo.network(channels={images.train.shape[1]}, classes={images.classes})\n"
     )
