@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from jumpout_export import Jumpout, demo, export_onnx
 from jumpout_export.report import ExportReport
-from jumpout_export.runtime.placement import NAMES
-from jumpout_export.runtime.providers import CUDA_SETTINGS, explain_unusable
+from jumpout_export.runtime.providers import PROVIDERS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = {"cuda": ROOT / "benchmarks/results/gpu-verify.json", "cpu": ROOT / "build/gpu-verify-cpu.json"}
@@ -77,12 +76,13 @@ def runner(file: Path, x: Tensor, classes: int) -> Callable[[], Tensor]:
     import numpy as np
     import onnxruntime
 
-    provider = NAMES[x.device.type]
-    settings = CUDA_SETTINGS if x.device.type == "cuda" else {}
+    provider = PROVIDERS[x.device.type]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would take the cores from PyTorch
-    session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)], enable_fallback=0)
+    session = onnxruntime.InferenceSession(
+        str(file), options, providers=[(provider.onnxruntime_name, dict(provider.settings))], enable_fallback=0
+    )
     y = torch.empty(len(x), classes, dtype=x.dtype, device=x.device)
     kind = np.float16 if x.dtype == torch.float16 else np.float32
     binding = session.io_binding()
@@ -184,7 +184,7 @@ def main() -> None:
         "--seconds", type=float, default=10, help="to spend on the times of one network, dtype and size"
     )
     options = parser.parse_args()
-    reason = explain_unusable(options.device)
+    reason = PROVIDERS[options.device].explain_unusable()
     if reason is None and options.device == "cuda" and not torch.cuda.is_available():
         reason = f"torch {torch.__version__} sees no CUDA device"
     if reason is not None:
@@ -198,7 +198,7 @@ def main() -> None:
     networks = {"demo": (demo.network(), torch.rand(64, 1, 8, 8)), "resnet18": (resnet18(), torch.rand(8, 3, 224, 224))}
     result = {
         "machine": {**machine(options.device), "onnxruntime": onnxruntime.__version__},
-        "settings": {"device": options.device, "seconds": options.seconds, **CUDA_SETTINGS},
+        "settings": {"device": options.device, "seconds": options.seconds, **PROVIDERS[options.device].settings},
         "networks": measure(networks, options.device, options.seconds),
     }
     file = RESULTS[options.device]

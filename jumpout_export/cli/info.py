@@ -9,8 +9,9 @@ import torch
 from jumpout_export import ops
 from jumpout_export.environment import environment
 from jumpout_export.runtime.cuda import driver_version
-from jumpout_export.runtime.providers import explain_installation, explain_unusable, installed_packages
-from jumpout_export.runtime.session import PROVIDERS
+from jumpout_export.runtime.installation import explain_installation, installed_packages
+from jumpout_export.runtime.provider import Provider
+from jumpout_export.runtime.providers import PROVIDERS
 
 
 def facts() -> dict[str, object]:
@@ -25,7 +26,7 @@ def facts() -> dict[str, object]:
         "torch CUDA": _torch_cuda(),
         "NVIDIA driver, CUDA": driver_version(),
         "ONNX Runtime": explain_installation() or ", ".join(packages) or "imported from a folder, not installed",
-        **{f"ONNX Runtime {provider}": _usable(provider) for provider in PROVIDERS},
+        **{f"ONNX Runtime {name}": _usable(provider) for name, provider in PROVIDERS.items()},
     }
 
 
@@ -40,6 +41,6 @@ def _torch_cuda() -> str:
     return f"{torch.version.cuda}, but no usable device{reasons}"
 
 
-def _usable(provider: str) -> str:
-    reason = explain_unusable(provider)
+def _usable(provider: Provider) -> str:
+    reason = provider.explain_unusable()
     return "usable, a convolution ran on it" if reason is None else f"unusable: {reason}"

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from jumpout_export.runtime.providers import provider_choices
+
 
 class Dtype(StrEnum):
     """The floating-point type of an exported network."""
@@ -36,7 +38,7 @@ InputShape = Annotated[
     list[str] | None,
     typer.Option(help="without --data: shape of random inputs, 1,3,32,32 or name:1,3,32,32; repeatable"),
 ]
-Providers = Annotated[str, typer.Option(help="ONNX Runtime providers to verify on: cpu, cuda or cpu,cuda")]
+Providers = Annotated[str, typer.Option(help=f"ONNX Runtime providers to verify on: {provider_choices()}")]
 Dynamic = Annotated[
     list[str] | None,
     typer.Option(

@@ -25,6 +25,7 @@ from jumpout_export.model.randomness import rng_restored
 from jumpout_export.program.file import load_program
 from jumpout_export.program.network import as_module
 from jumpout_export.report import BatchNormReport, ExportReport, PipelineReport, Report, VerifyReport
+from jumpout_export.runtime.providers import PROVIDERS, provider_choices
 from jumpout_export.signals import Interrupted
 
 PASSED, FAILED, WRONG_USAGE, NOT_VERIFIED = 0, 1, 2, 3
@@ -134,8 +135,8 @@ def parse_providers(text: str) -> tuple[str, ...]:
         LoadError: if one is unknown.
     """
     names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
-    if not names or set(names) - {"cpu", "cuda"}:
-        raise LoadError(f"--providers must be cpu, cuda or cpu,cuda, got {text!r}")
+    if not names or set(names) - PROVIDERS.keys():
+        raise LoadError(f"--providers must be {provider_choices()}, got {text!r}")
     return names
 
 

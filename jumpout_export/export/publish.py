@@ -31,7 +31,8 @@ from jumpout_export.onnxfile.load import DEFAULT_OPSET, load_onnx
 from jumpout_export.onnxfile.metadata import DTYPE, RANDOM
 from jumpout_export.report import BatchNormReport, Check, ExportReport, not_run
 from jumpout_export.runtime.loads import inspect_file
-from jumpout_export.runtime.session import check_providers, newest_opset
+from jumpout_export.runtime.providers import check_providers
+from jumpout_export.runtime.session import newest_opset
 from jumpout_export.verify.noise.on_purpose import excused, is_random, no_golden, random_on_purpose, verify_random
 from jumpout_export.verify.runner import run_providers
 from jumpout_export.verify.values.precision import PrecisionLoss

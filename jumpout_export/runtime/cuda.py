@@ -1,12 +1,15 @@
-"""Why ONNX Runtime cannot use CUDA here, from what the loader and the driver say: a library, the driver, or no GPU."""
+"""The CUDA provider, and why it cannot be used here, as loader and driver say: a library, the driver, or no GPU."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import re
 import sys
 from pathlib import Path
 
+from jumpout_export.runtime.provider import Provider
 from jumpout_export.text import first_line
 
 _DRIVER = "libcuda.so.1"
@@ -16,6 +19,31 @@ _MISSING = re.compile(r"(\S+\.so[.\d]*): cannot open shared object file")
 _FAILURE = re.compile(r"CUDA failure (\d+): .*?(?=\s*;|\s*$)", re.MULTILINE)
 _MEMORY = re.compile(r"Failed to allocate memory for requested buffer of size \d+")
 _TOO_OLD, _NO_DEVICE = 35, 100  # cudaErrorInsufficientDriver, cudaErrorNoDevice
+
+
+class Cuda(Provider):
+    """ONNX Runtime's CUDA provider."""
+
+    def explain_libraries(self) -> str | None:
+        """Returns that ONNX Runtime is too old, or which library it misses, and what helps."""
+        import onnxruntime
+
+        if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+            return (
+                f"onnxruntime {onnxruntime.__version__} cannot tell which nodes run on CUDA, 1.24 and later can: "
+                "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]'"
+            )
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it did not find
+            onnxruntime.preload_dlls()
+        return explain_libraries(self.install)
+
+    def explain_error(self, error: BaseException) -> str | None:
+        """Returns what an error of CUDA itself says about this machine."""
+        return explain_driver(error)
+
+    def explain_trial(self, problem: str) -> str:
+        """Returns that cuDNN is missing, where it is."""
+        return explain_cudnn(self.install) or problem
 
 
 def explain_libraries(install: str) -> str | None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from jumpout_export.onnxfile.static import can_be_opened, static_checks
 from jumpout_export.report import Check
-from jumpout_export.runtime.session import Runner
+from jumpout_export.runtime.providers import fallback
+from jumpout_export.runtime.session import open_session
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def _loads(path: Path) -> Check:
     import onnxruntime
 
     try:
-        Runner(path)
+        open_session(path, fallback().name, "off")
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base
         return Check(name=_NAME, verdict="fail", note=first_line(error))
     return Check(name=_NAME, verdict="pass", note=f"ONNX Runtime {onnxruntime.__version__} loads the file")

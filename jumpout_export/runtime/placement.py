@@ -4,47 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jumpout_export.report import Check
+from jumpout_export.runtime.provider import Placed
+from jumpout_export.runtime.providers import PROVIDERS, fallback
 from jumpout_export.text import joined
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
-
-NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# A session opened with this remembers which provider each node was assigned to; ONNX Runtime 1.24 and later.
-ASSIGNMENT_ENTRY = ("session.record_ep_graph_assignment_info", "1")
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A node of the graph that a session runs.
-
-    Attributes:
-        name: the node's name, may be empty; nodes of subgraphs are among them.
-        operator: its operator, for example `Conv`.
-        provider: ONNX Runtime's name of the execution provider, for example `CPUExecutionProvider`.
-    """
-
-    name: str
-    operator: str
-    provider: str
-
-    def __str__(self) -> str:
-        where = f" runs on {self.provider}"
-        return (f"`{self.name}` ({self.operator})" if self.name else f"a node without name ({self.operator})") + where
-
-
-def placed(session: Any) -> list[Placed]:
-    """Returns all nodes of an onnxruntime.InferenceSession that was opened with `ASSIGNMENT_ENTRY`."""
-    return [
-        Placed(node.name, node.op_type, part.ep_name)
-        for part in session.get_provider_graph_assignment_info()
-        for node in part.get_nodes()
-    ]
 
 
 def check_placement(label: str, provider: str, nodes: Iterable[Placed], path: Path) -> Check:
@@ -56,15 +25,15 @@ def check_placement(label: str, provider: str, nodes: Iterable[Placed], path: Pa
 
     Args:
         label: of the session, for example `cuda/all`; the check is `label/nodes`.
-        provider: `cpu` or `cuda`.
+        provider: its name, for example `cuda`.
         nodes: of the session.
         path: the file, for what its nodes read; opened only if a node is elsewhere.
     """
     nodes = list(nodes)
-    wanted = NAMES[provider]
+    wanted, cpu = PROVIDERS[provider].onnxruntime_name, fallback().onnxruntime_name
     away = [node for node in nodes if node.provider != wanted]
-    shapes = _shape_computations(path) if any(node.provider == NAMES["cpu"] for node in away) else frozenset()
-    allowed = [node for node in away if node.provider == NAMES["cpu"] and (node.name, node.operator) in shapes]
+    shapes = _shape_computations(path) if any(node.provider == cpu for node in away) else frozenset()
+    allowed = [node for node in away if node.provider == cpu and (node.name, node.operator) in shapes]
     wrong = [node for node in away if node not in allowed]
     note = f"{len(nodes) - len(away)} nodes run on {wanted}"
     if allowed:
@@ -76,12 +45,6 @@ def check_placement(label: str, provider: str, nodes: Iterable[Placed], path: Pa
     if not good and not wrong:
         note = f"no node runs on {wanted}"
     return Check(name=f"{label}/nodes", measured=len(wrong), limit=0, verdict="pass" if good else "fail", note=note)
-
-
-def elsewhere(session: Any, provider: str) -> list[str]:
-    """Returns, a phrase each, the nodes of a session that are not on `provider`, or that it has none."""
-    nodes = placed(session)
-    return [str(node) for node in nodes if node.provider != NAMES[provider]] or ([] if nodes else ["it has no node"])
 
 
 def _shape_computations(path: Path) -> frozenset[tuple[str, str]]:

@@ -21,7 +21,8 @@ from jumpout_export.onnxfile.data import copy_data
 from jumpout_export.onnxfile.load import inlined, load_onnx
 from jumpout_export.onnxfile.walk import Site, sites
 from jumpout_export.report import Check, counted
-from jumpout_export.runtime.limits import run_within_limits, within_memory
+from jumpout_export.runtime.providers import fallback
+from jumpout_export.runtime.session import open_session
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
@@ -110,24 +111,11 @@ class Branches:
 
     def _profiled(self, batch: Batch) -> set[str]:
         """The names of the nodes that run. A session of its own for each batch: a profile holds a million events."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_profiling = True
-        options.profile_file_prefix = str(self._where / "profile")
-        options.log_severity_level = 4
-        session = within_memory(
-            lambda: onnxruntime.InferenceSession(
-                str(self._where / _FILE), options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
-        )
-        names = [value.name for value in session.get_inputs()]
+        session = open_session(self._where / _FILE, fallback().name, "off", profile=str(self._where / "profile"))
         try:
-            feeds = {name: value.numpy(force=True) for name, value in zip(names, tensors(batch), strict=True)}
-            run_within_limits(session, [value.name for value in session.get_outputs()], feeds)
+            session(session.feeds(tensors(batch)))
         finally:
-            profile = Path(session.end_profiling())
+            profile = session.end_profile()
         seen, events = set(), 0
         with profile.open(encoding="utf-8") as lines:  # an event each; of a Loop there may be very many
             for line in lines:

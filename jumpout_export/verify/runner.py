@@ -16,7 +16,6 @@ from jumpout_export.model.randomness import same_bits
 from jumpout_export.model.samples import Sample, rows, samples
 from jumpout_export.model.signature import Output, tensors
 from jumpout_export.report import Check, ProviderReport, VerifyReport, counted
-from jumpout_export.runtime.cuda import explain_driver
 from jumpout_export.runtime.placement import check_placement
 from jumpout_export.runtime.session import LEVELS, Session, open_session
 from jumpout_export.text import first_line
@@ -110,9 +109,9 @@ class _Runner:
             except Exception as error:  # ONNX Runtime raises a dozen types without a common base
                 self._checks.append(Check(name=f"{label}/session", verdict="fail", note=first_line(error)))
                 continue
-            if provider != "cpu":
+            if not session.provider.is_fallback:
                 self._checks.append(check_placement(label, provider, session.nodes, path))
-            self.sessions.append((session, Comparison(label, provider == "cpu", self._scales)))
+            self.sessions.append((session, Comparison(label, session.provider.must_repeat, self._scales)))
 
     def axes(self, batch: Batch, known: Axes | None) -> Axes:
         """Returns the axes that the file leaves open."""
@@ -297,7 +296,7 @@ def _run_twice(session: Session, comparison: Comparison, sample: Sample, expecte
     try:
         first, second = session.run(values), session.run(values)
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base
-        reason = explain_driver(error) or first_line(error)
+        reason = session.provider.explain_error(error) or first_line(error)
         comparison.problems.append(f"{sample.group}: ONNX Runtime cannot run it: {reason}")
         return
     comparison.runs += 1

@@ -24,7 +24,7 @@ from jumpout_export.onnxfile.metadata import is_half_file
 from jumpout_export.onnxfile.static import can_be_run, usable_data
 from jumpout_export.report import Check, VerifyReport, not_run
 from jumpout_export.runtime.loads import inspect_file
-from jumpout_export.runtime.session import check_providers
+from jumpout_export.runtime.providers import check_providers
 from jumpout_export.verify.runner import run_providers
 from jumpout_export.verify.values.precision import PrecisionLoss
 

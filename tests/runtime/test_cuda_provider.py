@@ -16,7 +16,8 @@ import onnxruntime
 import pytest
 
 from jumpout_export.runtime.cuda import driver_version, explain_driver, explain_loader
-from jumpout_export.runtime.providers import INSTALL_CUDA, explain_installation, explain_unusable, installed_packages
+from jumpout_export.runtime.installation import INSTALL_CUDA, explain_installation, installed_packages
+from jumpout_export.runtime.providers import PROVIDERS
 
 ONNX_GPU = os.environ.get("JUMPOUT_ONNX_GPU_PYTHON", "")
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -115,11 +116,11 @@ def test_a_fault_of_the_file_is_none_of_the_machine(text):
 @pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has the CUDA provider")
 def test_the_cpu_package_is_named_with_what_replaces_it():
     version = onnxruntime.__version__
-    assert explain_unusable("cuda") == (
+    assert PROVIDERS["cuda"].explain_unusable() == (
         f"the installed onnxruntime {version} has no CUDAExecutionProvider; install one that has: "
         "pip uninstall onnxruntime && pip install 'jumpout-export[onnx-gpu]'"
     )
-    assert explain_unusable("cpu") is None
+    assert PROVIDERS["cpu"].explain_unusable() is None
     assert explain_installation() is None
     assert installed_packages() == {"onnxruntime": version}
 
@@ -143,8 +144,8 @@ def test_two_packages_in_one_place_are_found_and_mended(tmp_path):
     distribution(tmp_path, "onnxruntime", "1.31.1")
     distribution(tmp_path, "onnxruntime-gpu", "1.31.0")
     out = run_python(
-        "from jumpout_export.runtime.providers import *; print(explain_installation()); "
-        "print(explain_unusable('cuda'))",
+        "from jumpout_export.runtime.installation import explain_installation; print(explain_installation()); "
+        "from jumpout_export.runtime.providers import PROVIDERS; print(PROVIDERS['cuda'].explain_unusable())",
         tmp_path,
     )
     installation, cuda = out.splitlines()
@@ -161,7 +162,7 @@ def test_two_packages_in_one_place_are_found_and_mended(tmp_path):
 def test_a_package_that_another_folder_hides_does_not_count(tmp_path):
     (tmp_path / "onnxruntime").mkdir()
     distribution(tmp_path, "onnxruntime-gpu", "1.31.1")  # its folder has no __init__.py, so the import passes over it
-    out = run_python("from jumpout_export.runtime.providers import *; print(installed_packages())", tmp_path)
+    out = run_python("from jumpout_export.runtime.installation import *; print(installed_packages())", tmp_path)
     assert out == str(installed_packages())
 
 
@@ -182,7 +183,7 @@ def test_an_onnxruntime_that_cannot_be_imported_is_explained(tmp_path, content, 
             (tmp_path / "onnxruntime" / "__init__.py").write_text(content)
     # First everything that is needed, then a path on which the other onnxruntime is not.
     out = run_python(
-        "import json, sys; from jumpout_export import cli_info;"
+        "import json, sys; from jumpout_export.cli import info as cli_info;"
         f"sys.path = [{str(tmp_path)!r}, *(place for place in sys.path if 'site-packages' not in place)];"
         "print(json.dumps(cli_info.facts()))"
     )
@@ -223,7 +224,7 @@ needs_onnx_gpu = pytest.mark.skipif(not ONNX_GPU, reason="JUMPOUT_ONNX_GPU_PYTHO
 
 
 def real_facts(**environment):
-    code = "import json; from jumpout_export import cli_info; print(json.dumps(cli_info.facts()))"
+    code = "import json; from jumpout_export.cli import info as cli_info; print(json.dumps(cli_info.facts()))"
     return json.loads(run_python(code, python=ONNX_GPU, **environment))
 
 

@@ -13,9 +13,10 @@ from torch import nn
 from jumpout_export import export_onnx, verify_onnx
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.model.signature import onnx_batch
-from jumpout_export.runtime import session as session_module
-from jumpout_export.runtime.placement import ASSIGNMENT_ENTRY, NAMES, Placed, check_placement, elsewhere, placed
-from jumpout_export.runtime.session import check_providers, open_session
+from jumpout_export.runtime.placement import check_placement
+from jumpout_export.runtime.provider import ASSIGNMENT_ENTRY, Placed, Provider, placed
+from jumpout_export.runtime.providers import PROVIDERS, check_providers
+from jumpout_export.runtime.session import open_session
 from jumpout_export.verify.runner import run_providers
 
 IMAGES = torch.randn(9, 1, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -53,7 +54,7 @@ def save(path, nodes, inputs, outputs, initializers=()):
 
 
 def on(provider, *nodes):
-    return [Placed(name, operator, NAMES[provider]) for name, operator in nodes]
+    return [Placed(name, operator, PROVIDERS[provider].onnxruntime_name) for name, operator in nodes]
 
 
 def test_every_node_of_a_cpu_session_is_on_the_cpu(file):
@@ -64,7 +65,7 @@ def test_every_node_of_a_cpu_session_is_on_the_cpu(file):
     check = check_placement("cpu/off", "cpu", nodes, file)
     assert (check.name, check.verdict, check.measured) == ("cpu/off/nodes", "pass", 0)
     assert check.note == f"{len(nodes)} nodes run on CPUExecutionProvider"
-    assert elsewhere(session_of(file), "cpu") == []
+    assert PROVIDERS["cpu"].elsewhere(session_of(file)) == []
 
 
 def test_a_cpu_session_is_no_proof_for_cuda_and_its_nodes_are_named(file):
@@ -74,7 +75,7 @@ def test_a_cpu_session_is_no_proof_for_cuda_and_its_nodes_are_named(file):
     assert f"{len(nodes)} of {len(nodes)} nodes do not run on CUDAExecutionProvider" in check.note
     first = onnx.load(file).graph.node[0].name
     assert f"`{first}` (Conv) runs on CPUExecutionProvider" in check.note
-    assert elsewhere(session_of(file), "cuda")[0] == f"`{first}` (Conv) runs on CPUExecutionProvider"
+    assert PROVIDERS["cuda"].elsewhere(session_of(file))[0] == f"`{first}` (Conv) runs on CPUExecutionProvider"
 
 
 def test_nodes_of_subgraphs_and_without_a_name_are_named_too(tmp_path):
@@ -185,7 +186,7 @@ def test_a_value_of_an_inner_graph_that_hides_a_shape_is_no_shape(tmp_path):
 @pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available:UserWarning")
 def test_a_session_that_silently_runs_on_the_cpu_fails_for_cuda(file, network, monkeypatch):
     """ONNX Runtime opens a CPU session if CUDA is asked for and missing: here nothing warned before."""
-    monkeypatch.setattr(session_module, "explain_unusable", lambda provider: None)
+    monkeypatch.setattr(Provider, "explain_unusable", lambda provider: None)
     report = verify_onnx(file, network, IMAGES, ("cpu", "cuda"))
     assert {name: provider.verdict for name, provider in report.providers.items()} == {"cpu": "pass", "cuda": "fail"}
     assert "cuda/off/nodes: 4 of 4 nodes do not run on CUDAExecutionProvider" in report.providers["cuda"].reason
@@ -198,7 +199,7 @@ def test_a_session_that_silently_runs_on_the_cpu_fails_for_cuda(file, network, m
 @pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available:UserWarning")
 @pytest.mark.parametrize(("noise", "verdict"), [(1e-8, "pass"), (1e-3, "fail")], ids=["tiny", "large"])
 def test_runs_that_differ_on_a_gpu_are_reported_and_each_is_compared(tmp_path, monkeypatch, noise, verdict):
-    monkeypatch.setattr(session_module, "explain_unusable", lambda provider: None)
+    monkeypatch.setattr(Provider, "explain_unusable", lambda provider: None)
     nodes = [
         helper.make_node("RandomUniformLike", ["input"], ["r"], low=-noise, high=noise, name="noise"),
         helper.make_node("Add", ["input", "r"], ["output"], name="add"),

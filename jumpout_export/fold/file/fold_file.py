@@ -24,7 +24,8 @@ from jumpout_export.onnxfile.static import file_sha256
 from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, default_opset, tensors
 from jumpout_export.report import Check, CheckVerdict, ExportReport, FoldedLayer, counted
 from jumpout_export.runtime.loads import inspect_file
-from jumpout_export.runtime.session import Runner
+from jumpout_export.runtime.providers import fallback
+from jumpout_export.runtime.session import open_session
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
@@ -178,8 +179,8 @@ def _proof(file: Path, reading: Reading, notes: list[str], seed: int) -> list[Ch
     if not watched:
         return checks
     try:
-        runner = Runner(noisy)
-        runs = [runner(draws[-1].feeds) for _ in range(_WATCHED_RUNS)]
+        session = open_session(noisy, fallback().name, "off")
+        runs = [session(draws[-1].feeds) for _ in range(_WATCHED_RUNS)]
     except Exception as error:  # for example, ONNX Runtime 1.31 has no RandomUniformLike of opset 22
         notes.append(f"the noise was not watched: ONNX Runtime cannot run the noisy file ({first_line(error)})")
         return checks

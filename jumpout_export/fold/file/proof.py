@@ -14,7 +14,8 @@ import torch
 from jumpout_export.budget import OTHER_INTEGERS, ceiling
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.report import Check, counted
-from jumpout_export.runtime.session import Feeds, Runner
+from jumpout_export.runtime.providers import fallback
+from jumpout_export.runtime.session import LEVELS, Feeds, open_session
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
@@ -33,17 +34,18 @@ def prove(folded: Path, neutral: ModelProto, seed: int) -> tuple[list[Check], li
     Raises:
         NotVerifiableError: if no random inputs can be made that the model runs.
     """
-    reference = Runner(neutral)
+    cpu = fallback().name
+    reference = open_session(neutral, cpu, "off")
     draws = draw_inputs(neutral, reference, seed)
-    runners = {"off": Runner(folded), "all": Runner(folded, optimized=True)}
+    sessions = {level: open_session(folded, cpu, level) for level in LEVELS}
     different, random, apart, broken = [], [], [], []
     for draw in draws:
         expected = reference(draw.feeds)
-        plain = runners["off"](draw.feeds)
+        plain = sessions["off"](draw.feeds)
         different += _differences(expected, plain, draw.label)
         broken += [f"{draw.label}: `{name}`" for name, value in expected.items() if not _finite(value)]
-        for level, runner in runners.items():
-            once, again = runner(draw.feeds), runner(draw.feeds)
+        for level, session in sessions.items():
+            once, again = session(draw.feeds), session(draw.feeds)
             random += _differences(once, again, f"{level}, {draw.label}")
             apart += _far(plain, once, draw.label)
     done = f"{len(draws)} runs on random inputs ({', '.join(draw.label for draw in draws)})"

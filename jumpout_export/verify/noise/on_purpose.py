@@ -25,16 +25,13 @@ from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.metadata import RANDOM
 from jumpout_export.onnxfile.training import random_nodes
 from jumpout_export.report import Check, ProviderReport, VerifyReport
+from jumpout_export.runtime.providers import PROVIDERS
 from jumpout_export.runtime.session import LEVELS, open_session
 from jumpout_export.text import count, first_line, joined
 from jumpout_export.verify.noise.quiet import switched_off
 from jumpout_export.verify.noise.sums import NoiseComparison
 from jumpout_export.verify.runner import run_providers
 
-_SEEDS = (
-    "on the CPU, ONNX Runtime's Dropout starts each run from the next seed, so its first value stays dropped or kept "
-    "for thousands of runs: call onnxruntime.set_seed with a random number before each run, as was done here"
-)
 # Independent runs on each side.
 RUNS = 1000
 
@@ -126,8 +123,8 @@ def verify_random(
     # Where nothing was compared without noise, the distributions have to tell whether other batch sizes are right.
     sizes = (2,) if report.checks else (2, 1, 7)
     names = input_names(original, first)
-    if any("(Dropout)" in node for node in random_nodes(load_onnx(path))) and "cpu" in providers:
-        report.notes.append(_SEEDS)
+    if any("(Dropout)" in node for node in random_nodes(load_onnx(path))):
+        report.notes += [note for name in providers if (note := PROVIDERS[name].about_dropout)]
     for provider in providers:
         verdicts = []
         for level in LEVELS:

@@ -26,7 +26,7 @@ from jumpout_export.fold.file.masks import EXPONENTS, Factor, Keep, Mask, is_dro
 from jumpout_export.fold.file.observe import observe
 from jumpout_export.fold.file.proof import prove
 from jumpout_export.fold.file.read import read_noise
-from jumpout_export.runtime.session import Runner
+from jumpout_export.runtime.session import open_session
 from jumpout_export.verify.inspect import inspect_onnx
 
 FLOAT, BOOL, INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
@@ -786,7 +786,7 @@ def test_a_file_that_is_still_random_is_found(tmp_path):
 
 def watched(nodes, change=lambda site: site, runs=8):
     reading = read(nodes)
-    noisy = Runner(observed_copy(reading.typed, reading.noise.sites))
+    noisy = open_session(observed_copy(reading.typed, reading.noise.sites), "cpu", "off")
     feeds = {"x": np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)}
     return observe([noisy(feeds) for _ in range(runs)], [change(site) for site in reading.noise.sites])
 

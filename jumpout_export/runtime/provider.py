@@ -1,0 +1,183 @@
+"""What is known of one execution provider of ONNX Runtime, and the one place where a session on it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jumpout_export.runtime.installation import INSTALL_CPU, explain_installation
+from jumpout_export.runtime.limits import within_memory
+from jumpout_export.text import first_line
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+# A session opened with this remembers which provider each node was assigned to; ONNX Runtime 1.24 and later.
+ASSIGNMENT_ENTRY = ("session.record_ep_graph_assignment_info", "1")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A node of the graph that a session runs.
+
+    Attributes:
+        name: the node's name, may be empty; nodes of subgraphs are among them.
+        operator: its operator, for example `Conv`.
+        provider: ONNX Runtime's name of the execution provider, for example `CPUExecutionProvider`.
+    """
+
+    name: str
+    operator: str
+    provider: str
+
+    def __str__(self) -> str:
+        where = f" runs on {self.provider}"
+        return (f"`{self.name}` ({self.operator})" if self.name else f"a node without name ({self.operator})") + where
+
+
+def placed(session: Any) -> list[Placed]:
+    """Returns all nodes of an onnxruntime.InferenceSession that was opened with `ASSIGNMENT_ENTRY`."""
+    return [
+        Placed(node.name, node.op_type, part.ep_name)
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Provider:
+    """An execution provider: everything that is another on the next one. `providers.py` lists those there are.
+
+    Attributes:
+        name: as `providers=` and `--providers` take it.
+        onnxruntime_name: for example `CPUExecutionProvider`.
+        settings: given to ONNX Runtime.
+        is_fallback: whether it takes what no other provider does, so that there is no other place for a node to be.
+        must_repeat: whether two runs have to agree bitwise.
+        limited: whether its memory may be limited; a device's driver reserves more address space than there is.
+        install: the command that installs an ONNX Runtime with it.
+        about_dropout: what to know of its Dropout in training mode, for a file that is random on purpose.
+    """
+
+    name: str
+    onnxruntime_name: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    is_fallback: bool = False
+    must_repeat: bool = False
+    limited: bool = False
+    install: str = INSTALL_CPU
+    about_dropout: str = ""
+
+    def open(self, model: Path | ModelProto, *, optimized: bool, profile: str | None = None) -> Any:
+        """Returns an onnxruntime.InferenceSession.
+
+        Args:
+            model: a file, or a model in memory.
+            optimized: with all of ONNX Runtime's optimizations, or as the graph is written.
+            profile: with a profile of its runs, in a file whose path starts with this.
+
+        Raises:
+            Exception: of ONNX Runtime, if it cannot load the model.
+        """
+        import onnxruntime
+
+        options, levels = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+        # The same number of threads each time, so that sums are split alike; also stops it from pinning to cores.
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Idle threads of one session would otherwise spin and take the cores from the next one and from torch.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 4  # what it would log is in the exception
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        if not self.is_fallback:
+            options.add_session_config_entry(*ASSIGNMENT_ENTRY)
+            options.use_deterministic_compute = True
+        source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        chosen = [(self.onnxruntime_name, dict(self.settings))]
+
+        def session() -> Any:
+            # Its fallback prints to stdout, and would only try the same again.
+            return onnxruntime.InferenceSession(source, options, providers=chosen, enable_fallback=0)
+
+        return within_memory(session) if self.limited else session()
+
+    def nodes(self, session: Any) -> list[Placed]:
+        """Returns where each node of a session of this provider runs; nothing where there is no other place."""
+        return [] if self.is_fallback else placed(session)
+
+    def elsewhere(self, session: Any) -> list[str]:
+        """Returns, a phrase each, the nodes of a session that are not on this provider, or that it has none."""
+        nodes = placed(session)
+        return [str(node) for node in nodes if node.provider != self.onnxruntime_name] or (
+            [] if nodes else ["it has no node"]
+        )
+
+    def explain_unusable(self) -> str | None:
+        """Returns why the provider cannot be used here and what helps, or None if a convolution ran there.
+
+        Nothing is taken from a list of names: ONNX Runtime lists CUDA without any CUDA library, and then runs
+        everything on the CPU without a word. The answer is kept for the life of the process.
+        """
+        return self._unusable
+
+    def explain_libraries(self) -> str | None:
+        """Returns what keeps ONNX Runtime from loading the provider, and what helps; None if nothing is known to."""
+        return None
+
+    def explain_error(self, error: BaseException) -> str | None:  # noqa: ARG002
+        """Returns what an error says about this machine, and what helps; None for one that is the file's."""
+        return None
+
+    def explain_trial(self, problem: str) -> str:
+        """Returns why the convolution of the trial did not run, as far as more than `problem` is known."""
+        return problem
+
+    @cached_property
+    def _unusable(self) -> str | None:
+        installation = explain_installation()
+        try:
+            import onnxruntime
+
+            available, version = onnxruntime.get_available_providers(), onnxruntime.__version__
+        except Exception:  # `installation` says it
+            return installation
+        if self.onnxruntime_name not in available:
+            missing = f"the installed onnxruntime {version} has no {self.onnxruntime_name}; "
+            return missing + (installation or f"install one that has: pip uninstall onnxruntime && {self.install}")
+        problem = self.explain_libraries() or self._try()
+        return f"{problem}; besides, {installation}" if problem and installation else problem
+
+    def _try(self) -> str | None:
+        try:
+            problem = self._try_convolution()
+        except Exception as error:  # ONNX Runtime raises a dozen types without a common base
+            reason = self.explain_error(error)
+            if reason is not None:
+                return reason
+            problem = f"ONNX Runtime cannot run a convolution on {self.onnxruntime_name}: {first_line(error)}"
+        return self.explain_trial(problem) if problem else None
+
+    def _try_convolution(self) -> str | None:
+        """Runs a convolution, which on CUDA needs cuDNN too; returns what is wrong with where it ran or its result."""
+        import numpy as np
+        from onnx import parser
+
+        model = parser.parse_model(
+            '<ir_version: 10, opset_import: ["" : 18]> try (float[1,1,2,2] x) => (float[1,1,2,2] y)'
+            "<float[1,1,1,1] w = {3}> { y = Conv(x, w) }"
+        )
+        session = self.open(model, optimized=True)
+        wrong = [] if self.is_fallback else self.elsewhere(session)
+        if wrong:
+            return f"ONNX Runtime does not run a convolution on {self.onnxruntime_name}: {wrong[0]}"
+        x = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
+        (y,) = session.run(None, {"x": x})
+        if np.array_equal(y, 3 * x):
+            return None
+        return f"a convolution on {self.onnxruntime_name} computes {y.tolist()}"
