@@ -1,46 +1,23 @@
-"""What a run in eval mode must not do: keep a state, change the user's model, let images depend on each other."""
+"""What a run in eval mode must not do: keep a state that reaches a result, call the original, draw."""
 
 import copy
-import dataclasses
-import logging
 import random
-import re
-import time
-import types
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from support.stateful import Net, failed
 from torch import nn
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.fold.network.folded import fold, fold_model
-from jumpout_export.fold.network.state import snapshot
 from jumpout_export.model.randomness import same_bits
 from jumpout_export.model.signature import onnx_batch
 from jumpout_export.verify.values.reference import Reference
 from jumpout_export.verify.verify import verify_onnx
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)) + 3
-
-
-class Net(nn.Module):
-    """A linear layer and whatever a test does after it."""
-
-    def __init__(self, after=None):
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear = nn.Linear(4, 3)
-        self.after = after
-
-    def forward(self, x):
-        return self.linear(x) if self.after is None else self.after(self, x, self.linear(x))
-
-
-def failed(report):
-    return {check.name: check.note for check in report.checks if check.verdict != "pass"}
 
 
 def cached(model, x, y):
@@ -202,24 +179,6 @@ def test_a_folded_model_with_other_bits_fails_the_check_fold():
     assert reference.checks()[1].note == "batch size 5: the folded model has other bits than the model"
 
 
-def noisy_from(size):
-    return lambda model, x, y: y + torch.rand_like(y) if len(x) >= size else y
-
-
-@pytest.mark.parametrize(
-    ("size", "example", "calibration"), [(7, X[:1], None), (9, X, [X, torch.cat([X, X])])], ids=["7", "calibration"]
-)
-def test_noise_at_one_batch_size_only_is_found_and_the_size_named(size, example, calibration, tmp_path):
-    model = Net(noisy_from(size))
-    report = export_onnx(model, tmp_path / "model.onnx", example, calibration=calibration)
-    assert failed(report).keys() & {"convert", "randomness"}  # a path that was not traced is refused even earlier
-    assert not list(tmp_path.iterdir())
-    export_onnx(Net(), tmp_path / "model.onnx", X)
-    note = failed(verify_onnx(tmp_path / "model.onnx", model, calibration or example))["randomness"]
-    assert f"batch size {7 if size == 7 else 10}: the model draws random numbers in eval mode" in note
-    assert "aten.rand_like" in note
-
-
 def test_an_allowed_noise_does_not_hide_another_modules_private_generator():
     generator = np.random.default_rng(0)
 
@@ -236,73 +195,6 @@ def test_an_allowed_noise_does_not_hide_another_modules_private_generator():
         fold_model(model, X, allow="0")
     assert error.value.modules == ("1",)
     fold_model(model, X, allow=["0", "1"])
-
-
-def by_hand(model, x, y):
-    return (y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt()
-
-
-def functional(model, x, y):
-    return F.batch_norm(y[:, :, None].repeat(1, 1, 2) + torch.tensor([0.0, 1.0]), None, None, training=True).sum(2)
-
-
-@pytest.mark.parametrize("after", [by_hand, functional])
-def test_a_result_that_depends_on_the_other_images_fails_unless_the_batch_is_fixed(after, tmp_path):
-    report = export_onnx(Net(after), tmp_path / "model.onnx", X)
-    assert "output `output` of image 0 differs by" in failed(report)["batch independence"]
-    assert "dynamic_batch=False (--static) fixes the size" in failed(report)["batch independence"]
-    report = export_onnx(Net(by_hand), tmp_path / "model.onnx", X, dynamic_batch=False)
-    assert report
-    assert "batch independence" not in {check.name for check in report.checks}
-
-
-def test_outputs_without_a_batch_axis_may_be_constants_and_outputs_may_have_it_elsewhere(tmp_path):
-    def after(model, x, y):
-        return y, model.linear.weight, model.linear.weight.sum(), y.T
-
-    report = export_onnx(Net(after), tmp_path / "model.onnx", X)
-    assert report
-    note = next(check.note for check in report.checks if check.name == "batch independence")
-    assert note.endswith("in a batch: output_0, output_1, output_2, output_3")
-
-
-@pytest.mark.parametrize(
-    ("after", "problem"),
-    [
-        (lambda model, x, y: y.softmax(1).mean(0), "`output` has no batch axis and differs by"),
-        (lambda model, x, y: y.max(), "`output` has no batch axis and differs by"),
-        (
-            lambda model, x, y: y.reshape(1, -1),
-            r"`output` has no batch axis and has shape \[1, \d\] alone and \[1, \d+\]",
-        ),
-        (lambda model, x, y: (y - y.mean(0)).T, "of image 0 differs by"),
-        (lambda model, x, y: torch.stack([y[:, 0] * 1e7, y[:, 1] - y[:, 1].mean()], 1), "of image 0 differs by"),
-    ],
-    ids=["mean", "maximum", "flattened", "transposed", "beside a large channel"],
-)
-def test_an_output_that_mixes_the_images_of_a_batch_fails(after, problem, tmp_path):
-    report = export_onnx(Net(after), tmp_path / "model.onnx", X)
-    assert re.search(problem, failed(report)["batch independence"])
-
-
-def test_similarities_between_the_images_of_a_batch_fail(tmp_path):
-    report = export_onnx(Net(lambda model, x, y: y @ y.T), tmp_path / "model.onnx", X)
-    assert "has shape [1] alone and [2] in its batch" in failed(report)["batch independence"]
-
-
-def test_an_amplifier_of_rounding_fails_the_check_conditioning(tmp_path):
-    report = export_onnx(Net(lambda model, x, y: torch.sin(y * 1e7)), tmp_path / "model.onnx", X)
-    assert "PyTorch's own error on output `output` (data) is" in failed(report)["conditioning"]
-    assert "the model amplifies rounding" in failed(report)["conditioning"]
-
-
-def test_torch_cond_is_folded():
-    def branch(model, x, y):
-        return torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: -y, (y,))
-
-    model = Net(branch).eval()
-    with torch.no_grad():
-        assert torch.equal(fold_model(model, X)(X), model(X))
 
 
 class LayerDrop(nn.Module):
@@ -346,137 +238,3 @@ def test_allowed_draws_without_an_effect_are_named_as_draws(tmp_path):
     note = next(check.note for check in report.checks if check.name == "randomness")
     assert report
     assert note.startswith("random numbers are drawn in `1` (allowed) and do not change the result in 32 runs with ")
-
-
-class Counter:
-    """A plain object that a module holds."""
-
-    def __init__(self):
-        self.n = 0
-
-
-@dataclasses.dataclass(slots=True)
-class Slotted:
-    n: int = 0
-
-
-class Holds(nn.Module):
-    """Calls a function with what it holds."""
-
-    def __init__(self, held, function):
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear = nn.Linear(4, 3)
-        self.held = held
-        self.function = function
-
-    def forward(self, x):
-        return self.function(self.held, self.linear(x))
-
-
-def doubled_after(calls):
-    def function(held, y):
-        held.n += 1
-        return y * 2 if held.n > calls else y
-
-    return function
-
-
-def nested(held, y):
-    held.inner["counter"].n += 1
-    return y * 2 if held.inner["counter"].n > 6 else y
-
-
-def array(held, y):
-    held[0] += 1
-    return y * 2 if held[0] > 6 else y
-
-
-@pytest.mark.parametrize(
-    ("held", "function", "name"),
-    [
-        (Counter(), doubled_after(6), "`0.held.n`"),
-        (Counter(), doubled_after(20), "`0.held.n`"),
-        (Slotted(), doubled_after(20), "`0.held.n`"),
-        (types.SimpleNamespace(inner={"counter": Counter()}), nested, "`0.held.inner.n`"),
-        (np.zeros(1), array, "`0.held`"),
-    ],
-    ids=["six", "twenty", "slots", "nested", "numpy array"],
-)
-def test_a_state_in_an_object_that_a_module_holds_is_followed(held, function, name, tmp_path):
-    report = export_onnx(nn.Sequential(Holds(held, function)), tmp_path / "model.onnx", X)
-    assert failed(report).keys() == {"state"}
-    assert f"on which its result depends: {name}" in failed(report)["state"]
-
-
-def glitch(generator, y):
-    return y + 1 if generator.random() < 0.001 else y
-
-
-@pytest.mark.parametrize(
-    ("held", "name"),
-    [
-        (np.random.default_rng(0), "0.held"),
-        (np.random.RandomState(0), "0.held"),
-        (random.Random(0), "0.held"),
-    ],
-    ids=["default_rng", "RandomState", "Random"],
-)
-def test_a_generator_that_a_module_holds_and_draws_from_is_found_however_rare_its_effect(held, name):
-    model = nn.Sequential(Holds(held, glitch), nn.ReLU())
-    with pytest.raises(NotFoldableError, match=f"from a generator that it holds: `{name}`") as error:
-        fold_model(model, X)
-    assert error.value.check == "randomness"
-    assert error.value.modules == ("0",)
-    fold_model(model, X, allow="0")
-    with pytest.raises(NotFoldableError, match=r"from a generator that it holds: `held\.rng`"):
-        fold_model(Holds(types.SimpleNamespace(rng=held), lambda it, y: glitch(it.rng, y)), X)
-
-
-def cached_in(held, y):
-    held.__dict__.setdefault("cache", {}).setdefault(y.shape, torch.ones(3))
-    return y * held.cache[y.shape]
-
-
-def logged(held, y):
-    held.info("called")
-    held.debug("called")
-    return y
-
-
-def timed(held, y):
-    held.n += time.perf_counter()
-    return y
-
-
-def seeded(held, y):
-    held.rng = np.random.default_rng(0)
-    return y + held.rng.random()
-
-
-def reseeded(held, y):
-    held.seed(0)
-    return y + held.random()
-
-
-@pytest.mark.parametrize(
-    ("held", "function", "noted"),
-    [
-        (Counter(), cached_in, "`held.cache`"),
-        (logging.getLogger("a logger that a module holds"), logged, ""),
-        (Counter(), timed, "`held.n`"),
-        (Counter(), seeded, "`held.rng`"),
-        (random.Random(5), reseeded, ""),
-        (Counter(), lambda held, y: y, ""),
-    ],
-    ids=["cache", "logger", "timer", "seeded", "reseeded", "idle"],
-)
-def test_what_a_module_holds_and_changes_without_an_effect_is_no_failure(held, function, noted):
-    notes = fold(Holds(held, function), X).notes
-    assert notes == ((f"a call in eval mode changes {noted}, without an effect on the result",) if noted else ())
-
-
-def test_objects_that_hold_each_other_are_visited_once():
-    one, two = Counter(), Counter()
-    one.other, two.other = two, one
-    assert list(snapshot(Holds(one, None), held=True)).count("held.other.n") == 1

@@ -1,0 +1,169 @@
+"""Data beside the file, tensors without data, impossible sizes, unreadable files: found, nothing is opened or run."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from support.static_files import external, found, inspected, model_of
+
+from jumpout_export import verify_onnx
+from jumpout_export.errors import LoadError
+from jumpout_export.fold.file.fold_file import fold_onnx
+from jumpout_export.verify.inspect import inspect_onnx
+
+OUTSIDE = "is outside of the model's folder"
+
+
+@pytest.mark.parametrize(
+    ("location", "problem"),
+    [
+        ("../weights.bin", OUTSIDE),
+        ("/etc/hostname", OUTSIDE),
+        ("sub/../../weights.bin", OUTSIDE),
+        ("sub/../own.bin", OUTSIDE),
+        ("link.bin", OUTSIDE),
+        ("inner.bin", "is reached through a symbolic link"),
+        ("hard.bin", "has several hard links"),
+        ("sub", "is no file"),
+        ("pipe", "is no file"),
+        ("missing.bin", "is no file"),
+        ("", "is no file name"),
+        ("a\0b", "is no file name"),
+    ],
+)
+def test_external_data_that_is_no_plain_file_of_the_folder_is_found_and_not_opened(location, problem, tmp_path):
+    (tmp_path / "weights.bin").write_bytes(bytes(12))
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "own.bin").write_bytes(bytes(12))
+    (folder / "link.bin").symlink_to(tmp_path / "weights.bin")
+    (folder / "inner.bin").symlink_to(folder / "own.bin")
+    (folder / "hard.bin").hardlink_to(tmp_path / "weights.bin")
+    os.mkfifo(folder / "pipe")
+    model = model_of([helper.make_node("Add", ["x", "w"], ["y"])], [numpy_helper.from_array(np.ones(3, "f4"), "w")])
+    external(model.graph.initializer[0], location)
+    report = inspected(model, folder)
+    shown = location if location.isprintable() and location else repr(location)
+    assert found(report)["external data"].note == f"w: {shown} {problem}"
+    assert found(report)["onnxruntime"].verdict == "not_run"
+    assert found(report)["onnx checker"].verdict == "not_run"
+    assert not report
+    with pytest.raises(LoadError, match="no such file"):
+        inspect_onnx(folder / "out.onnx")
+    assert not fold_onnx(folder / "model.onnx", folder / "out.onnx")
+    verified = verify_onnx(folder / "model.onnx", torch.nn.ReLU(), torch.ones(2, 3))
+    assert verified.providers["cpu"].reason == "the file is not run"
+
+
+def test_external_data_beside_the_file_is_fine(tmp_path):
+    (tmp_path / "weights.bin").write_bytes(bytes(12))
+    model = model_of([helper.make_node("Add", ["x", "w"], ["y"])], [numpy_helper.from_array(np.ones(3, "f4"), "w")])
+    external(model.graph.initializer[0], "weights.bin")
+    assert inspected(model, tmp_path)
+
+
+def test_a_missing_file_a_folder_and_something_else_are_named(tmp_path):
+    with pytest.raises(LoadError, match=r"missing.onnx: no such file"):
+        inspect_onnx(tmp_path / "missing.onnx")
+    with pytest.raises(LoadError, match="is not a file"):
+        inspect_onnx(tmp_path)
+    for name, content in (("empty", b""), ("text", b"this is no model"), ("zeros", bytes(64))):
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(content)
+        with pytest.raises(LoadError, match=f"{name}.onnx: not a readable ONNX model"):
+            inspect_onnx(path)
+
+
+def test_a_file_cut_off_anywhere_never_passes(tmp_path):
+    weights = numpy_helper.from_array(np.ones((3, 3), dtype=np.float32), "w")
+    whole = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], [weights]).SerializeToString()
+    path = tmp_path / "cut.onnx"
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(LoadError, match=r"cut.onnx: not a readable ONNX model \(.+\)$"):
+            inspect_onnx(path)
+    path.write_bytes(whole)
+    assert inspect_onnx(path)
+
+
+def test_weights_that_are_nan_are_noted(tmp_path):
+    weights = np.ones((3, 3), dtype=np.float16)
+    weights[1, 1:] = np.nan
+    weights[0, 0] = -np.inf
+    tensor = numpy_helper.from_array(weights, "w")
+    nodes = [
+        helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "f"], ["y"]),
+    ]
+    report = inspected(model_of(nodes, [tensor]), tmp_path)
+    assert report
+    assert report.notes[1:] == ["`w` holds 2 NaN"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "shown"),
+    [((1 << 40, 3), "1099511627776, 3"), ((0, 3), "0, 3"), ((-2, 3), "-2, 3"), (("n", 1 << 40), "n, 1099511627776")],
+)
+def test_an_input_of_an_impossible_size_is_found_and_the_file_not_run(shape, shown, tmp_path):
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], shape=shape)
+    report = inspected(model, tmp_path)
+    assert found(report)["input sizes"].note == f"x: [{shown}], allowed are axes from 1 and 268435456 elements"
+    assert not fold_onnx(tmp_path / "model.onnx", tmp_path / "out.onnx")
+    verified = verify_onnx(tmp_path / "model.onnx", torch.nn.ReLU(), torch.ones(2, 3))
+    assert not verified
+    assert verified.providers["cpu"].reason == "the file is not run"
+
+
+def test_a_value_of_an_impossible_size_is_not_computed(tmp_path):
+    size = numpy_helper.from_array(np.array([1 << 40]), "size")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["size"], ["ones"], name="huge"),
+        helper.make_node("ReduceSum", ["ones"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model_of(nodes, [size]).SerializeToString())
+    report = fold_onnx(path, tmp_path / "out.onnx")
+    assert report.checks[0].note.startswith("ones: [1099511627776], allowed are")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda tensor: tensor.dims.append(2), "w has 12 bytes, its shape needs 24"),
+        (lambda tensor: tensor.dims.append(-1), "w has a negative size"),
+        (lambda tensor: tensor.dims.append(1 << 60), "w has 12 bytes, its shape needs 13835058055282163712"),
+        (lambda tensor: tensor.ClearField("raw_data"), r"w cannot be read \("),
+        (lambda tensor: setattr(tensor, "data_type", 99), r"w cannot be read \("),
+    ],
+    ids=["too short", "negative", "huge", "no data", "unknown type"],
+)
+def test_a_tensor_without_its_data_is_found(change, problem, tmp_path):
+    tensor = numpy_helper.from_array(np.ones(3, dtype=np.float32), "w")
+    change(tensor)
+    report = inspected(model_of([helper.make_node("Add", ["x", "w"], ["y"])], [tensor]), tmp_path)
+    assert re.match(problem, found(report)["tensors"].note)
+    assert not fold_onnx(tmp_path / "model.onnx", tmp_path / "out.onnx")
+
+
+def test_text_that_is_not_utf8_and_a_file_too_large_are_not_readable(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model_of([helper.make_node("Relu", ["x"], ["y"], name="node")]).SerializeToString())
+    path.write_bytes(path.read_bytes().replace(b"node", b"\xff\xff\xff\xff"))
+    with pytest.raises(LoadError, match="holds names or texts that are not UTF-8"):
+        inspect_onnx(path)
+    with path.open("wb") as file:
+        file.truncate(1 << 31)
+    with pytest.raises(LoadError, match="larger than 2 GiB"):
+        inspect_onnx(path)
+
+
+def test_nothing_is_printed_about_a_broken_file(tmp_path, capfd):
+    tensor = numpy_helper.from_array(np.ones(3, dtype=np.float32), "w")
+    tensor.dims.append(2)
+    inspected(model_of([helper.make_node("Add", ["x", "w"], ["y"])], [tensor]), tmp_path)
+    inspected(model_of([helper.make_node("Relu", ["x"], ["y"])], opsets=[helper.make_opsetid("", 28)]), tmp_path)
+    assert capfd.readouterr() == ("", "")
