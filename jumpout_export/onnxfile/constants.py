@@ -23,46 +23,28 @@ _AFFINE = ("Add", "Sub", "Mul", "Div", "BatchNormalization")
 
 
 @dataclass(frozen=True)
-class FileLayer:
-    """A convolution or matrix product with constant weights.
+class Holder:
+    """A node with constants per output channel: a convolution or matrix product, or a BatchNormalization.
 
     Attributes:
         where: for a person, for example `Conv node_Conv_40`.
-        kind: `Conv`, `ConvTranspose` or `Linear`.
-        rows: (output channels, weights per output channel).
-        bias: (output channels,), zeros where there is none; the constant of an Add that follows is included.
-        eps: of the precision in which the weights are stored.
-        output: name of the value that it makes.
-        affine_follows: whether a further constant is added to or multiplied with its output.
+        kind: `Conv`, `ConvTranspose`, `Linear` or `BatchNormalization`.
+        parts: of a layer `weights`, (output channels, weights per output channel), and `bias`, zeros where there is
+            none, the constant of an Add that follows included; of a BatchNormalization `scale` and `shift` of
+            y = scale * x + shift, both (channels,) in float64.
+        eps: of the precision in which they are stored.
+        value: name of the value that a layer makes, or that a BatchNormalization reads.
+        affine_follows: whether a further constant is added to or multiplied with a layer's output.
+        constants: gamma, beta, mean and variance of a BatchNormalization.
     """
 
     where: str
     kind: str
-    rows: Array
-    bias: Array
+    parts: dict[str, Array]
     eps: float
-    output: str
-    affine_follows: bool
-
-
-@dataclass(frozen=True)
-class FileBatchNorm:
-    """A BatchNormalization node as y = scale * x + shift, both (channels,) in float64, and its four constants.
-
-    Attributes:
-        where: for a person.
-        scale, shift: what it computes.
-        constants: gamma, beta, mean and variance.
-        eps: of the precision in which they are stored.
-        reads: name of the value that it reads.
-    """
-
-    where: str
-    scale: Array
-    shift: Array
-    constants: tuple[Array, ...]
-    eps: float
-    reads: str
+    value: str = ""
+    affine_follows: bool = False
+    constants: tuple[Array, ...] = ()
 
 
 class FileConstants:
@@ -112,7 +94,7 @@ class FileConstants:
             return None
         return numpy_helper.to_array(tensor, self._folder)
 
-    def _layer(self, node: NodeProto) -> FileLayer | None:
+    def _layer(self, node: NodeProto) -> Holder | None:
         if node.op_type not in _LAYERS or len(node.input) < 2:
             return None
         weight = self.array(node.input[1])
@@ -133,13 +115,12 @@ class FileConstants:
                 return None
             bias = bias + own.reshape(-1).astype(np.float64) * (beta if node.op_type == "Gemm" else 1.0)
         output, bias = self._with_added(node.output[0], bias)
-        return FileLayer(
+        return Holder(
             where=f"{node.op_type} {node.name or node.output[0]}",
             kind=kind,
-            rows=rows if alpha == 1.0 else rows * alpha,
-            bias=bias,
+            parts={"weights": rows if alpha == 1.0 else rows * alpha, "bias": bias},
             eps=float(np.finfo(weight.dtype).eps),
-            output=output,
+            value=output,
             affine_follows=any(self._affine(reader, output) for reader in self._readers[output]),
         )
 
@@ -156,7 +137,7 @@ class FileConstants:
         others = [name for name in node.input if name != value]
         return node.op_type in _AFFINE and bool(others) and self.array(others[0]) is not None
 
-    def _batchnorm(self, node: NodeProto) -> FileBatchNorm | None:
+    def _batchnorm(self, node: NodeProto) -> Holder | None:
         if node.op_type != "BatchNormalization" or len(node.input) != 5:
             return None
         found = [self.array(name) for name in node.input[1:]]
@@ -166,9 +147,14 @@ class FileConstants:
         epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
         gamma, beta, mean, variance = constants
         scale = gamma / np.sqrt(variance + epsilon)
-        where = f"BatchNormalization {node.name or node.output[0]}"
-        eps = float(np.finfo(found[0].dtype).eps)
-        return FileBatchNorm(where, scale, beta - mean * scale, constants, eps, node.input[0])
+        return Holder(
+            where=f"{node.op_type} {node.name or node.output[0]}",
+            kind=node.op_type,
+            parts={"scale": scale, "shift": beta - mean * scale},
+            eps=float(np.finfo(found[0].dtype).eps),
+            value=node.input[0],
+            constants=constants,
+        )
 
 
 def transposed_rows(weight: Array, groups: int) -> Array:

@@ -1,8 +1,7 @@
 """BatchNorm recomputed: the constants in a saved file against those that follow from the model's buffers.
 
-A BatchNorm in eval mode is y = scale * x + shift per channel, with scale = gamma / sqrt(var + eps) and
-shift = beta - mean * scale. In a file it is a BatchNormalization, a Mul and an Add, or part of the layer before it:
-weights * scale and bias * scale + shift. Both numbers are recomputed in float64 and compared per channel, in units of
+What `calls.py` makes of the model's buffers is compared with what `onnxfile/constants.py` finds in the file, per
+channel, in units of
 
     weights: the largest of the channel's recomputed weights       shift: |bias * scale| + |mean * scale| + |beta|
 
@@ -22,22 +21,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from jumpout_export.budget import PARALLEL_ROUNDINGS, ROUNDINGS
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.operations import Operation, Recording, record
+from jumpout_export.model.operations import Recording, record
 from jumpout_export.model.samples import rows
-from jumpout_export.onnxfile.constants import Array, FileBatchNorm, FileConstants, FileLayer, transposed_rows
+from jumpout_export.onnxfile.constants import Array, FileConstants, Holder
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.report import Check
 from jumpout_export.text import first_line, joined
+from jumpout_export.verify.constants.calls import Call, batchnorm_calls, relative
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-# Of single precision, in which ONNX keeps the epsilon of a BatchNormalization.
-_EPSILON = 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -101,12 +98,12 @@ def locate_batchnorms(recording: Recording, path: Path, model: ModelProto) -> li
         model: its protobuf, without external data.
     """
     file = FileConstants(path, model)
-    calls = [call for index in range(len(recording.operations)) if (call := _call(recording, index)) is not None]
-    found: list[Located | None] = [_found_exactly(call, file) for call in calls]
+    calls = batchnorm_calls(recording)
+    found = [_right(call, file) for call in calls]
     used = {located.where for located in found if located is not None}
     for index, call in enumerate(calls):
         if found[index] is None:
-            located = _found_wrong(call, file, used)
+            located = _wrong(call, file, used)
             found[index] = located
             used |= {located.where} if located is not None else set()
     _pair_the_rest(calls, found, file, used)
@@ -147,198 +144,89 @@ def _sentence(one: Located) -> str:
     return f"`{one.name}` channel {one.channel}: {size} ({form} {one.where})"
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A BatchNorm call with its constants in float64, and the layer whose result it reads, if that is one."""
-
-    name: str
-    operation: int
-    scale: Array
-    shift: Array
-    shift_size: Array
-    constants: tuple[Array, ...]
-    epsilon_share: Array
-    layer: int | None
-    layer_path: str
-    kind: str
-    rows: Array | None
-    bias: Array
-
-    def limits(self, eps: float) -> Array:
-        return ROUNDINGS * eps + _EPSILON * self.epsilon_share
-
-
-def _call(recording: Recording, index: int) -> _Call | None:
-    operation = recording.operations[index]
-    # (input, weight, bias, running_mean, running_var, ..., eps); further results of a call are operations too
-    if "batch_norm" not in operation.name or len(operation.arguments) < 6:
-        return None
-    if index and recording.operations[index - 1].arguments is operation.arguments:
-        return None
-    _, gamma, beta, mean, variance = operation.arguments[:5]
-    name = recording.names.get(id(mean))
-    if name is None or not isinstance(variance, Tensor) or not isinstance(operation.arguments[-1], float):
-        return None
-    mean, variance = _double(mean), _double(variance)
-    gamma = np.ones_like(mean) if gamma is None else _double(gamma)
-    beta = np.zeros_like(mean) if beta is None else _double(beta)
-    epsilon = operation.arguments[-1]
-    scale = gamma / np.sqrt(variance + epsilon)
-    layer, kind, rows, bias = _layer_before(recording, operation)
-    bias = np.zeros_like(mean) if bias is None else bias
-    return _Call(
-        name=name.rpartition(".")[0],
-        operation=index,
-        scale=scale,
-        shift=beta - mean * scale,
-        shift_size=np.abs(mean * scale) + np.abs(beta),
-        constants=(gamma, beta, mean, variance),
-        epsilon_share=epsilon / (variance + epsilon),
-        layer=layer if rows is not None and len(rows) == len(mean) else None,
-        layer_path=recording.operations[layer].module if layer is not None else "",
-        kind=kind,
-        rows=rows if rows is not None and len(rows) == len(mean) else None,
-        bias=bias,
-    )
-
-
-def _layer_before(recording: Recording, batchnorm: Operation) -> tuple[int | None, str, Array | None, Array | None]:
-    """Index, kind, weights by output channel and bias of the layer whose result the BatchNorm reads."""
-    before = [index for index in batchnorm.inputs if recording.operations[index].from_data]
-    if len(before) != 1:
-        return None, "", None, None
-    index = before[0]
-    operation = recording.operations[index]
-    arguments = operation.arguments
-    if operation.name.startswith("aten.convolution."):
-        weight = _double(arguments[1])
-        rows = transposed_rows(weight, arguments[8]) if arguments[6] else weight.reshape(len(weight), -1)
-        bias = None if arguments[2] is None else _double(arguments[2])
-        return index, "ConvTranspose" if arguments[6] else "Conv", rows, bias
-    if operation.name.startswith("aten.addmm."):
-        return index, "Linear", _double(arguments[2]).T, _double(arguments[0]).reshape(-1)
-    if operation.name.startswith("aten.mm."):
-        return index, "Linear", _double(arguments[1]).T, None
-    return None, "", None, None
-
-
-def _double(tensor: Tensor) -> Array:
-    array: Array = tensor.detach().double().numpy(force=True)
-    return array
-
-
-def _found_exactly(call: _Call, file: FileConstants) -> Located | None:
-    for layer in _candidates(call, file):
-        first = call.rows[0] * call.scale[0] if call.rows is not None else layer.rows[0]
-        if (np.abs(layer.rows[0] - first) > PARALLEL_ROUNDINGS * layer.eps * np.abs(first).max()).any():
-            continue  # in a large network most candidates are other layers of the same shape
-        located = _against_layer(call, layer)
-        if not located.wrong:
-            return located
-    for node in file.batchnorms:
-        if len(node.scale) == len(call.scale):
-            located = _against_node(call, node)
+def _right(call: Call, file: FileConstants) -> Located | None:
+    """The first place in the file that holds the constants."""
+    for holder in _holders(call, file):
+        first = [call.errors(part, got, 1) <= call.limits(holder.eps)[:1] for part, got in holder.parts.items()]
+        if all(first):  # in a large network most are other layers of the same shape
+            located = _against(call, holder)
             if not located.wrong:
                 return located
     return _as_mul_and_add(call, file)
 
 
-def _found_wrong(call: _Call, file: FileConstants, used: set[str]) -> Located | None:
-    """The layer that the BatchNorm is folded into, or the node behind it, by the weights of the layer before it."""
-    rows = call.rows
-    if rows is None:
+def _as_mul_and_add(call: Call, file: FileConstants) -> Located | None:
+    arrays = [array.reshape(-1) for array in file.arrays(len(call.constants[0]))]
+    if not arrays:
         return None
-    best: tuple[int, Located] | None = None
-    for layer in _candidates(call, file):
-        got = layer.rows.astype(np.float64)
-        right = _relative(np.abs(got - rows * call.scale[:, None]).max(1), np.abs(rows * call.scale[:, None]).max(1))
-        same = right <= call.limits(layer.eps)
-        parallel = _parallel(got, rows, layer.eps)
-        if 2 * int((same | parallel).sum()) <= len(rows):
+    errors = {part: [float(call.errors(part, one).max()) for one in arrays] for part in ("scale", "shift")}
+    parts = {part: arrays[int(np.argmin(errors[part]))] for part in errors}
+    eps = float(np.finfo(parts["shift"].dtype).eps)
+    located = _against(call, Holder("a Mul and an Add", "BatchNormalization", parts, eps))
+    return None if located.wrong else located
+
+
+def _wrong(call: Call, file: FileConstants, used: set[str]) -> Located | None:
+    """The layer that the BatchNorm is folded into, or the node behind it, by the weights of the layer before it."""
+    best, most = None, 0
+    for layer in _holders(call, file):
+        if call.layer is None or layer.kind != call.layer.kind:
             continue
-        raw = _relative(np.abs(got - rows).max(1), np.abs(rows).max(1)) <= ROUNDINGS * layer.eps
-        if 2 * int(raw.sum()) > len(raw) and 2 * int(same.sum()) <= len(same):
+        rows, got = call.layer.parts["weights"], layer.parts["weights"]
+        same = call.errors("weights", got) <= call.limits(layer.eps)
+        alike = int((same | _parallel(got.astype(np.float64), rows, layer.eps)).sum())
+        if 2 * alike <= len(rows):
+            continue
+        raw = relative(got - rows, np.abs(rows).max(1)) <= ROUNDINGS * layer.eps
+        if 2 * int(raw.sum()) > len(rows) >= 2 * int(same.sum()):
             # The layer is in the file as it is, its BatchNorm is not in it.
-            node = next((node for node in file.batchnorms if node.reads == layer.output), None)
-            if node is not None and len(node.scale) == len(call.scale) and node.where not in used:
-                return _against_node(call, node)
-            continue
-        if layer.where in used or layer.affine_follows:
-            continue
-        located, count = _against_layer(call, layer), int((same | parallel).sum())
-        if best is None or count > best[0]:
-            best = count, located
-    return best[1] if best else None
+            nodes = [one for one in file.batchnorms if one.value == layer.value and one.where not in used]
+            if nodes and len(nodes[0].constants[0]) == len(rows):
+                return _against(call, nodes[0])
+        elif layer.where not in used and not layer.affine_follows and alike > most:
+            best, most = layer, alike
+    return _against(call, best) if best is not None else None
 
 
-def _pair_the_rest(calls: list[_Call], found: list[Located | None], file: FileConstants, used: set[str]) -> None:
+def _pair_the_rest(calls: list[Call], found: list[Located | None], file: FileConstants, used: set[str]) -> None:
     """BatchNorms that no layer leads to, with the nodes that are left, in order and if half of the constants agree."""
-    for channels in {len(call.scale) for call in calls}:
-        left = [index for index, call in enumerate(calls) if found[index] is None and len(call.scale) == channels]
-        nodes = [node for node in file.batchnorms if node.where not in used and len(node.scale) == channels]
-        if len(left) != len(nodes):
-            continue
-        for index, node in zip(left, nodes, strict=True):
+    for channels in {call.constants[0].shape for call in calls}:
+        left = [i for i, call in enumerate(calls) if found[i] is None and call.constants[0].shape == channels]
+        nodes = [node for node in file.batchnorms if node.where not in used and node.constants[0].shape == channels]
+        for index, node in zip(left, nodes, strict=True) if len(left) == len(nodes) else ():
             pairs = zip(calls[index].constants, node.constants, strict=True)
-            agree = np.mean([_relative(np.abs(a - b), np.abs(a)) <= ROUNDINGS * node.eps for a, b in pairs])
-            if agree >= 0.5:
-                found[index] = _against_node(calls[index], node)
+            if np.mean([relative(a - b, np.abs(a)) <= ROUNDINGS * node.eps for a, b in pairs]) >= 0.5:
+                found[index] = _against(calls[index], node)
 
 
-def _candidates(call: _Call, file: FileConstants) -> list[FileLayer]:
-    if call.rows is None:
-        return []
-    return [layer for layer in file.layers if layer.kind == call.kind and layer.rows.shape == call.rows.shape]
+def _holders(call: Call, file: FileConstants) -> list[Holder]:
+    """Every layer like the one that the BatchNorm reads, then every node with its channels."""
+    nodes = (*file.layers, *file.batchnorms)
+    return [one for one in nodes if call.shapes.get(one.kind) == next(iter(one.parts.values())).shape]
 
 
-def _against_layer(call: _Call, layer: FileLayer) -> Located:
-    rows = (layer.rows if call.rows is None else call.rows) * call.scale[:, None]
-    weights = _relative(np.abs(layer.rows - rows).max(1), np.abs(rows).max(1))
-    size = np.abs(call.bias * call.scale) + call.shift_size
-    bias = _relative(np.abs(layer.bias - (call.bias * call.scale + call.shift)), size)
-    return _located(call, layer.where, call.layer, layer.eps, {"weights": weights, "bias": bias})
-
-
-def _against_node(call: _Call, node: FileBatchNorm) -> Located:
-    scale = _relative(np.abs(node.scale - call.scale), np.abs(call.scale))
-    shift = _relative(np.abs(node.shift - call.shift), call.shift_size)
-    return _located(call, node.where, None, node.eps, {"scale": scale, "shift": shift})
-
-
-def _as_mul_and_add(call: _Call, file: FileConstants) -> Located | None:
-    wanted = {"scale": (call.scale, np.abs(call.scale)), "shift": (call.shift, call.shift_size)}
-    errors = {}
-    for what, (value, size) in wanted.items():
-        near = []
-        for array in file.arrays(len(value)):
-            error = _relative(np.abs(array.reshape(-1).astype(np.float64) - value), size)
-            if (error <= call.limits(float(np.finfo(array.dtype).eps))).all():
-                near.append((error, float(np.finfo(array.dtype).eps)))
-        if not near:
-            return None
-        errors[what], eps = min(near, key=lambda pair: float(pair[0].max()))
-    return _located(call, "a Mul and an Add", None, eps, errors)
-
-
-def _located(call: _Call, where: str, layer: int | None, eps: float, errors: dict[str, Array]) -> Located:
-    limits = call.limits(eps)
-    what = max(errors, key=lambda name: float((errors[name] / limits).max()))
+def _against(call: Call, holder: Holder) -> Located:
+    layer = call.layer if "weights" in holder.parts else None
+    limits = call.limits(holder.eps)
+    errors = {part: call.errors(part, got) for part, got in holder.parts.items()}
+    what = max(errors, key=lambda part: float((errors[part] / limits).max()))
     channel = int((errors[what] / limits).argmax())
-    error, limit = float(errors[what][channel]), float(limits[channel])
-    path = call.name if layer is None else call.layer_path
-    return Located(call.name, call.operation, path, where, layer, error, limit, channel, what)
+    return Located(
+        name=call.name,
+        operation=call.operation,
+        path=call.name if layer is None else layer.where,
+        where=holder.where,
+        layer=None if layer is None else call.layer_operation,
+        error=float(errors[what][channel]),
+        limit=float(limits[channel]),
+        channel=channel,
+        what=what,
+    )
 
 
 def _parallel(got: Array, rows: Array, eps: float) -> Array:
     """Which channels hold the model's weights times one number; those with a single weight say nothing."""
     length = (rows * rows).sum(1)
     ratio = (got * rows).sum(1) / np.where(length > 0, length, 1.0)
-    error = _relative(np.abs(got - ratio[:, None] * rows).max(1), np.abs(got).max(1))
+    error = relative(got - ratio[:, None] * rows, np.abs(got).max(1))
     return (error <= PARALLEL_ROUNDINGS * eps) & (length > 0) & ((got * got).sum(1) > 0) & ((rows != 0).sum(1) > 1)
-
-
-def _relative(error: Array, size: Array) -> Array:
-    """Errors in units of a size; sizes that single precision cannot resolve count as the smallest that it can."""
-    smallest = float(np.finfo(np.float32).tiny) / _EPSILON
-    result: Array = np.nan_to_num(error, nan=np.inf) / np.maximum(size, smallest)
-    return result

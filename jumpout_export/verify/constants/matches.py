@@ -41,6 +41,11 @@ class Known:
     judged: bool = True
     by_name: bool = False
 
+    @property
+    def roundings(self) -> float | None:
+        """How many roundings of the largest value a right file may be off; a weight is there bit for bit."""
+        return None if self.name else ROUNDINGS
+
     def layouts(self) -> Iterator[Array]:
         """Yields it as it is and with its last two axes swapped."""
         yield np.atleast_1d(self.array)
@@ -102,11 +107,11 @@ def matches(constant: Constant, candidates: list[Candidate]) -> tuple[set[str], 
     for one in candidates:
         if (values.dtype.kind == "f") != (one.layout.dtype.kind == "f"):
             continue
-        same = _same(sample, one.sample, exact=bool(one.known.name))
+        same = same_values(sample, one.sample, one.known.roundings)
         named = one.known.by_name and one.known.name == constant.name
         if not same.all() and not (one.known.judged and (named or _alike(one.sample, same))):
             continue
-        differing = np.flatnonzero(~_same(values, one.layout.reshape(-1), exact=bool(one.known.name)))
+        differing = np.flatnonzero(~same_values(values, one.layout.reshape(-1), one.known.roundings))
         if not differing.size:
             any_equal = True
             names.add(one.known.name)
@@ -141,18 +146,18 @@ def _alike(wanted: Array, same: Array) -> bool:
     return odd >= _LEAST_ODD or len(agreeing) >= _LEAST_VALUES
 
 
-def _same(values: Array, wanted: Array, *, exact: bool) -> Array:
-    """Which values are the wanted ones: bit for bit, or to some roundings of the largest."""
+def same_values(values: Array, wanted: Array, roundings: float | None) -> Array:
+    """Returns which values are the wanted ones: bit for bit, or to so many roundings of the largest."""
     with np.errstate(all="ignore"):
         cast = wanted.astype(values.dtype)
         if values.dtype.kind != "f":
             return values == cast
         nan = np.isnan(values) & np.isnan(cast)
-        if exact:
+        if roundings is None:
             bits = np.dtype(f"u{values.dtype.itemsize}")
             equal: Array = np.ascontiguousarray(values).view(bits) == np.ascontiguousarray(cast).view(bits)
             return equal | nan
         finite = np.abs(cast[np.isfinite(cast)])
-        slack = ROUNDINGS * float(np.finfo(values.dtype).eps) * float(finite.max(initial=0.0))
+        slack = roundings * float(np.finfo(values.dtype).eps) * float(finite.max(initial=0.0))
         close: Array = (values == cast) | (np.abs(values.astype(np.float64) - cast) <= slack) | nan
         return close

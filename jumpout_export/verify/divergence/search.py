@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from jumpout_export.budget import WEIGHT_ROUNDINGS
 from jumpout_export.model.operations import Recording
 from jumpout_export.onnxfile.constants import FileConstants
 from jumpout_export.verify.constants.batchnorms import Located
+from jumpout_export.verify.constants.matches import Known, same_values
 
 # What the model's own forward computes, outside of every submodule.
 ROOT = "."
@@ -173,17 +173,12 @@ class Search:
     def _held(self, weight: Tensor) -> bool:
         if not weight.is_floating_point() or not bool(weight.any()):
             return True  # exporters leave zeros out
-        wanted = weight.detach().double().numpy(force=True)
-        forms = [wanted.reshape(-1), wanted.T.reshape(-1)]
-        size = np.abs(wanted).max()
-        for array in self._constants.arrays(wanted.size):
-            flat, limit = (
-                array.reshape(-1).astype(np.float64),
-                WEIGHT_ROUNDINGS * float(np.finfo(array.dtype).eps) * size,
-            )
-            if any(bool((np.abs(flat - form) <= limit).all()) for form in forms):
-                return True
-        return False
+        known = Known("", weight.detach().double().numpy(force=True))
+        return any(
+            same_values(array.reshape(-1), layout.reshape(-1), WEIGHT_ROUNDINGS).all()
+            for array in self._constants.arrays(weight.numel())
+            for layout in known.layouts()
+        )
 
     def _absorbing(self, index: int) -> int:
         """The layer whose weights are wrong and that has taken this operation in, as a Conv takes in a Pad."""
