@@ -18,7 +18,7 @@ from jumpout_export.batchnorm.measure.collect import Collected, collect
 from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn
 from jumpout_export.batchnorm.measure.layers import batchnorm_layers
 from jumpout_export.batchnorm.measure.states import SERVING, undisturbed
-from jumpout_export.model.wrappers import inside, plain_names
+from jumpout_export.model.wrappers import COMPILED, DISTRIBUTED, plain_names, unwrap
 from jumpout_export.nn.modules import Jumpout
 from jumpout_export.nn.sampled import Sampled
 from jumpout_export.report import MonitorHistory
@@ -117,7 +117,9 @@ class BatchNormMonitor:
             raise ValueError(f"training_batch_size must be at least 1, got {training_batch_size}")
         if writer is not None and not hasattr(writer, "add_scalar"):
             raise TypeError(f"writer must have a method add_scalar(tag, value, step), got {type(writer).__name__}")
-        model = inside(model)
+        # The forward of DistributedDataParallel may wait for the other processes. FullyShardedDataParallel stays,
+        # because nothing else has the whole weights.
+        model = unwrap(model, (COMPILED, DISTRIBUTED))
         self._layers = batchnorm_layers(model)
         self._options: dict[str, Any] = {"images": images, "forward_fn": forward_fn, "device": device}
         Feed(model, batches, **self._options)  # says now what is wrong with them, not at the first look

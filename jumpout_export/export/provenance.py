@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from jumpout_export.budget import describe_budget
 from jumpout_export.fold.network.subject import Subject, subject_of
+from jumpout_export.model.wrappers import without_wrappers
 from jumpout_export.onnxfile.metadata import PREFIX, TOLERANCE, describe_layers
-from jumpout_export.report import BatchNormLayer, BatchNormReport, FoldedLayer
+from jumpout_export.report import BatchNormReport, FoldedLayer
 from jumpout_export.text import count, joined
 
 
@@ -85,18 +86,20 @@ def _refuse_other_model(subject: Subject, report: BatchNormReport) -> None:
     there = subject.channels()
     if there is None:
         return
-    wrong = [layer for layer in report.layers if not _is_there(layer, there)]
-    if wrong:
-        has = joined([f"`{layer.name}` ({layer.channels or '?'} channels)" for layer in report.layers])
-        own = joined([f"`{name}` ({channels} channels)" for name, channels in there.items()]) or "none"
+    asked = [(layer.name, layer.channels) for layer in report.layers]
+    # The check may have seen a wrapper that is none of torch's, or the export may, and only its usual name tells.
+    if not (_all_there(asked, there, str) or _all_there(asked, there, without_wrappers)):
+        has = joined([f"`{name}` ({number or '?'} channels)" for name, number in asked])
+        own = joined([f"`{name}` ({number} channels)" for name, number in there.items()]) or "none"
         raise ValueError(f"the BatchNorm report is of another model: it has layers {has}; the model has {own}")
 
 
-def _is_there(layer: BatchNormLayer, there: Mapping[str, int]) -> bool:
-    """Whether the model has such a layer; the report may be one of a wrapped model, by its paths with the wrapper."""
-    plain = ".".join(part for part in layer.name.split(".") if part not in ("_orig_mod", "module"))
-    name = layer.name if layer.name in there else plain
-    return name in there and layer.channels in (0, there[name])
+def _all_there(asked: list[tuple[str, int]], there: dict[str, int], spelled: Callable[[str], str]) -> bool:
+    """Whether the model has every layer that is asked for, with as many channels, where each has a name of its own."""
+    known = {spelled(name): number for name, number in there.items()}
+    wanted = {spelled(name): number for name, number in asked}
+    unique = len(known) == len(there) and len(wanted) == len(asked)
+    return unique and all(name in known and number in (0, known[name]) for name, number in wanted.items())
 
 
 def _onnxruntime_version() -> str:

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from jumpout_export.errors import LoadError
+from jumpout_export.model.wrappers import PARTS
 
 _CONTAINER_KEYS = ("state_dict", "model_state_dict", "model")
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
 def load_model(spec: str) -> nn.Module:
@@ -46,8 +46,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         LoadError: if the file is missing, not readable or does not fit the model.
     """
-    state = _read_state(path)
     expected = model.state_dict()
+    state = _named_as(expected.keys(), _read_state(path))
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     wrong = [
         f"{name} is {tuple(state[name].shape)} there and {tuple(expected[name].shape)} in the model"
@@ -136,10 +136,16 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise LoadError(f"weights {path} hold no state dict (a mapping from names to tensors)")
-    state = dict(state)
-    for prefix in _WRAPPER_PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return dict(state)
+
+
+def _named_as(expected: Container[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without what a wrapper put before every name, as far as the model has no such names itself."""
+    while state and not any(name in expected for name in state):
+        outer = next(iter(state)).partition(".")[0]
+        if outer not in PARTS or not all(name.startswith(f"{outer}.") for name in state):
+            break
+        state = {name.partition(".")[2]: value for name, value in state.items()}
     return state
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 # Class name of the wrapper -> the attribute that holds the network. By name, because importing torch._dynamo or FSDP
 # takes seconds and nothing that was not imported can be around the model.
@@ -23,11 +22,16 @@ _NETWORK = {
     "CheckpointWrapper": "_checkpoint_wrapped_module",
 }
 
+COMPILED = "OptimizedModule"
+DISTRIBUTED = "DistributedDataParallel"
+# What stands in paths and state dicts most often, for those that have no more than the names.
+PARTS = ("module", "_orig_mod")
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the network inside every wrapper that stands around `model`, or `model` itself."""
-    while (attribute := _network_attribute(model)) is not None:
-        model = getattr(model, attribute)
+
+def unwrap(model: Any, wrappers: Collection[str] = _NETWORK) -> Any:
+    """Returns the network inside every wrapper of these kinds that stands around `model`, or `model` itself."""
+    while (kind := _wrapper(model)) is not None and kind in wrappers:
+        model = getattr(model, _NETWORK[kind])
     return model
 
 
@@ -41,11 +45,19 @@ def plain_names(model: nn.Module) -> dict[str, str]:
     plain: dict[str, str] = {}
     for path in modules:  # outer modules come first
         outer, _, part = path.rpartition(".")
-        dropped = path == "" or part == _network_attribute(modules[outer])
+        dropped = path == "" or part == _NETWORK.get(_wrapper(modules[outer]) or "")
         plain[path] = plain.get(outer, "") if dropped else f"{plain[outer]}.{part}".removeprefix(".")
     # A wrapper and the network in it share a name; the wrapper is nothing anybody asks for.
-    uses = Counter(plain[path] for path, module in modules.items() if _network_attribute(module) is None)
+    uses = Counter(plain[path] for path, module in modules.items() if _wrapper(module) is None)
     return {path: name if uses[name] <= 1 else path for path, name in plain.items()}
+
+
+def without_wrappers(name: str) -> str:
+    """Returns a path without every part that is called as wrappers call the network that they hold.
+
+    For names alone, where the modules are not at hand; a module of the user's may be called so, too.
+    """
+    return ".".join(part for part in name.split(".") if part not in PARTS)
 
 
 @contextlib.contextmanager
@@ -75,23 +87,9 @@ def plain_calls(model: nn.Module) -> Iterator[None]:
                 setattr(module, name, value)
 
 
-def _network_attribute(module: nn.Module) -> str | None:
-    """The attribute under which a wrapper of torch's holds its network; None if `module` is no such wrapper."""
+def _wrapper(module: Any) -> str | None:
+    """The class name of a wrapper of torch's, None if `module` is none."""
     for cls in type(module).__mro__:
         if cls.__name__ in _NETWORK and cls.__module__.startswith("torch."):
-            return _NETWORK[cls.__name__]
+            return cls.__name__
     return None
-
-
-def inside(model: nn.Module) -> nn.Module:
-    """Returns the model inside DistributedDataParallel, whose own forward may wait for the other processes.
-
-    FullyShardedDataParallel stays, because nothing else has the whole weights.
-    """
-    while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):  # in what torch.compile returned
-            model = compiled
-        else:
-            return model

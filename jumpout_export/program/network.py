@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
+from jumpout_export.model.norms import COUNTER, STATISTICS
 from jumpout_export.model.randomness import RandomCall
 from jumpout_export.model.tracing import is_users_file
 from jumpout_export.program.sizes import InputSizes
@@ -23,7 +24,6 @@ from jumpout_export.text import joined
 # Arguments of torch's operators that say whether noise is on, and what says so.
 _SWITCHES = ("train", "training", "use_input_stats")
 _RATES = ("p", "dropout_p", "dropout")
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _FRAME = re.compile(r'File "(?P<file>.*?)", line (?P<line>\d+)')
 _AS_FUNCTION = "is no layer of torch, so it was taken to be off in eval mode"
 
@@ -122,7 +122,7 @@ def program_batchnorms(model: ProgramNetwork) -> list[tuple[str, BatchNormNode]]
     for graph in _graphs(model):
         for node in graph.nodes:
             if node.op == "call_function" and isinstance(node.target, OpOverload) and _normalises(node):
-                values = [_tensor(model, _argument(node, name)) for name in _STATISTICS[:2]]
+                values = [_tensor(model, _argument(node, name)) for name in STATISTICS]
                 eps = _argument(node, "eps")
                 place = _call(node).module or str(node.name)
                 found.append((place, BatchNormNode(values[0], values[1], 0.0 if eps is None else float(eps))))
@@ -168,7 +168,7 @@ def _to_eval(graph: fx.Graph, node: fx.Node, facts: ProgramFacts) -> None:
 
 
 def _normalise(node: fx.Node, switches: list[str], call: RandomCall, facts: ProgramFacts) -> None:
-    if _argument(node, "running_mean") is None or not switches:
+    if _argument(node, STATISTICS[0]) is None or not switches:
         return  # without running statistics it is no other in eval mode; the audit refuses it
     if _argument(node, switches[0]):
         place = call.module or node.name
@@ -207,7 +207,7 @@ def _drop_updates(graph: fx.Graph) -> None:
             and getattr(node.target, "__name__", "").startswith(("add_.", "copy_."))
             and isinstance(written, fx.Node)
             and written.op == "get_attr"
-            and str(written.target).endswith(_STATISTICS)
+            and str(written.target).endswith((*STATISTICS, COUNTER))
         ):
             graph.erase_node(node)
     graph.eliminate_dead_code()
@@ -222,7 +222,7 @@ def _graphs(model: nn.Module) -> Iterator[fx.Graph]:
 
 
 def _normalises(node: fx.Node) -> bool:
-    return _has(node, "running_mean")
+    return _has(node, STATISTICS[0])
 
 
 def _is_layer(node: fx.Node) -> bool:

@@ -7,7 +7,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from jumpout_export.model.wrappers import plain_calls, plain_names, unwrap
+from jumpout_export.model.wrappers import (
+    COMPILED,
+    DISTRIBUTED,
+    plain_calls,
+    plain_names,
+    unwrap,
+    without_wrappers,
+)
 
 
 def network() -> nn.Sequential:
@@ -67,6 +74,29 @@ def test_a_wrapper_of_the_same_name_that_is_not_torchs_is_a_module_like_any_othe
     model = DataParallel()
     assert unwrap(model) is model
     assert plain_names(model)["module.1"] == "module.1"
+
+
+def test_only_the_wrappers_that_are_asked_for_are_taken_away(group):
+    inner = network()
+    parallel = nn.DataParallel(inner)
+    compiled = torch.compile(parallel, backend="eager")
+    assert unwrap(compiled, (COMPILED,)) is parallel
+    assert unwrap(torch.compile(DistributedDataParallel(inner)), (COMPILED, DISTRIBUTED)) is inner
+    assert unwrap(parallel, (COMPILED, DISTRIBUTED)) is parallel
+    assert unwrap("no module", (COMPILED,)) == "no module"
+
+
+def test_a_submodule_of_the_users_is_no_wrapper_whatever_its_name():
+    model = nn.Module()
+    model._orig_mod = network()
+    assert unwrap(model) is model
+    assert plain_names(model)["_orig_mod.1"] == "_orig_mod.1"
+
+
+def test_a_name_alone_loses_what_wrappers_usually_add():
+    assert without_wrappers("module._orig_mod.layer.module.bn") == "layer.bn"
+    assert without_wrappers("modules.bn") == "modules.bn"
+    assert without_wrappers("module") == ""
 
 
 @pytest.mark.parametrize("how", ["torch.compile", "Module.compile", "a part"])

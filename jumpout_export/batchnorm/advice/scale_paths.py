@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from jumpout_export.batchnorm.advice.noise_path import LINEAR, NoisePath, mask_power
 from jumpout_export.batchnorm.measure.feed import Feed, Step
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.states import RENORMALISED, in_state
+from jumpout_export.model.norms import is_batchnorm
 from jumpout_export.model.stochastic import StochasticLayer, stochastic_layers
 from jumpout_export.model.wrappers import plain_names
 from jumpout_export.nn.modules import Jumpout
@@ -73,7 +73,7 @@ def noise_paths(feed: Feed, layers: Sequence[Layer], images: int) -> dict[str, N
 
     # A frozen layer normalises by what it stores in training, too; noise does not change that.
     moving = [layer for layer in layers if not layer.frozen]
-    norms = [layer for layer in moving if isinstance(layer.module, _BatchNorm)]
+    norms = [layer for layer in moving if is_batchnorm(layer.module)]
     hooked = trace.attached(feed.model, norms, sources)
     with contextlib.suppress(_EnoughError), torch.no_grad(), in_state(feed.model, moving, RENORMALISED), hooked:
         feed.replay("looking for what feeds BatchNorm", visit)

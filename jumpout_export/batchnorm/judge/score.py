@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 
 from jumpout_export.batchnorm.judge.estimate import Estimate, estimate, scaled_eps, student_quantile
 from jumpout_export.batchnorm.measure.moments import Moments, N
+from jumpout_export.model import norms
 from jumpout_export.report import BatchNormVerdict
 
 # Below this a jackknife interval means little; the layer is then undecided.
@@ -123,7 +124,7 @@ def score_layer(moments: Moments, eps: float, stored_images: float, level: float
     )
 
 
-def stored_images(module: _NormBase, batch_size: float, *, guessed: bool = True, calls: int = 1) -> float:
+def stored_images(module: Any, batch_size: float, *, guessed: bool = True, calls: int = 1) -> float:
     """Returns how many images' worth of noise the stored statistics carry: B (2 - m) / m for an average of momentum m.
 
     `momentum=None` averages all B * num_batches_tracked images. Infinity (no noise) where training never updated the
@@ -139,9 +140,8 @@ def stored_images(module: _NormBase, batch_size: float, *, guessed: bool = True,
     if guessed:
         batch_size = max(batch_size, MIN_TRAINING_BATCH)
     # A fixed layer such as torchvision's FrozenBatchNorm2d has neither.
-    counted, momentum = getattr(module, "num_batches_tracked", None), getattr(module, "momentum", 0.0)
-    tracked = 0 if counted is None else int(counted)
-    if tracked == 0 or momentum == 0:
+    tracked, momentum = norms.batches_tracked(module), norms.momentum(module)
+    if not tracked or momentum == 0:
         return math.inf
     updates = tracked if momentum is None else (2 - momentum) / momentum
     return max(batch_size, batch_size * updates / max(calls, 1))

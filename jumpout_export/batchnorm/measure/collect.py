@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from jumpout_export.batchnorm.measure.distributed import Ranks, merge_moments
 from jumpout_export.batchnorm.measure.feed import Feed, Step
@@ -19,6 +18,7 @@ from jumpout_export.batchnorm.measure.forward_moments import ForwardMoments, of_
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import Moments
 from jumpout_export.batchnorm.measure.states import State, preserved, put_into
+from jumpout_export.model.norms import is_plain
 from jumpout_export.model.randomness import rng_restored
 
 # Seeds that one pass may use, one per batch.
@@ -213,8 +213,7 @@ def _can_be_handed(layer: Layer) -> bool:
     That costs a CPU a third of what batch normalisation in training mode does, and SyncBatchNorm neither waits for
     other processes nor refuses a CPU. Buffers in half precision would round the statistics.
     """
-    plain = type(layer.module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
-    if not plain or "forward" in vars(layer.module) or not layer.tracked:
+    if not is_plain(layer.module) or not layer.tracked:
         return False
     return all(buffer.dtype in (torch.float32, torch.float64) for buffer in layer.statistics())
 

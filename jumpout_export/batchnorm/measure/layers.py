@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
-from jumpout_export.model.norms import is_fixed, is_instance_norm, is_quantized, is_torch_norm, serves_with_statistics
+from jumpout_export.model import norms
 from jumpout_export.model.wrappers import plain_names
 
 _ALLOWED = "BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, or InstanceNorm with running statistics"
@@ -35,7 +34,7 @@ class Layer:
     """
 
     name: str
-    module: _NormBase
+    module: Any
     frozen: bool
     paths: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
@@ -54,33 +53,32 @@ class Layer:
     @property
     def channels(self) -> int:
         """Number of channels C."""
-        return self.module.num_features if is_torch_norm(self.module) else len(self.statistics()[0])
+        return norms.channels(self.module)
 
     @property
     def eps(self) -> float:
         """What is added to the variance."""
-        return float(getattr(self.module, "eps", 1e-5))
+        return norms.eps(self.module)
 
     @property
     def momentum(self) -> float | None:
         """Weight of a new batch in the moving average; None averages all batches alike."""
-        return self.module.momentum if is_torch_norm(self.module) else 0.0
+        return norms.momentum(self.module)
 
     @property
     def batches_tracked(self) -> int | None:
         """Batches in the moving average; None where they are not counted."""
-        counted = getattr(self.module, "num_batches_tracked", None)
-        return None if counted is None else int(counted)
+        return norms.batches_tracked(self.module)
 
     @property
     def per_instance(self) -> bool:
         """Whether the layer is an InstanceNorm, whose statistics are averages over images of each image's own."""
-        return is_instance_norm(self.module)
+        return norms.is_instance_norm(self.module)
 
     @property
     def fixed(self) -> bool:
         """Whether the layer knows no training mode: its statistics are constants that can only be overwritten."""
-        return is_fixed(self.module)
+        return norms.is_fixed(self.module)
 
     @property
     def tracked(self) -> bool:
@@ -128,7 +126,7 @@ def batchnorm_layers(model: nn.Module) -> list[Layer]:
     names = plain_names(model)
     paths: dict[nn.Module, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if serves_with_statistics(module) and path not in paths.setdefault(module, []):
+        if norms.serves_with_statistics(module) and path not in paths.setdefault(module, []):
             paths[module].append(path)
     layers = [_layer(module, places, names, model) for module, places in paths.items()]
     if not layers:
@@ -186,11 +184,11 @@ def _layer(module: Any, paths: list[str], names: dict[str, str], model: nn.Modul
     parent = model.get_submodule(paths[0].rpartition(".")[0])
     # Fused modules of quantisation-aware training, torch.ao's and torchao's: the convolution and its BatchNorm in one.
     fused = type(parent).__name__ if parent is not module and ".qat" in type(parent).__module__ else ""
-    frozen = is_fixed(module) or _is_frozen(module, model)
+    frozen = norms.is_fixed(module) or _is_frozen(module, model)
     return Layer(own[0], module, frozen, tuple(paths), tuple(own[1:]), fused)
 
 
-def _is_frozen(module: _NormBase, model: nn.Module) -> bool:
+def _is_frozen(module: Any, model: nn.Module) -> bool:
     if module.training:
         return False
     if model.training:
@@ -255,12 +253,12 @@ def _why_unseen(module: nn.Module) -> str:
             f"is a graph with {count} batch_norm operators, which cannot be observed; pass the model it was exported "
             "or traced from"
         )
-    if not {"running_mean", "running_var"} <= module._buffers.keys():
+    if not norms.stores_statistics(module):
         return ""
     kind = type(module).__name__
-    if is_quantized(module):
+    if norms.is_quantized(module):
         return f"({kind}) is quantised, its statistics too; check the float model, before it is converted"
-    if is_torch_norm(module) or is_fixed(module):
+    if norms.is_torch_norm(module) or norms.is_fixed(module):
         return ""
     return f"({kind}) stores running_mean and running_var but is none of {_ALLOWED}; it was not checked"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from jumpout_export.batchnorm.measure.layers import Layer
+from jumpout_export.model.norms import is_batchnorm, is_torch_norm, use_batch
 from jumpout_export.model.randomness import get_generator_state, is_generator, same_bits, set_generator_state
 
 
@@ -70,7 +70,7 @@ class Found:
         self.training = model.training
         modules = list(model.modules())
         self.modules = [(module, module.training) for module in modules]
-        self.tracking = [(module, module.track_running_stats) for module in modules if isinstance(module, _NormBase)]
+        self.tracking = [(module, module.track_running_stats) for module in modules if is_torch_norm(module)]
         self._buffers = [
             (module, name, buffer, buffer.clone())
             for module in modules
@@ -122,23 +122,12 @@ def put_into(found: Found, layers: Sequence[Layer], state: State) -> None:
     """
     for module, training in found.modules:
         on = state.stochastic and (training or not found.training)
-        module.training = on and not isinstance(module, _BatchNorm)
+        module.training = on and not is_batchnorm(module)
     for norm, track in found.tracking:
         norm.track_running_stats = track
-    if not state.batch_statistics:
-        return
-    for layer in layers:
-        norm = layer.module
-        if layer.fixed:
-            continue  # knows no training mode
-        if isinstance(norm, nn.SyncBatchNorm):
-            # In training mode it would wait for other processes, and refuse a CPU. In eval mode without running
-            # statistics it normalises by the batch, too, and does neither.
-            norm._buffers["running_mean"] = norm._buffers["running_var"] = None
-        else:
-            norm.training = True
-            # F.batch_norm then gets no buffers to update, and num_batches_tracked is not counted up.
-            norm.track_running_stats = False
+    if state.batch_statistics:
+        for layer in layers:
+            use_batch(layer.module)
 
 
 def _write(tensor: Tensor, saved: Tensor) -> None:

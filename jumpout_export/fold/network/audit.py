@@ -12,6 +12,7 @@ from torch import nn
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.fold.network.locate import first_difference
 from jumpout_export.fold.network.subject import Subject, subject_of
+from jumpout_export.model.norms import batches_tracked, eps
 from jumpout_export.model.randomness import RandomCall, random_calls, repeated
 from jumpout_export.report import Check, counted
 from jumpout_export.text import count, joined
@@ -116,8 +117,7 @@ def _norm_problems(path: str, layer: Any) -> list[str]:
         return [f"`{path}` has no running statistics, {why}"]
     found = [_non_finite(f"`{path}` running_mean", layer.running_mean)]
     found.append(_non_finite(f"`{path}` running_var", layer.running_var))
-    # A copy of FrozenBatchNorm2d may hold its eps in the forward alone.
-    negative = int((layer.running_var + getattr(layer, "eps", 1e-5) <= 0).sum())
+    negative = int((layer.running_var + eps(layer) <= 0).sum())
     if negative:
         found.append(
             f"`{path}` running_var + eps is not positive in {negative} of {layer.running_var.numel()} channels"
@@ -126,10 +126,9 @@ def _norm_problems(path: str, layer: Any) -> list[str]:
 
 
 def _never_trained(layer: Any) -> bool:
-    tracked = getattr(layer, "num_batches_tracked", None)
-    if layer.running_mean is None or layer.running_var is None or tracked is None:
+    if layer.running_mean is None or layer.running_var is None or batches_tracked(layer) != 0:
         return False
-    return bool(tracked == 0 and (layer.running_mean == 0).all() and (layer.running_var == 1).all())
+    return bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())
 
 
 def _non_finite(what: str, tensor: torch.Tensor) -> str:

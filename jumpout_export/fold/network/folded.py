@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.fold.network.audit import allowed
@@ -20,6 +19,7 @@ from jumpout_export.fold.network.proof import Folded, fold_with_proof
 from jumpout_export.fold.network.replaced import action_of, is_known, layers_of, replaced, reported
 from jumpout_export.fold.network.state import untouched
 from jumpout_export.fold.network.subject import Subject, subject_of
+from jumpout_export.model.norms import is_batchnorm
 from jumpout_export.model.randomness import rng_restored
 from jumpout_export.model.signature import example_batch, on_device
 from jumpout_export.model.stochastic import stochastic_layers
@@ -113,7 +113,7 @@ def _refuse_layers_that_stay_random(model: nn.Module, allow: tuple[str, ...]) ->
     paths = tuple(
         path
         for path, module in model.named_modules()
-        if module.training and (path in stochastic or isinstance(module, _BatchNorm)) and not allowed(path, allow)
+        if module.training and (path in stochastic or is_batchnorm(module)) and not allowed(path, allow)
     )
     if paths:
         raise NotFoldableError(

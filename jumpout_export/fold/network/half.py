@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from jumpout_export.budget import FOLD_EXACT
 from jumpout_export.errors import ConversionError
 from jumpout_export.model.batches import Batch
+from jumpout_export.model.norms import is_batchnorm
 from jumpout_export.model.randomness import rng_restored
 from jumpout_export.model.signature import fresh, outputs, tensors, with_tensors
 from jumpout_export.text import first_line, joined
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
@@ -112,12 +112,12 @@ def _pairs(model: nn.Module, batch: Batch) -> list[tuple[str, str]]:
 
     def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         calls[module] += 1
-        if isinstance(module, _BatchNorm) and inputs and id(inputs[0]) in made:
+        if is_batchnorm(module) and inputs and id(inputs[0]) in made:
             found.append((made[id(inputs[0])][0], module))
         elif isinstance(output, Tensor):
             made[id(output)] = (module, output)  # held, so that its id is not used again
 
-    layers = [module for module in model.modules() if isinstance(module, (_BatchNorm, nn.Linear, *_CONVOLUTIONS))]
+    layers = [module for module in model.modules() if is_batchnorm(module) or isinstance(module, _LAYERS)]
     handles = [layer.register_forward_hook(watch) for layer in layers]
     try:
         run_fresh(model, batch)
@@ -127,7 +127,7 @@ def _pairs(model: nn.Module, batch: Batch) -> list[tuple[str, str]]:
     return [
         (paths[layer], paths[norm])
         for layer, norm in found
-        if calls[layer] == calls[norm] == 1 and not isinstance(layer, _BatchNorm)
+        if calls[layer] == calls[norm] == 1 and not is_batchnorm(layer)
     ]
 
 

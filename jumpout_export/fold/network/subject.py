@@ -9,8 +9,8 @@ from torch import nn
 
 from jumpout_export.errors import ConversionError, NotFoldableError
 from jumpout_export.model.axes import Axes
-from jumpout_export.model.norms import serves_with_statistics
-from jumpout_export.model.wrappers import plain_names
+from jumpout_export.model.norms import channels, named_norms
+from jumpout_export.model.wrappers import COMPILED, plain_names, unwrap
 from jumpout_export.program.network import ProgramFacts, ProgramNetwork, as_module, program_batchnorms, program_facts
 from jumpout_export.report import FoldedLayer
 
@@ -35,12 +35,12 @@ class Subject:
 
     def norms(self) -> list[tuple[str, Any]]:
         """Returns what serves with running statistics, by path: each has `running_mean`, `running_var` and `eps`."""
-        return [(path, module) for path, module in self.module.named_modules() if serves_with_statistics(module)]
+        return list(named_norms(self.module))
 
     def channels(self) -> dict[str, int] | None:
         """Returns each norm's channels by its path without wrappers; None where paths are not those of the module."""
         plain = plain_names(self.module)
-        return {plain[path]: _channels(norm) for path, norm in self.norms()}
+        return {plain[path]: channels(norm) for path, norm in self.norms()}
 
     def refuse_noise(self) -> None:
         """Raises if the network holds noise that cannot be switched off.
@@ -116,7 +116,7 @@ def subject_of(model: Any) -> Subject:
     if isinstance(model, Subject):
         return model
     network = as_module(model)
-    inner = getattr(network, "_orig_mod", network)
+    inner = unwrap(network, (COMPILED,))
     if isinstance(inner, torch.jit.ScriptModule):
         raise TypeError(
             f"the model ({type(inner).__name__}) is a TorchScript module, which torch.export cannot trace; give the "
@@ -132,7 +132,3 @@ def subject_of(model: Any) -> Subject:
         )
     facts = program_facts(inner)
     return ProgramSubject(inner, facts) if isinstance(inner, ProgramNetwork) and facts is not None else Subject(inner)
-
-
-def _channels(norm: Any) -> int:
-    return int(norm.num_features if hasattr(norm, "num_features") else norm.running_mean.numel())

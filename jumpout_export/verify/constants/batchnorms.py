@@ -25,6 +25,7 @@ from torch import nn
 
 from jumpout_export.budget import PARALLEL_ROUNDINGS, ROUNDINGS
 from jumpout_export.model.batches import Batch
+from jumpout_export.model.norms import statistics_owners
 from jumpout_export.model.operations import Recording, record
 from jumpout_export.model.samples import rows
 from jumpout_export.onnxfile.constants import Array, FileConstants, Holder
@@ -80,7 +81,7 @@ def batchnorms_in_file(
         batch: images on the CPU.
         size: the file's batch size, None where it is open.
     """
-    if not batchnorm_names(original):
+    if not statistics_owners(original):
         return [], []
     images = rows(batch, range(min(2, batch.size) if size is None else size))
     try:
@@ -112,7 +113,7 @@ def locate_batchnorms(recording: Recording, path: Path, model: ModelProto) -> li
 
 def constants_check(model: nn.Module, located: list[Located]) -> Check | None:
     """Returns the verdict on all BatchNorms, None for a model without one."""
-    names = batchnorm_names(model)
+    names = statistics_owners(model)
     if not names and not located:
         return None
     calls = {name: [one for one in located if one.name == name] for name in [*names, *(one.name for one in located)]}
@@ -131,11 +132,6 @@ def constants_check(model: nn.Module, located: list[Located]) -> Check | None:
         verdict="fail" if wrong else "pass",
         note=note,
     )
-
-
-def batchnorm_names(model: nn.Module) -> list[str]:
-    """Returns module paths, also of an exported program's, whose modules lost their classes, not the buffers' names."""
-    return [name.rpartition(".")[0] for name, _ in model.named_buffers() if name.endswith("running_mean")]
 
 
 def _sentence(one: Located) -> str:

@@ -18,12 +18,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from jumpout_export.model.batches import Batch
+from jumpout_export.model.norms import statistics_owners
 from jumpout_export.model.operations import record
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.walk import tensors
 from jumpout_export.report import Check, counted
 from jumpout_export.text import first_line, joined
-from jumpout_export.verify.constants.batchnorms import Located, batchnorm_names
+from jumpout_export.verify.constants.batchnorms import Located
 from jumpout_export.verify.constants.matches import Array, Constant, Known, candidates_of, matches
 
 # Shorter lists of integers are shapes and axes.
@@ -58,7 +59,7 @@ def known_values(model: nn.Module, batch: Batch, located: list[Located]) -> tupl
     else:
         folded = [one.layer for one in located if one.layer is not None]
         elsewhere = {name for index in folded for name in recording.operations[index].weights}
-    prefixes = tuple(f"{name}." for name in batchnorm_names(model))
+    prefixes = tuple(f"{name}." for name in statistics_owners(model))
     # A BatchNorm that was not found may be part of any layer, whose constants may have kept their names.
     names_tell = all(one.where for one in located)
     known = [
