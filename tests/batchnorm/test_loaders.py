@@ -35,8 +35,6 @@ class Item:
 
 
 LABELS = torch.arange(32) % 3
-
-
 LOADERS = {
     "tuple": lambda x: (x, LABELS),
     "list": lambda x: [x, LABELS],

@@ -11,8 +11,6 @@ from jumpout_export.model.axes import Axes, choose_axes, declared_axes, other_si
 from jumpout_export.model.signature import onnx_batch
 
 X = torch.randn(4, 1, 9, 9, generator=torch.Generator().manual_seed(1))
-
-
 A, B, C = (torch.randn(4, size, generator=torch.Generator().manual_seed(size)) for size in (3, 2, 2))
 
 

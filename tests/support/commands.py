@@ -1,7 +1,9 @@
 """The command line as tests run it: a module of factories to name on it, and a process of its own."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -122,6 +124,18 @@ def process(arguments, *, before="", entry="from jumpout_export.__main__ import 
     code = f"import atexit, os, signal, sys\n{before}\nsys.argv = {['jumpout-export', *arguments]!r}\n{entry}\n"
     command = [sys.executable, "-c", code]
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+
+
+def worker(name, *arguments, timeout):
+    """A script of this folder in a process of its own, which prints its result in the last line of stdout."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", f"support.{name}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
 
 
 def signal_at(number, event, ending):

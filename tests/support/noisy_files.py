@@ -7,8 +7,6 @@ from onnx import TensorProto, helper, numpy_helper
 from jumpout_export.fold.file.fold_file import fold_onnx
 
 FLOAT, BOOL, INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
-
-
 OPSET = [helper.make_opsetid("", 18)]
 
 

@@ -6,14 +6,8 @@ from onnx import TensorProto, helper, numpy_helper
 from jumpout_export.verify.inspect import inspect_onnx
 
 OPSET = [helper.make_opsetid("", 18)]
-
-
 TRUE, FALSE = (numpy_helper.from_array(np.array(value), name) for value, name in ((True, "true"), (False, "false")))
-
-
 RATIO = numpy_helper.from_array(np.array(0.5, dtype=np.float32), "ratio")
-
-
 SCALE = [numpy_helper.from_array(np.ones(3, dtype=np.float32), name) for name in ("scale", "bias", "mean", "var")]
 
 

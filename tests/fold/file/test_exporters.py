@@ -67,8 +67,6 @@ class Twice(nn.Module):
 
 
 IMAGE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
-
-
 MODELS = {
     "Dropout": (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.3), nn.Linear(5, 2)), IMAGE),
     "Dropout1d": (lambda: nn.Sequential(nn.Conv1d(6, 4, 3), nn.Dropout1d(0.3), nn.Conv1d(4, 2, 1)), IMAGE[:, 0]),

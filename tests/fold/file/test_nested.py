@@ -44,8 +44,6 @@ def renamed(nodes, x, y):
 
 
 TRIPS = tensor(2, "trips", np.int64)
-
-
 NESTED = {
     "If": (branches([dropout()]), "Dropout_z (Dropout) in then_branch of If_z (If)"),
     "If, a mask": (branches(mask()), "Div_z (Div) in then_branch of If_z (If)"),
