@@ -3,8 +3,10 @@
 #include <stdlib.h>
 
 #include <fstream>
+#include <optional>
 
 #include "errors.h"
+#include "shapes.h"
 
 namespace replay {
 namespace {
@@ -29,17 +31,12 @@ std::string text(const std::string& line, const std::string& key) {
   return quoted.empty() ? quoted : quoted.substr(1);
 }
 
-// Inputs as the profile writes them: [{"float":[2,64,1,1]},{"int64":[2]}].
-bool reads_only_shapes(const std::string& operation, const std::string& inputs) {
-  if (operation == "Shape" || operation == "Size") return true;
-  size_t count = 0;
-  for (size_t at = inputs.find('{'); at != std::string::npos; at = inputs.find('{', at + 1)) {
-    const std::string input = inputs.substr(at, inputs.find('}', at) - at);
-    const bool whole = input.rfind("{\"int", 0) == 0 || input.rfind("{\"bool", 0) == 0;
-    if (!whole || input.find(',') != std::string::npos) return false;
-    ++count;
-  }
-  return count > 0;
+// Whether a node of the file that is surely this one reads shapes only, and no other that it may be does more.
+bool reads_shapes(const ShapeNodes& shapes, const ExecutedNode& node) {
+  const bool unnamed = node.name == node.operation + "_" + node.index && shapes.any("", node.operation);
+  if (!unnamed) return shapes.all(node.name, node.operation);
+  return shapes.all("", node.operation) &&
+         (!shapes.any(node.name, node.operation) || shapes.all(node.name, node.operation));
 }
 
 }  // namespace
@@ -64,23 +61,27 @@ std::vector<ExecutedNode> executed_nodes(const fs::path& profile) {
   std::ifstream stream(profile);
   for (std::string line; std::getline(stream, line);) {
     if (line.rfind(kNode, 0) != 0) continue;
-    ExecutedNode node{text(line, "name"), text(line, "op_name"), text(line, "provider"), false};
+    ExecutedNode node{text(line, "name"), text(line, "op_name"), text(line, "provider"), text(line, "node_index")};
     if (const size_t suffix = node.name.rfind(kSuffix); suffix != std::string::npos) node.name.resize(suffix);
     if (node.provider.empty()) node.provider = "an unknown provider";
-    node.only_shapes = reads_only_shapes(node.operation, after(line, "input_type_shape", "}]"));
     nodes.push_back(std::move(node));
   }
   return nodes;
 }
 
-Placement place(const std::vector<ExecutedNode>& nodes, Provider provider) {
+Placement place(const std::vector<ExecutedNode>& nodes, Provider provider, const fs::path& model) {
   Placement placement;
+  std::optional<ShapeNodes> shapes;
   size_t there = 0;
   for (const ExecutedNode& node : nodes) {
     ++placement.nodes[node.provider];
     if (node.provider == provider_name(provider)) {
       ++there;
-    } else if (node.only_shapes) {
+      continue;
+    }
+    const bool on_cpu = node.provider == provider_name(Provider::kCpu);
+    if (on_cpu && !shapes) shapes = read_shape_nodes(model);
+    if (on_cpu && reads_shapes(*shapes, node)) {
       ++placement.shapes;
     } else if (++placement.elsewhere <= kMostNamed) {
       placement.problems.push_back("node `" + one_line(node.name) + "` (" + one_line(node.operation) + ") ran on " +

@@ -24,11 +24,9 @@ class ProfileFolder {
   std::filesystem::path folder_;
 };
 
-// A node that ran. ONNX Runtime keeps what computes shapes on the CPU on purpose: `only_shapes` says that the node
-// reads nothing but a tensor's shape, or vectors of whole numbers.
+// A node that ran. One without a name in the file has its operator and `index` as its name.
 struct ExecutedNode {
-  std::string name, operation, provider;
-  bool only_shapes;
+  std::string name, operation, provider, index;
 };
 
 // The executed nodes in their order. The file has one event per line.
@@ -42,6 +40,8 @@ struct Placement {
   std::vector<std::string> problems;  // the nodes elsewhere, or that there is none on a GPU
 };
 
-Placement place(const std::vector<ExecutedNode>& nodes, Provider provider);
+// ONNX Runtime keeps what computes shapes on the CPU on purpose: the file `model` says which nodes these are, and is
+// read only if there is one on the CPU that should not be. Throws NotVerifiable if it cannot be.
+Placement place(const std::vector<ExecutedNode>& nodes, Provider provider, const std::filesystem::path& model);
 
 }  // namespace replay

@@ -88,7 +88,7 @@ Report replay(const Options& options) {
   for (const GoldenSet& set : sets) {
     const std::vector<Tensor> outputs = session.run(set.inputs);
     if (report.outputs.empty()) {
-      report.placement = place(executed_nodes(session.end_profile()), options.provider);
+      report.placement = place(executed_nodes(session.end_profile()), options.provider, options.model);
     }
     for (size_t i = 0; i < outputs.size(); ++i) {
       const std::string number = "output_" + std::to_string(i), file = (set.folder / (number + ".pb")).string();
