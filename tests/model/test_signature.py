@@ -29,3 +29,23 @@ def test_inputs_of_one_name_are_told_apart_by_the_parameters():
 def test_an_output_that_cannot_be_exported_is_refused(result, error, message):
     with pytest.raises(error, match=message):
         outputs(result, ["x"])
+
+
+@pytest.mark.parametrize(
+    ("result", "inputs", "names"),
+    [
+        (torch.ones(1), ["x"], ["output"]),
+        (torch.ones(1), ["output"], ["output_0"]),
+        ((torch.ones(1), None, [torch.ones(1)]), ["x"], ["output_0", "output_1"]),
+        ({"a": torch.ones(1), "b": None}, ["x"], ["a"]),
+        ({"x": torch.ones(1)}, ["x"], ["output_0"]),
+        ({"a": [torch.ones(1), torch.ones(1)]}, ["x"], ["output_0", "output_1"]),
+    ],
+)
+def test_outputs_are_named(result, inputs, names):
+    assert [output.name for output in outputs(result, inputs)] == names
+
+
+def test_an_output_that_is_no_tensor_is_named():
+    with pytest.raises(TypeError, match="every output of the model must be a tensor, got int"):
+        outputs((torch.ones(1), 3), ["x"])
