@@ -1,0 +1,99 @@
+"""What stands in C++ and in Python stands there alike: read from the C++ sources, without a build."""
+
+import re
+
+import pytest
+from support.project import PROJECT
+
+from jumpout_export.cli import work
+from jumpout_export.export.golden import FOLDER
+from jumpout_export.onnxfile.metadata import PREFIX, RANDOM, TOLERANCE
+from jumpout_export.onnxfile.training import RANDOM_OPERATORS
+from jumpout_export.runtime.providers import PROVIDERS
+
+SOURCES = PROJECT / "cpp" / "replay"
+TEXT = r'"((?:[^"\\]|\\.)*)"'
+
+
+def code(name):
+    """A source without comments, which may name anything."""
+    return re.sub(r"^\s*//.*$|(?<=[;,{} ]) // .*$", "", (SOURCES / name).read_text(), flags=re.MULTILINE)
+
+
+def only(pattern, source):
+    """What the groups of a pattern match, which must stand there once."""
+    (found,) = re.findall(pattern, source)
+    return found
+
+
+def texts(listed):
+    return re.findall(TEXT, listed)
+
+
+def test_cuda_has_the_same_settings():
+    source = code("session.cpp")
+    keys = texts(only(r"const char\* const keys\[\] = \{([^}]*)\};", source))
+    values = texts(only(r"const char\* const values\[\] = \{([^}]*)\};", source))
+    assert dict(zip(keys, values, strict=True)) == PROVIDERS["cuda"].settings
+
+
+def test_the_page_shows_the_same_settings():
+    page = (PROJECT / "docs" / "cpp.md").read_text(encoding="utf-8")
+    keys = texts(only(r"const char\* keys\[\] = \{([^}]*)\};", page))
+    values = texts(only(r"const char\* values\[\] = \{([^}]*)\};", page))
+    assert dict(zip(keys, values, strict=True)) == {"device_id": "0", **PROVIDERS["cuda"].settings}
+
+
+def test_providers_have_the_same_names():
+    name = rf"kCpu \? {TEXT} : {TEXT};"
+    options = only(rf"option_name\(Provider provider\) \{{ return provider == Provider::{name} }}", code("options.cpp"))
+    runtime = only(
+        rf"provider_name\(Provider provider\) \{{\s*return provider == Provider::{name}\s*}}", code("session.cpp")
+    )
+    assert dict(zip(options, runtime, strict=True)) == {
+        provider.name: provider.onnxruntime_name for provider in PROVIDERS.values()
+    }
+    parsed = re.findall(rf"if \(name == {TEXT}\) return Provider::k(\w+);", code("options.cpp"))
+    assert parsed == [(name, name.capitalize()) for name in PROVIDERS]
+
+
+def test_the_metadata_has_the_same_keys():
+    keys = {text for file in SOURCES.glob("*.*") if file.suffix in (".cpp", ".h") for text in texts(code(file.name))}
+    assert {key for key in keys if "jumpout_export" in key} == {RANDOM, PREFIX + TOLERANCE}
+
+
+def test_golden_data_lies_in_the_same_folder():
+    assert only(rf"constexpr char kPrefix\[\] = {TEXT};", code("golden.cpp")) + "0" == FOLDER
+
+
+def test_the_same_operators_draw_random_numbers():
+    listed = only(r"constexpr std::array<std::string_view, \d+> kRandom = \{([^}]*)\};", code("shapes.cpp"))
+    assert set(texts(listed)) == RANDOM_OPERATORS
+    assert len(texts(listed)) == len(RANDOM_OPERATORS)
+
+
+def test_verdicts_end_with_the_same_exit_codes():
+    listed = only(r"enum ExitCode \{([^}]*)\};", code("errors.h"))
+    assert {name: int(number) for name, number in re.findall(r"k(\w+) = (\d+)", listed)} == {
+        "Passed": work.PASSED,
+        "Failed": work.FAILED,
+        "WrongUsage": work.WRONG_USAGE,
+        "NotVerifiable": work.NOT_VERIFIED,
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        {
+            (file.name, path)
+            for file in SOURCES.glob("*.*")
+            if file.is_file()
+            for path in re.findall(r"(?<![<\w/])[\w/]+\.(?:py|md|json|cpp|h)\b", file.read_text())
+            if "/" in path
+        }
+    ),
+    ids="{0[0]} {0[1]}".format,
+)
+def test_files_that_the_sources_name_exist(path):
+    assert (PROJECT / path[1]).exists() or (SOURCES / path[1]).exists()
