@@ -7,7 +7,6 @@ import inspect
 import io
 import itertools
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,8 @@ from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import fresh, input_names, only_tensors, outputs
 from jumpout_export.onnxfile.data import tie_data
 from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, load_onnx
-from jumpout_export.onnxfile.walk import ABSOLUTE_PATH, default_opset, messages
+from jumpout_export.onnxfile.paths import without_folders
+from jumpout_export.onnxfile.walk import default_opset, messages
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
@@ -228,18 +228,14 @@ def _clean(model: ModelProto, keep_debug_info: bool, metadata: Mapping[str, str]
             if not keep_debug_info:
                 message.ClearField(name)
         if "doc_string" in fields and message.doc_string:
-            message.doc_string = _file_names_only(message.doc_string)
+            message.doc_string = without_folders(message.doc_string)
         if "metadata_props" in fields:
             for entry in message.metadata_props:
-                entry.value = _file_names_only(entry.value)
+                entry.value = without_folders(entry.value)
     model.ClearField("metadata_props")
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     model.ir_version = IR_VERSION
-
-
-def _file_names_only(text: str) -> str:
-    return ABSOLUTE_PATH.sub(lambda match: re.split(r"[\\/]", match[0])[-1], text)
 
 
 def _check_valid(path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jumpout_export.onnxfile.load import inlined
+from jumpout_export.onnxfile.walk import constants_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -59,11 +60,7 @@ class FileConstants:
         model = inlined(model)
         self._folder = str(path.parent)
         self._nodes: list[NodeProto] = list(model.graph.node)
-        given = {value.name for value in model.graph.input}  # has only a default value: the caller may pass another
-        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in given}
-        for node in self._nodes:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-                self._tensors[node.output[0]] = node.attribute[0].t
+        self._tensors = {name: tensor for name, tensor in constants_of(model.graph).items() if tensor is not None}
         self._arrays: dict[str, Array | None] = {}
         self._readers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self._nodes:

@@ -19,7 +19,7 @@ from jumpout_export.model.batches import Batch
 from jumpout_export.model.signature import tensors
 from jumpout_export.onnxfile.data import copy_data
 from jumpout_export.onnxfile.load import inlined, load_onnx
-from jumpout_export.onnxfile.walk import Site, sites
+from jumpout_export.onnxfile.walk import Site, graphs_of, sites
 from jumpout_export.report import Check, counted
 from jumpout_export.runtime.providers import fallback
 from jumpout_export.runtime.session import open_session
@@ -137,10 +137,7 @@ def _still_possible(marked: Path) -> set[str]:
 
 
 def _subgraphs(site: Site) -> Iterator[tuple[str, GraphProto]]:
-    for attribute in site.node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            if graph.output:
-                yield attribute.name, graph
+    return ((name, graph) for name, graph in graphs_of(site.node) if graph.output)
 
 
 def _mark(model: ModelProto) -> dict[str, _Branch]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jumpout_export.fold.file.masks import Mask, Use
-from jumpout_export.fold.file.noise import Noise, Site
+from jumpout_export.fold.file.noise import Noise, NoiseSite
 from jumpout_export.fold.file.values import attribute
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _DRAWN = 0.5
 
 
-def observed_copy(model: ModelProto, sites: list[Site]) -> ModelProto:
+def observed_copy(model: ModelProto, sites: list[NoiseSite]) -> ModelProto:
     """Returns a copy of the noisy model with more outputs: those that `observed` lists, for each site.
 
     Args:
@@ -34,7 +34,7 @@ def observed_copy(model: ModelProto, sites: list[Site]) -> ModelProto:
     return copy
 
 
-def observed(site: Site) -> dict[ir.Value, str]:
+def observed(site: NoiseSite) -> dict[ir.Value, str]:
     """Returns x, y, the random numbers and the tensors of keep probabilities, with the outputs that show them."""
     masks = site.factor.masks if site.factor else ()
     drawn = [mask.source.outputs[0] for mask in masks]

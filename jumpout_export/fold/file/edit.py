@@ -1,15 +1,20 @@
-"""Takes noise out of an ONNX file's protobuf and leaves everything else as it is."""
+"""Takes noise out of an ONNX file's protobuf and leaves everything else as it is.
+
+Noise is found in an onnx_ir graph, but the file is not written from one: onnx_ir 1.1 drops sparse initializers, unknown
+fields and checksums of external data on the way, and adds the inferred type of every value. The nodes of both are the
+same in the same order, and the protobuf is edited by what the graph says.
+"""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from jumpout_export.fold.file.noise import Noise, subgraphs
+from jumpout_export.fold.file.noise import Noise
 from jumpout_export.onnxfile.metadata import DATA_SHA256, PREFIX, RANDOM, TOLERANCE, describe_layers, entries
-from jumpout_export.onnxfile.walk import ABSOLUTE_PATH, called, graphs_of, messages, nodes_of
+from jumpout_export.onnxfile.paths import without_folders
+from jumpout_export.onnxfile.walk import all_graphs, called, messages, nodes_of
 from jumpout_export.report import FoldedLayer
 
 if TYPE_CHECKING:
@@ -31,19 +36,25 @@ def take_out(model: ModelProto, graph: ir.Graph, noise: Noise) -> None:
         graph: the same model's main graph, in which the noise was found.
         noise: what was found.
     """
-    protos = dict(_paired(model.graph, graph))
-    names = Counter(value.name for value in _values(graph))
-    identities = {}
+    protos = dict(zip(graph.all_nodes(), nodes_of(model.graph.node), strict=True))
+    graphs = (graph, *graph.subgraphs())
+    values = {value for one in graphs for value in (*one.inputs, *one.initializers.values())}
+    names = Counter(value.name for value in (*values, *(value for node in protos for value in node.outputs)))
+    identities = set()
     for site in noise.sites:
         x, producer = noise.becomes(site.x), site.y.producer()
         if producer is None:
             continue
         if site.y.is_graph_output() or names[x.name] > 1:
-            identities[producer] = _identity(protos[producer], x, site.y)
+            _become_identity(protos[producer], x, site.y)
+            identities.add(producer)
             continue
         for use in site.y.uses():
             protos[use.node].input[use.idx] = x.name or ""
-    _keep_nodes(model.graph, graph, noise.alive | identities.keys())
+    for node in protos.keys() - noise.alive - identities:
+        protos[node].op_type = ""
+    for one in reversed(list(all_graphs(model.graph))):  # what only an inner node needed goes too
+        _drop_marked_nodes(one)
     _drop_unused_functions(model)
 
 
@@ -62,40 +73,39 @@ def cut_paths(model: ModelProto) -> int:
             holders += [(entry, name) for entry in message.metadata_props for name in ("key", "value")]
         for holder, name in holders:
             text = getattr(holder, name)
-            cut = ABSOLUTE_PATH.sub(lambda match: re.split(r"[\\/]", match[0])[-1], text)
+            cut = without_folders(text)
             if cut != text:
                 setattr(holder, name, cut)
                 changed += 1
     return changed
 
 
-def _identity(node: NodeProto, x: ir.Value, y: ir.Value) -> NodeProto:
+def _become_identity(node: NodeProto, x: ir.Value, y: ir.Value) -> None:
     node.op_type, node.domain = "Identity", ""
     for name, values in (("input", [x.name]), ("output", [y.name]), ("attribute", [])):
         node.ClearField(name)
         getattr(node, name).extend(values)
-    return node
 
 
-def _keep_nodes(proto: GraphProto, graph: ir.Graph, kept: set[ir.Node]) -> None:
-    gone: set[str] = set()
-    for index, node in reversed(list(enumerate(graph))):
-        if node in kept:
-            for inner, subgraph in _paired_graphs(proto.node[index], node):
-                _keep_nodes(inner, subgraph, kept)
-        else:
-            gone.update(proto.node[index].output)
-            del proto.node[index]
-    gone -= {name for node in proto.node for name in node.output}
-    needed = {name for node in nodes_of(proto.node) for name in node.input}
-    needed |= {value.name for value in (*proto.input, *proto.output)}
-    needed |= {value.name for node in nodes_of(proto.node) for _, inner in graphs_of(node) for value in inner.output}
-    gone |= {tensor.name for tensor in proto.initializer} - needed
-    for field, name in (("initializer", "name"), ("value_info", "name"), ("quantization_annotation", "tensor_name")):
-        entries = getattr(proto, field)
-        for index in reversed(range(len(entries))):
-            if getattr(entries[index], name) in gone:
-                del entries[index]
+def _drop_marked_nodes(graph: GraphProto) -> None:
+    """Removes the nodes without an operator, and what the graph says of values that nobody makes or needs any more."""
+    gone = {name for node in graph.node if not node.op_type for name in node.output}
+    _remove(graph.node, lambda node: not node.op_type)
+    gone -= {name for node in graph.node for name in node.output}
+    needed = {name for node in nodes_of(graph.node) for name in node.input}
+    needed |= {value.name for inner in all_graphs(graph) for value in inner.output}
+    needed |= {value.name for value in graph.input}
+    gone |= {tensor.name for tensor in graph.initializer} - needed
+    _remove(graph.initializer, lambda tensor: tensor.name in gone)
+    _remove(graph.value_info, lambda value: value.name in gone)
+    _remove(graph.quantization_annotation, lambda note: note.tensor_name in gone)
+
+
+def _remove(messages: Any, unwanted: Callable[[Any], bool]) -> None:
+    """Removes messages from a protobuf's list; the others stay the objects they are."""
+    for index in reversed(range(len(messages))):
+        if unwanted(messages[index]):
+            del messages[index]
 
 
 def _drop_unused_functions(model: ModelProto) -> None:
@@ -107,32 +117,7 @@ def _drop_unused_functions(model: ModelProto) -> None:
         if name in bodies and name not in used:
             used.add(name)
             queue += [called(node) for node in nodes_of(bodies[name].node)]
-    for index in reversed(range(len(model.functions))):
-        if (model.functions[index].domain, model.functions[index].name) not in used:
-            del model.functions[index]
-
-
-def _paired(proto: GraphProto, graph: ir.Graph) -> Iterator[tuple[ir.Node, NodeProto]]:
-    for message, node in zip(proto.node, graph, strict=True):
-        yield node, message
-        for inner, subgraph in _paired_graphs(message, node):
-            yield from _paired(inner, subgraph)
-
-
-def _paired_graphs(message: NodeProto, node: ir.Node) -> Iterator[tuple[GraphProto, ir.Graph]]:
-    """The subgraphs of a node, in the order of the attributes' names."""
-    protos = sorted(graphs_of(message), key=lambda pair: pair[0])
-    graphs = sorted(subgraphs(node), key=lambda pair: pair[0])
-    yield from ((proto, graph) for (_, proto), (_, graph) in zip(protos, graphs, strict=True))
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    yield from (value for value in graph.initializers.values() if value not in set(graph.inputs))
-    for node in graph:
-        yield from node.outputs
-        for _, inner in subgraphs(node):
-            yield from _values(inner)
+    _remove(model.functions, lambda function: (function.domain, function.name) not in used)
 
 
 def correct_metadata(model: ModelProto, layers: Sequence[FoldedLayer]) -> list[str]:
@@ -165,7 +150,5 @@ def correct_metadata(model: ModelProto, layers: Sequence[FoldedLayer]) -> list[s
             notes.append("the verdict on BatchNorm, made with the noise on, is removed from the metadata")
     for entry in model.metadata_props:
         entry.value = wanted.get(entry.key, entry.value)
-    for index in reversed(range(len(model.metadata_props))):
-        if model.metadata_props[index].key in known.keys() - wanted.keys():
-            del model.metadata_props[index]
+    _remove(model.metadata_props, lambda entry: entry.key in known.keys() - wanted.keys())
     return notes

@@ -12,7 +12,7 @@ from jumpout_export.extras import require_onnx
 from jumpout_export.fold.file.copies import neutral_copy, observed_copy
 from jumpout_export.fold.file.edit import correct_metadata, count_nodes, cut_paths, take_out
 from jumpout_export.fold.file.masks import describe
-from jumpout_export.fold.file.noise import Site
+from jumpout_export.fold.file.noise import NoiseSite
 from jumpout_export.fold.file.observe import observe
 from jumpout_export.fold.file.proof import prove
 from jumpout_export.fold.file.read import Reading, read_noise
@@ -187,7 +187,7 @@ def _proof(file: Path, reading: Reading, notes: list[str], seed: int) -> list[Ch
     return [*checks, observe(runs, watched)]
 
 
-def _layer(site: Site) -> FoldedLayer:
+def _layer(site: NoiseSite) -> FoldedLayer:
     kind = "Dropout" if site.factor is None else "mask"
     settings = describe(site.factor) if site.factor else ""
     return FoldedLayer(path=site.where, kind=kind, action="identity", settings=settings)

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from jumpout_export.fold.file.masks import Factor, Form, Forms, Keep, Noised, Uniform, describe, rounding
 from jumpout_export.fold.file.values import Values, attribute, made_by, standard
 from jumpout_export.onnxfile.training import RANDOM_OPERATORS, batchnorm_trains, dropout_trains
+from jumpout_export.onnxfile.walk import default_opset, main_sites
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from onnx import ModelProto
 
 _IN_EVAL = "export the model in eval mode instead"
 
 
 @dataclass(frozen=True)
-class Site:
+class NoiseSite:
     """A value that is its own input times dropout, and becomes that input.
 
     Attributes:
@@ -51,7 +53,7 @@ class Noise:
         opset: of ONNX's own operators.
     """
 
-    sites: list[Site] = field(default_factory=list)
+    sites: list[NoiseSite] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     removed: list[ir.Node] = field(default_factory=list)
@@ -79,24 +81,25 @@ class Noise:
         return {site.y: site.x for site in self.sites}
 
 
-def find_noise(model: ir.Model, opset: int) -> Noise:
+def find_noise(model: ir.Model, proto: ModelProto) -> Noise:
     """Returns what is random or in training mode in the main graph and its subgraphs; functions are not looked into.
 
     Args:
         model: with the types of its values.
-        opset: of ONNX's own operators.
+        proto: the protobuf that it was read from.
     """
-    noise = Noise(opset=opset)
-    nodes = list(_walk(model.graph, "", noise.where, noise.inputs))
-    noise.values = Values(noise.inputs)
+    nodes = list(model.graph.all_nodes())
+    where = {node: site.where for node, site in zip(nodes, main_sites(proto), strict=True)}
+    inputs = {value for graph in (model.graph, *model.graph.subgraphs()) for value in graph.inputs}
+    noise = Noise(where=where, inputs=inputs, values=Values(inputs), opset=default_opset(proto))
     forms = Forms(noise.values)
     for node in nodes:
         noise.values.add(node)
         forms.add(node)
     trains = {node: _trains(node, noise) for node in nodes if standard(node)}
     dropouts = [node for node in trains if node.op_type == "Dropout" and trains[node] is not None]
-    noise.kept = [noise.where[node] for node in dropouts if not trains[node] and _said_off(node, opset)]
-    gone = [node for node in dropouts if trains[node] or not _said_off(node, opset)]
+    noise.kept = [noise.where[node] for node in dropouts if not trains[node] and _said_off(node, noise)]
+    gone = [node for node in dropouts if trains[node] or not _said_off(node, noise)]
     noise.sites = [*_dropouts(gone, noise), *_masks(nodes, forms, noise)]
     noise.alive, reached = _alive(model.graph, noise)
     noise.sites = [site for site in noise.sites if site.y in reached]
@@ -108,28 +111,6 @@ def find_noise(model: ir.Model, opset: int) -> Noise:
         elif node in noise.alive and trains.get(node, False) is not False:
             noise.refused.append(f"{noise.where[node]} {_why_training(node, noise)}")
     return noise
-
-
-def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
-    """Yields the graphs in a node's attributes, with the attribute's name."""
-    import onnx_ir as ir
-
-    for name, held in node.attributes.items():
-        if held.is_ref():
-            continue
-        if held.type == ir.AttributeType.GRAPH:
-            yield name, held.as_graph()
-        elif held.type == ir.AttributeType.GRAPHS:
-            yield from ((name, graph) for graph in held.as_graphs())
-
-
-def _walk(graph: ir.Graph, within: str, where: dict[ir.Node, str], inputs: set[ir.Value]) -> Iterator[ir.Node]:
-    inputs.update(graph.inputs)
-    for index, node in enumerate(graph):
-        where[node] = f"{node.name or f'#{index}'} ({node.op_type}){within}"
-        yield node
-        for name, inner in subgraphs(node):
-            yield from _walk(inner, f" in {name} of {where[node]}", where, inputs)
 
 
 def _trains(node: ir.Node, noise: Noise) -> bool | None:
@@ -149,21 +130,21 @@ def _flag(node: ir.Node) -> ir.Value | None:
     return node.inputs[2] if len(node.inputs) > 2 else None
 
 
-def _said_off(node: ir.Node, opset: int) -> bool:
+def _said_off(node: ir.Node, noise: Noise) -> bool:
     """Whether a Dropout that is off can stay: the file says so without anything computed, to a runtime that has it."""
     flag = _flag(node)
-    return opset >= 7 and (flag is None or flag.producer() is None or made_by(flag, "Constant") is not None)
+    return noise.opset >= 7 and (flag is None or flag.producer() is None or made_by(flag, "Constant") is not None)
 
 
-def _dropouts(training: list[ir.Node], noise: Noise) -> list[Site]:
+def _dropouts(training: list[ir.Node], noise: Noise) -> list[NoiseSite]:
     return [
-        Site(node.outputs[0], node.inputs[0], noise.where[node])
+        NoiseSite(node.outputs[0], node.inputs[0], noise.where[node])
         for node in training
         if node.inputs and node.inputs[0] is not None
     ]
 
 
-def _masks(nodes: list[ir.Node], forms: Forms, noise: Noise) -> list[Site]:
+def _masks(nodes: list[ir.Node], forms: Forms, noise: Noise) -> list[NoiseSite]:
     """The values that are x times a whole dropout, of the shape of x, whose random numbers decide one thing only."""
     sites = []
     for node in nodes:
@@ -172,7 +153,7 @@ def _masks(nodes: list[ir.Node], forms: Forms, noise: Noise) -> list[Site]:
         if whole is None:
             continue
         if all(noise.values.broadcasts_into(value, whole.x) for value in node.inputs if value is not None):
-            sites.append(Site(node.outputs[0], whole.x, noise.where[node], whole.factor))
+            sites.append(NoiseSite(node.outputs[0], whole.x, noise.where[node], whole.factor))
         else:
             noise.doubts[node.outputs[0]] = f"its shape is not proven to be that of `{whole.x.name}`"
     events: dict[ir.Node, set[tuple[Keep, bool]]] = {}
@@ -199,8 +180,18 @@ def _alive(graph: ir.Graph, noise: Noise) -> tuple[set[ir.Node], set[ir.Value]]:
         if node is not None and node not in alive:
             alive.add(node)
             queue += [value for value in node.inputs if value is not None]
-            queue += [value for _, inner in subgraphs(node) for value in inner.outputs]
+            queue += [value for inner in _subgraphs(node) for value in inner.outputs]
     return alive, reached
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    import onnx_ir as ir
+
+    for held in node.attributes.values():
+        if held.type == ir.AttributeType.GRAPH and not held.is_ref():
+            yield held.as_graph()
+        elif held.type == ir.AttributeType.GRAPHS and not held.is_ref():
+            yield from held.as_graphs()
 
 
 def _sort(node: ir.Node, noise: Noise, reason: Callable[[ir.Node], str]) -> None:

@@ -16,14 +16,14 @@ from jumpout_export.report import Check, counted
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from jumpout_export.fold.file.noise import Site
+    from jumpout_export.fold.file.noise import NoiseSite
 
 Array = np.ndarray[Any, Any]
 # A right file is called wrong with this probability, per site.
 _CHANCE = 2e-9
 
 
-def observe(runs: list[dict[str, Any]], sites: list[Site]) -> Check:
+def observe(runs: list[dict[str, Any]], sites: list[NoiseSite]) -> Check:
     """Returns whether each site makes 0 or x times the scale of x, and 0 as often as its mask says.
 
     Args:
@@ -74,7 +74,7 @@ class _Count:
         return f"drops {rate:.3g} of the values, where its mask says {expected:.3g}"
 
 
-def _problem(site: Site, runs: list[dict[ir.Value, Array]]) -> str:
+def _problem(site: NoiseSite, runs: list[dict[ir.Value, Array]]) -> str:
     """What the site does that is no dropout, empty if it does nothing else."""
     producer, count = site.y.producer(), _Count()
     eps = rounding(producer) if producer is not None else 0.0
@@ -94,7 +94,7 @@ def _problem(site: Site, runs: list[dict[ir.Value, Array]]) -> str:
     return count.problem()
 
 
-def _keep_and_scale(site: Site, shown: dict[ir.Value, Array], x: Array, y: Array) -> tuple[Any, Any]:
+def _keep_and_scale(site: NoiseSite, shown: dict[ir.Value, Array], x: Array, y: Array) -> tuple[Any, Any]:
     if site.factor is None:  # a Dropout node; its definition ties the two together
         kept = (y != 0) & (x != 0) & np.isfinite(x)
         scale = float(np.median(y[kept] / x[kept])) if kept.any() else 1.0
@@ -107,7 +107,7 @@ def _keep_and_scale(site: Site, shown: dict[ir.Value, Array], x: Array, y: Array
     return keep, scale
 
 
-def _decisions(site: Site, shown: dict[ir.Value, Array]) -> tuple[int, ...] | None:
+def _decisions(site: NoiseSite, shown: dict[ir.Value, Array]) -> tuple[int, ...] | None:
     """The shape of the random numbers; None where several masks decide, or a Bernoulli node.
 
     ONNX Runtime 1.31 runs Bernoulli by ONNX's function body, which gives a one with probability 1 - p, where the

@@ -9,7 +9,7 @@ from jumpout_export.errors import NotVerifiableError
 from jumpout_export.fold.file.noise import Noise, find_noise
 from jumpout_export.onnxfile.load import inlined
 from jumpout_export.onnxfile.training import may_be_noise
-from jumpout_export.onnxfile.walk import called, default_opset, function_sites, nodes_of
+from jumpout_export.onnxfile.walk import called, function_sites, nodes_of
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def read_noise(model: ModelProto) -> Reading:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise NotVerifiableError(f"the graph cannot be read: {first_line(cause)}") from error
-    return Reading(written, names, typed, graph, find_noise(graph, default_opset(written)))
+    return Reading(written, names, typed, graph, find_noise(graph, typed))
 
 
 def _without_noisy_functions(model: ModelProto) -> tuple[ModelProto, list[str]]:
