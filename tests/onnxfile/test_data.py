@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
+from support.onnx_files import saved
 from support.static_files import external, found, inspected, model_of
 
 from jumpout_export import verify_onnx
@@ -43,7 +44,7 @@ def test_external_data_that_is_no_plain_file_of_the_folder_is_found_and_not_open
     (folder / "inner.bin").symlink_to(folder / "own.bin")
     (folder / "hard.bin").hardlink_to(tmp_path / "weights.bin")
     os.mkfifo(folder / "pipe")
-    model = model_of([helper.make_node("Add", ["x", "w"], ["y"])], [numpy_helper.from_array(np.ones(3, "f4"), "w")])
+    model = model_of("y = Add(x, w)", weights={"w": np.ones(3, "f4")})
     external(model.graph.initializer[0], location)
     report = inspected(model, folder)
     shown = location if location.isprintable() and location else repr(location)
@@ -60,7 +61,7 @@ def test_external_data_that_is_no_plain_file_of_the_folder_is_found_and_not_open
 
 def test_external_data_beside_the_file_is_fine(tmp_path):
     (tmp_path / "weights.bin").write_bytes(bytes(12))
-    model = model_of([helper.make_node("Add", ["x", "w"], ["y"])], [numpy_helper.from_array(np.ones(3, "f4"), "w")])
+    model = model_of("y = Add(x, w)", weights={"w": np.ones(3, "f4")})
     external(model.graph.initializer[0], "weights.bin")
     assert inspected(model, tmp_path)
 
@@ -78,8 +79,7 @@ def test_a_missing_file_a_folder_and_something_else_are_named(tmp_path):
 
 
 def test_a_file_cut_off_anywhere_never_passes(tmp_path):
-    weights = numpy_helper.from_array(np.ones((3, 3), dtype=np.float32), "w")
-    whole = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], [weights]).SerializeToString()
+    whole = model_of("y = MatMul(x, w)", weights={"w": np.ones((3, 3), dtype=np.float32)}).SerializeToString()
     path = tmp_path / "cut.onnx"
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
@@ -93,12 +93,7 @@ def test_weights_that_are_nan_are_noted(tmp_path):
     weights = np.ones((3, 3), dtype=np.float16)
     weights[1, 1:] = np.nan
     weights[0, 0] = -np.inf
-    tensor = numpy_helper.from_array(weights, "w")
-    nodes = [
-        helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("MatMul", ["x", "f"], ["y"]),
-    ]
-    report = inspected(model_of(nodes, [tensor]), tmp_path)
+    report = inspected(model_of("f = Cast<to = 1>(w) y = MatMul(x, f)", weights={"w": weights}), tmp_path)
     assert report
     assert report.notes[1:] == ["`w` holds 2 NaN"]
 
@@ -108,7 +103,7 @@ def test_weights_that_are_nan_are_noted(tmp_path):
     [((1 << 40, 3), "1099511627776, 3"), ((0, 3), "0, 3"), ((-2, 3), "-2, 3"), (("n", 1 << 40), "n, 1099511627776")],
 )
 def test_an_input_of_an_impossible_size_is_found_and_the_file_not_run(shape, shown, tmp_path):
-    model = model_of([helper.make_node("Relu", ["x"], ["y"])], shape=shape)
+    model = model_of("y = Relu(x)", shape=shape)
     report = inspected(model, tmp_path)
     assert found(report)["input sizes"].note == f"x: [{shown}], allowed are axes from 1 and 268435456 elements"
     assert not fold_onnx(tmp_path / "model.onnx", tmp_path / "out.onnx")
@@ -118,14 +113,8 @@ def test_an_input_of_an_impossible_size_is_found_and_the_file_not_run(shape, sho
 
 
 def test_a_value_of_an_impossible_size_is_not_computed(tmp_path):
-    size = numpy_helper.from_array(np.array([1 << 40]), "size")
-    nodes = [
-        helper.make_node("ConstantOfShape", ["size"], ["ones"], name="huge"),
-        helper.make_node("ReduceSum", ["ones"], ["sum"], keepdims=0),
-        helper.make_node("Add", ["x", "sum"], ["y"]),
-    ]
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model_of(nodes, [size]).SerializeToString())
+    nodes = "[huge] ones = ConstantOfShape(size) sum = ReduceSum<keepdims = 0>(ones) y = Add(x, sum)"
+    path = saved(model_of(nodes, [f"int64[1] size = {{{1 << 40}}}"]), tmp_path / "model.onnx")
     report = fold_onnx(path, tmp_path / "out.onnx")
     assert report.checks[0].note.startswith("ones: [1099511627776], allowed are")
 
@@ -144,14 +133,15 @@ def test_a_value_of_an_impossible_size_is_not_computed(tmp_path):
 def test_a_tensor_without_its_data_is_found(change, problem, tmp_path):
     tensor = numpy_helper.from_array(np.ones(3, dtype=np.float32), "w")
     change(tensor)
-    report = inspected(model_of([helper.make_node("Add", ["x", "w"], ["y"])], [tensor]), tmp_path)
+    model = model_of("y = Add(x, w)")
+    model.graph.initializer.append(tensor)
+    report = inspected(model, tmp_path)
     assert re.match(problem, found(report)["tensors"].note)
     assert not fold_onnx(tmp_path / "model.onnx", tmp_path / "out.onnx")
 
 
 def test_text_that_is_not_utf8_and_a_file_too_large_are_not_readable(tmp_path):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model_of([helper.make_node("Relu", ["x"], ["y"], name="node")]).SerializeToString())
+    path = saved(model_of("[node] y = Relu(x)"), tmp_path / "model.onnx")
     path.write_bytes(path.read_bytes().replace(b"node", b"\xff\xff\xff\xff"))
     with pytest.raises(LoadError, match="holds names or texts that are not UTF-8"):
         inspect_onnx(path)
@@ -164,6 +154,8 @@ def test_text_that_is_not_utf8_and_a_file_too_large_are_not_readable(tmp_path):
 def test_nothing_is_printed_about_a_broken_file(tmp_path, capfd):
     tensor = numpy_helper.from_array(np.ones(3, dtype=np.float32), "w")
     tensor.dims.append(2)
-    inspected(model_of([helper.make_node("Add", ["x", "w"], ["y"])], [tensor]), tmp_path)
-    inspected(model_of([helper.make_node("Relu", ["x"], ["y"])], opsets=[helper.make_opsetid("", 28)]), tmp_path)
+    model = model_of("y = Add(x, w)")
+    model.graph.initializer.append(tensor)
+    inspected(model, tmp_path)
+    inspected(model_of("y = Relu(x)", opset=28), tmp_path)
     assert capfd.readouterr() == ("", "")

@@ -1,14 +1,14 @@
 """The static proof: every forbidden thing is found in a file built by hand, wherever it hides."""
 
 import pytest
-from onnx import TensorProto, helper
 from support.static_files import (
     FALSE,
-    OPSET,
+    LOCAL,
     RATIO,
     SCALE,
     TRUE,
     batchnorm,
+    block,
     dropout,
     found,
     in_a_function,
@@ -23,11 +23,7 @@ from jumpout_export.onnxfile.paths import ABSOLUTE_PATH
 
 
 def test_a_clean_file_passes(tmp_path):
-    nodes = [
-        helper.make_node("Dropout", ["x", "ratio", "false"], ["a"], name="off"),
-        helper.make_node("Dropout", ["a"], ["b"], name="default"),
-        helper.make_node("BatchNormalization", ["b", "scale", "bias", "mean", "var"], ["y"], training_mode=0),
-    ]
+    nodes = f"[off] a = Dropout(x, ratio, false) [default] b = Dropout(a) {batchnorm(0, 'b, scale, bias, mean, var')}"
     report = inspected(model_of(nodes, [RATIO, FALSE, *SCALE]), tmp_path)
     assert report
     assert report.kind == "inspect"
@@ -41,10 +37,10 @@ FORBIDDEN = {
     "dropout that trains": ("training dropout", dropout(), [RATIO, TRUE], "drop (Dropout)"),
     "normal noise": ("random nodes", noise(), [], "noise (RandomNormalLike)"),
     "uniform noise": ("random nodes", noise("RandomUniformLike"), [], "noise (RandomUniformLike)"),
-    "shaped noise": ("random nodes", noise("RandomNormal", shape=[2, 3]), [], "noise (RandomNormal)"),
-    "uniform shaped noise": ("random nodes", noise("RandomUniform", shape=[2, 3]), [], "noise (RandomUniform)"),
-    "bernoulli": ("random nodes", [helper.make_node("Bernoulli", ["x"], ["y"], "b")], [], "b (Bernoulli)"),
-    "batchnorm that trains": ("training batchnorm", batchnorm(training_mode=1), SCALE, "bn (BatchNormalization)"),
+    "shaped noise": ("random nodes", noise("RandomNormal", "<shape = [2, 3]>"), [], "noise (RandomNormal)"),
+    "uniform shaped noise": ("random nodes", noise("RandomUniform", "<shape = [2, 3]>"), [], "noise (RandomUniform)"),
+    "bernoulli": ("random nodes", "[b] y = Bernoulli(x)", [], "b (Bernoulli)"),
+    "batchnorm that trains": ("training batchnorm", batchnorm(1), SCALE, "bn (BatchNormalization)"),
 }
 
 
@@ -63,16 +59,13 @@ def test_what_is_forbidden_is_found_in_the_graph_in_subgraphs_and_in_functions(n
 
 
 def test_multinomial_is_found(tmp_path):
-    nodes = [
-        helper.make_node("Multinomial", ["x"], ["n"], name="draw", sample_size=3),
-        helper.make_node("Cast", ["n"], ["y"], to=TensorProto.FLOAT),
-    ]
+    nodes = "[draw] n = Multinomial<sample_size = 3>(x) y = Cast<to = 1>(n)"
     assert found(inspected(model_of(nodes), tmp_path)).keys() == {"random nodes"}
 
 
 def test_an_operator_of_another_domain_is_found(tmp_path):
-    node = helper.make_node("BiasDropout", ["x", "x"], ["y"], domain="com.microsoft", name="fused")
-    report = inspected(model_of([node], opsets=[*OPSET, helper.make_opsetid("com.microsoft", 1)]), tmp_path)
+    model = model_of("[fused] y = com.microsoft.BiasDropout(x, x)", more=', "com.microsoft" : 1')
+    report = inspected(model, tmp_path)
     assert found(report)["custom operators"].note == "fused (BiasDropout)"
 
 
@@ -80,7 +73,7 @@ def test_an_operator_of_another_domain_is_found(tmp_path):
 @pytest.mark.parametrize("path", ["/home/me/net.py", r"C:\Users\me\net.py", "file:///tmp/x"])
 def test_a_path_of_the_machine_is_found_wherever_text_may_be(place, path, tmp_path):
     text = f'File "{path}", line 3'
-    model = in_a_function([helper.make_node("Relu", ["x"], ["y"])])
+    model = in_a_function("y = Relu(x)")
     if place == "node":
         model.graph.node[0].doc_string = text
     elif place == "graph":
@@ -107,15 +100,15 @@ def test_what_is_no_path_of_the_machine_is_let_through(text):
 
 
 def test_a_training_graph_in_the_file_is_found(tmp_path):
-    model = model_of([helper.make_node("Relu", ["x"], ["y"])])
-    model.training_info.add().algorithm.node.append(noise()[0])
+    model = model_of("y = Relu(x)")
+    model.training_info.add().algorithm.node.append(model_of(noise()).graph.node[0])
     report = inspected(model, tmp_path)
     assert {"training graphs", "random nodes"} <= found(report).keys()
     assert "in training_info" in found(report)["random nodes"].note
 
 
 def test_an_opset_that_onnxruntime_does_not_know_is_found(tmp_path):
-    model = model_of([helper.make_node("Relu", ["x"], ["y"])], opsets=[helper.make_opsetid("", 28)])
+    model = model_of("y = Relu(x)", opset=28)
     model.ir_version = 14
     report = inspected(model, tmp_path)
     assert found(report).keys() == {"onnxruntime"}
@@ -124,7 +117,7 @@ def test_an_opset_that_onnxruntime_does_not_know_is_found(tmp_path):
 
 
 def test_a_graph_that_the_checker_rejects_is_found(tmp_path):
-    report = inspected(model_of([helper.make_node("Relu", ["nowhere"], ["y"])]), tmp_path)
+    report = inspected(model_of("y = Relu(nowhere)"), tmp_path)
     assert "nowhere" in found(report)["onnx checker"].note
 
 
@@ -136,16 +129,13 @@ def test_the_notes_say_whether_fold_can_take_the_noise_out(tmp_path):
     report = inspected(model_of(noise()), tmp_path)
     assert report.notes[1] == "the noise cannot be taken out"
     assert report.notes[2].startswith("noise (RandomNormalLike) draws normal numbers that are added in #1 (Add)")
-    report = inspected(model_of(batchnorm(training_mode=1), SCALE), tmp_path)
+    report = inspected(model_of(batchnorm(1), SCALE), tmp_path)
     assert "it normalizes with the statistics of the batch it is given" in report.notes[2]
 
 
 def test_a_cycle_is_found(tmp_path):
-    nodes = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
-    model = model_of([*nodes, helper.make_node("Identity", ["b"], ["y"])])
+    model = model_of("a = Add(x, b) b = Relu(a) y = Identity(b)")
     assert "topologically sorted, however input 'b'" in found(inspected(model, tmp_path))["onnx checker"].note
-    calls = [helper.make_node("Loop", ["x"], ["y"], domain="local")]
-    function = helper.make_function("local", "Loop", ["x"], ["y"], calls, [*OPSET, helper.make_opsetid("local", 1)])
-    model = model_of(calls, opsets=[*OPSET, helper.make_opsetid("local", 1)], functions=[function])
+    model = model_of("y = local.Block(x)", more=LOCAL, functions=block("y = local.Block(x)"))
     assert "must not be recursive" in found(inspected(model, tmp_path))["onnx checker"].note
     assert not fold_onnx(tmp_path / "model.onnx", tmp_path / "out.onnx")

@@ -1,78 +1,76 @@
-"""Small ONNX files built by hand, with what is forbidden in the graph, in a subgraph or in a function."""
-
-import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+"""Small ONNX files in text form, with what is forbidden in the graph, in a subgraph or in a function."""
 
 from jumpout_export.verify.inspect import inspect_onnx
+from support.onnx_files import parsed, saved
 
-OPSET = [helper.make_opsetid("", 18)]
-TRUE, FALSE = (numpy_helper.from_array(np.array(value), name) for value, name in ((True, "true"), (False, "false")))
-RATIO = numpy_helper.from_array(np.array(0.5, dtype=np.float32), "ratio")
-SCALE = [numpy_helper.from_array(np.ones(3, dtype=np.float32), name) for name in ("scale", "bias", "mean", "var")]
-
-
-def value(name, kind=TensorProto.FLOAT, shape=(2, 3)):
-    return helper.make_tensor_value_info(name, kind, shape)
+TRUE, FALSE, RATIO = "bool true = {1}", "bool false = {0}", "float ratio = {0.5}"
+SCALE = [f"float[3] {name} = {{1, 1, 1}}" for name in ("scale", "bias", "mean", "var")]
+LOCAL = ', "local" : 1'
 
 
-def model_of(nodes, initializers=(), inputs=(), opsets=OPSET, functions=(), shape=(2, 3)):
-    graph = helper.make_graph(
-        list(nodes), "graph", [value("x", shape=shape), *inputs], [value("y", shape=shape)], list(initializers)
+def model_of(nodes, constants=(), *, inputs="", opset=18, more="", functions="", shape=(2, 3), weights=None):
+    """The nodes between x and y, which have one shape; nothing checks them."""
+    size = ",".join(map(str, shape))
+    return parsed(
+        f"""
+        <ir_version: 10, opset_import: ["" : {opset}{more}]>
+        graph (float[{size}] x{inputs}) => (float[{size}] y) <{", ".join(constants)}> {{ {nodes} }}
+        {functions}
+        """,
+        weights,
+        check=False,
     )
-    return helper.make_model(graph, opset_imports=list(opsets), ir_version=10, functions=list(functions))
 
 
-def in_a_subgraph(nodes, initializers=()):
+def in_a_subgraph(nodes, constants=()):
     """The same nodes inside the then-branch of an If inside the body of a Loop."""
-    branch = helper.make_graph(list(nodes), "then", [], [value("y")], list(initializers))
-    other = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "else", [], [value("y")])
-    branching = helper.make_node("If", ["going"], ["z"], name="inner_if", then_branch=branch, else_branch=other)
-    keep = helper.make_node("Identity", ["going"], ["still"])
-    body = helper.make_graph(
-        [branching, keep],
-        "body",
-        [value("i", TensorProto.INT64, ()), value("going", TensorProto.BOOL, ()), value("state")],
-        [value("still", TensorProto.BOOL, ()), value("z")],
-    )
-    loop = helper.make_node("Loop", ["trips", "true", "x"], ["y"], name="outer_loop", body=body)
-    trips = numpy_helper.from_array(np.array(2), "trips")
-    return model_of([loop], [trips, TRUE])
+    loop = f"""
+        [outer_loop] y = Loop(trips, true, x) <
+            body = body (int64 i, bool going, float[2,3] state) => (bool still, float[2,3] z) {{
+                [inner_if] z = If(going) <
+                    then_branch = then () => (float[2,3] y) <{", ".join(constants)}> {{ {nodes} }},
+                    else_branch = else () => (float[2,3] y) {{ y = Identity(x) }}
+                >
+                still = Identity(going)
+            }}
+        >"""
+    return model_of(loop, ["int64 trips = {2}", TRUE])
+
+
+def block(nodes, inputs="x", attributes=""):
+    """A local function of these nodes."""
+    return f'<domain: "local", opset_import: ["" : 18{LOCAL}]> Block {attributes} ({inputs}) => (y) {{ {nodes} }}'
 
 
 def in_a_function(nodes, constants=()):
-    given = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in constants]
-    function = helper.make_function("local", "Block", ["x"], ["y"], [*given, *nodes], OPSET)
-    call = helper.make_node("Block", ["x"], ["y"], domain="local", name="call")
-    return model_of([call], opsets=[*OPSET, helper.make_opsetid("local", 1)], functions=[function])
+    parts = [constant.split(maxsplit=3) for constant in constants]
+    given = " ".join(f"{name} = Constant<value = {kind} {name} {values}>()" for kind, name, _, values in parts)
+    return model_of("[call] y = local.Block(x)", more=LOCAL, functions=block(f"{given} {nodes}"))
 
 
 def inspected(model, tmp_path):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model.SerializeToString())
-    return inspect_onnx(path)
+    return inspect_onnx(saved(model, tmp_path / "model.onnx"))
 
 
 def found(report):
+    """The checks that did not pass, by their name without the prefix of the file's own."""
     return {check.name.removeprefix("file/"): check for check in report.checks if check.verdict != "pass"}
 
 
-def dropout(flag="true", op="Dropout"):
-    return [helper.make_node(op, ["x", "ratio", flag] if flag else ["x", "ratio"], ["y"], name="drop")]
+def dropout(flag="true"):
+    return f"[drop] y = Dropout(x, ratio, {flag})"
 
 
-def noise(op="RandomNormalLike", **attributes):
-    return [
-        helper.make_node(op, ["x"] if op.endswith("Like") else [], ["n"], name="noise", **attributes),
-        helper.make_node("Add", ["x", "n"], ["y"]),
-    ]
+def noise(op="RandomNormalLike", attributes=""):
+    return f"[noise] n = {op} {attributes} ({'x' if op.endswith('Like') else ''}) y = Add(x, n)"
 
 
-def batchnorm(**attributes):
-    outputs = ["y", "m", "v"] if attributes.get("training_mode") else ["y"]
-    return [helper.make_node("BatchNormalization", ["x", "scale", "bias", "mean", "var"], outputs, "bn", **attributes)]
+def batchnorm(mode=None, inputs="x, scale, bias, mean, var"):
+    attributes = "" if mode is None else f"<training_mode = {mode}>"
+    return f"[bn] {'y, m, v' if mode == 1 else 'y'} = BatchNormalization {attributes} ({inputs})"
 
 
 def external(tensor, location):
     tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
+    tensor.data_location = tensor.EXTERNAL
     tensor.external_data.add(key="location", value=location)
