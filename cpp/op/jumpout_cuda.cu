@@ -6,14 +6,13 @@
 //           and computes the scale itself; it walks backwards, so that what count read last is served from L2
 //   rows    per-sample rates: one thread block counts one row
 //   backward reads s + 1/8, writes s
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
+#include "cuda_pack.h"
 #include "jumpout_cuda.h"
 
 namespace jumpout {
@@ -21,70 +20,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBlocksPerSm = 8;
-
-template <typename T>
-struct Element {
-  using Compute = float;
-};
-template <>
-struct Element<double> {
-  using Compute = double;
-};
-
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-__device__ __forceinline__ void narrow(float x, float* out) { *out = x; }
-__device__ __forceinline__ void narrow(double x, double* out) { *out = x; }
-__device__ __forceinline__ void narrow(float x, __half* out) { *out = __float2half_rn(x); }
-__device__ __forceinline__ void narrow(float x, __nv_bfloat16* out) { *out = __float2bfloat16_rn(x); }
-
-// Eight elements, moved in pieces of 16 bytes where the address allows it.
-template <typename T>
-struct alignas(16) Pack {
-  T value[kBlock];
-};
-
-template <typename T, bool kAligned>
-__device__ __forceinline__ Pack<T> load(const T* x, int64_t block, int64_t n) {
-  Pack<T> pack;
-  const int64_t first = block * kBlock;
-  if (kAligned && first + kBlock <= n) {
-    const auto* from = reinterpret_cast<const uint4*>(x + first);
-    auto* to = reinterpret_cast<uint4*>(&pack);
-#pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(pack) / sizeof(uint4)); ++i) to[i] = from[i];
-  } else {
-#pragma unroll
-    for (int i = 0; i < kBlock; ++i) {
-      if (first + i < n) {
-        pack.value[i] = x[first + i];
-      } else {
-        narrow(0, &pack.value[i]);
-      }
-    }
-  }
-  return pack;
-}
-
-// Evict first: nobody reads y again before much else has passed through the cache.
-template <typename T, bool kAligned>
-__device__ __forceinline__ void store(T* y, int64_t block, int64_t n, const Pack<T>& pack) {
-  const int64_t first = block * kBlock;
-  if (kAligned && first + kBlock <= n) {
-    auto* to = reinterpret_cast<uint4*>(y + first);
-    const auto* from = reinterpret_cast<const uint4*>(&pack);
-#pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(pack) / sizeof(uint4)); ++i) __stcs(to + i, from[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kBlock; ++i) {
-      if (first + i < n) y[first + i] = pack.value[i];
-    }
-  }
-}
 
 // Sum over the thread block, valid in thread 0.
 __device__ int64_t block_sum(int64_t value) {

@@ -125,6 +125,19 @@ def test_a_file_that_cannot_be_used_has_no_report(replay, tmp_path):
     replay.refused(2, "no.onnx: there is no such file", tmp_path / "no.onnx", "--json")
 
 
+def test_the_hash_is_right_for_files_of_every_length(replay, tmp_path):
+    """In blocks of 64 bytes, the last of which holds the length if there is room."""
+    one = replay.from_array(np.ones(1, "f4"))
+    model = replay.crafted(tmp_path, one, replay.from_array(np.ones(1, "f4")))
+    content = model.read_bytes()
+    lengths = set()
+    for more in range(64):
+        model.write_bytes(content + b"\x32" + bytes([more]) + b"x" * more)  # the field doc_string
+        lengths.add(len(model.read_bytes()) % 64)
+        assert read(replay(model, "--json", "--repeat", 1)).sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert len(lengths) == 64
+
+
 def test_names_of_any_bytes_and_paths_of_any_letters_are_json(replay, digits, tmp_path):
     """Bytes that are no UTF-8, control characters and quotes in a file's name; a name in a shell is quoted."""
     folder = tmp_path / "a 'b' \"c\" \\ \n é \U0001f600"
