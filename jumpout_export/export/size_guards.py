@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import math
 import re
@@ -18,10 +17,10 @@ from torch.utils import _pytree as pytree
 
 from jumpout_export.budget import rounding_share
 from jumpout_export.errors import ConversionError
-from jumpout_export.model.axes import BATCH, Axes, cut
+from jumpout_export.model.axes import BATCH, Axes, resized
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.randomness import rng_restored
-from jumpout_export.model.signature import fresh, only_tensors, tensors, with_tensors
+from jumpout_export.model.run import run_copy
+from jumpout_export.model.signature import only_tensors, tensors
 from jumpout_export.program.sizes import limits
 from jumpout_export.text import first_line
 
@@ -106,7 +105,7 @@ def check_sizes(
                     f"the model may take another path where not `{condition.text}`, and inputs of that size are too "
                     f"large to try; {advice}"
                 )
-            moved = _resized(batch, axes, {**own, **sizes})
+            moved = resized(batch, axes.opened(), {**own, **sizes})
             said = " ".join(f"{name}={size}" for name, size in sizes.items())
             expected = _run(model, moved)
             if isinstance(expected, Exception):
@@ -223,16 +222,6 @@ def _breaking(condition: Condition, own: Mapping[str, int]) -> Iterator[dict[str
     return (candidate for candidate in sorted(moved, key=distance) if not condition.holds(candidate))
 
 
-def _resized(batch: Batch, axes: Axes, sizes: Mapping[str, int]) -> Batch:
-    values = []
-    for value, opened in zip(tensors(batch), axes.opened(), strict=True):
-        moved = value
-        for axis, name in opened.items():
-            moved = cut(moved, axis, sizes[name])
-        values.append(moved)
-    return with_tensors(batch, values)
-
-
 def _without_assertions(program: ExportedProgram) -> nn.Module:
     plain = program.module(check_guards=False)
     for node in list(plain.graph.nodes):
@@ -246,8 +235,7 @@ def _without_assertions(program: ExportedProgram) -> nn.Module:
 
 def _run(model: nn.Module, batch: Batch) -> list[Tensor] | Exception:
     try:
-        with rng_restored(), torch.no_grad():
-            result = only_tensors(fresh(batch)(copy.deepcopy(model)))
+        result = only_tensors(run_copy(model, batch))
     except Exception as error:  # the user's forward may raise anything; that it does is the answer
         return error
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from jumpout_export.budget import ROUNDING
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.randomness import rng_restored
-from jumpout_export.model.signature import batch_axis, fresh, input_names, outputs, tensors, with_tensors
+from jumpout_export.model.run import run_copy
+from jumpout_export.model.signature import batch_axis, input_names, outputs, tensors, with_tensors
 
 BATCH = "batch"
 # Of one axis, in the order in which they are tried: what a network with a stride, a window or a smallest size takes is
@@ -144,7 +143,7 @@ def other_sizes(batch: Batch, axes: Axes, runs: Callable[[Batch], bool], most: i
         if tuple(moved.values()) in tried or any(moved[name] == size for name, size in sizes.items()):
             continue
         tried.add(tuple(moved.values()))
-        candidate = _resized(batch, axes, moved)
+        candidate = resized(batch, axes.further, moved)
         if runs(candidate):
             yield candidate
             found += 1
@@ -167,11 +166,12 @@ def cut(value: Tensor, axis: int, size: int) -> Tensor:
     return value.index_select(axis, (torch.arange(size) % value.shape[axis]).to(value.device))
 
 
-def _resized(batch: Batch, axes: Axes, sizes: Mapping[str, int]) -> Batch:
+def resized(batch: Batch, opened: Sequence[Mapping[int, str]], sizes: Mapping[str, int]) -> Batch:
+    """Returns the batch with other sizes along open axes, of which `opened` has the names, {axis: name} per input."""
     values = []
-    for value, further in zip(tensors(batch), axes.further, strict=True):
+    for value, axes in zip(tensors(batch), opened, strict=True):
         moved = value
-        for axis, name in further.items():
+        for axis, name in axes.items():
             moved = cut(moved, axis, sizes[name])
         values.append(moved)
     return with_tensors(batch, values)
@@ -265,8 +265,7 @@ def _batched(model: nn.Module, batch: Batch, said: Sequence[str | None]) -> tupl
 
 def _run(model: nn.Module, batch: Batch) -> list[Tensor] | None:
     try:
-        with rng_restored(), torch.no_grad():
-            return [output.tensor for output in outputs(fresh(batch)(copy.deepcopy(model)), [])]
+        return [output.tensor for output in outputs(run_copy(model, batch), [])]
     except Exception:  # the user's forward may raise anything; that it does is the answer
         return None
 

@@ -68,7 +68,7 @@ def reseed(seed: int = 0x5EED) -> None:
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed CUDA once it is initialised
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)
     random.seed(seed)
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +17,7 @@ from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import Moments
 from jumpout_export.batchnorm.measure.states import State, preserved, put_into
 from jumpout_export.model.norms import is_plain
-from jumpout_export.model.randomness import rng_restored
+from jumpout_export.model.randomness import reseed, rng_restored
 
 # Seeds that one pass may use, one per batch.
 _SEEDS = 1 << 24
@@ -109,7 +107,7 @@ def collect_states(
                 running = one
                 found.restore_buffers()
                 put_into(found, flagged, one.state)
-                _seed(seed)
+                reseed(seed)
                 seen = one.run(step, must_succeed=index < required)
                 images = images or seen
         if enough is not None and enough(step, collected):
@@ -216,12 +214,3 @@ def _can_be_handed(layer: Layer) -> bool:
     if not is_plain(layer.module) or not layer.tracked:
         return False
     return all(buffer.dtype in (torch.float32, torch.float64) for buffer in layer.statistics())
-
-
-def _seed(seed: int) -> None:
-    """Seeds the global generators of torch (CPU and CUDA), NumPy and Python."""
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed CUDA once it is initialised
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)

@@ -16,8 +16,8 @@ from jumpout_export.budget import FOLD_EXACT
 from jumpout_export.errors import ConversionError
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.norms import is_batchnorm
-from jumpout_export.model.randomness import rng_restored
-from jumpout_export.model.signature import fresh, outputs, tensors, with_tensors
+from jumpout_export.model.run import cast, double_copy, run, run_copy
+from jumpout_export.model.signature import outputs, tensors
 from jumpout_export.text import first_line, joined
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -69,7 +69,7 @@ def half_copy(model: nn.Module, batch: Batch) -> nn.Module:
     if broken:
         raise ConversionError(f"beyond the range of float16 (65504): {joined(broken)}")
     try:
-        run_fresh(half, half_batch(batch))
+        run(half, half_batch(batch))
     except Exception as error:  # the user's forward may raise anything
         raise ConversionError(
             f"the model does not run in float16: {type(error).__name__}: {first_line(error)}; does its forward make "
@@ -80,7 +80,7 @@ def half_copy(model: nn.Module, batch: Batch) -> nn.Module:
 
 def half_batch(batch: Batch) -> Batch:
     """Returns the batch with its floating-point inputs in float16."""
-    return with_tensors(batch, [value.half() if value.is_floating_point() else value for value in tensors(batch)])
+    return cast(batch, torch.float16)
 
 
 def takes_half(batch: Batch) -> bool:
@@ -91,7 +91,7 @@ def takes_half(batch: Batch) -> bool:
 def _fold_batchnorm(model: nn.Module, batch: Batch) -> nn.Module:
     """A float64 copy, all pairs folded, or one by one if that changes something; as it is if float64 does not run."""
     pairs = _pairs(model, batch)
-    exact = copy.deepcopy(model).double()
+    exact = double_copy(model)
     whole = _folded(exact, pairs)
     if not pairs or _equal(exact, whole, batch):
         return whole
@@ -120,7 +120,7 @@ def _pairs(model: nn.Module, batch: Batch) -> list[tuple[str, str]]:
     layers = [module for module in model.modules() if is_batchnorm(module) or isinstance(module, _LAYERS)]
     handles = [layer.register_forward_hook(watch) for layer in layers]
     try:
-        run_fresh(model, batch)
+        run(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -146,11 +146,11 @@ def _folded(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
 
 
 def _equal(one: nn.Module, two: nn.Module, batch: Batch) -> bool:
-    exact = with_tensors(batch, [value.double() if value.is_floating_point() else value for value in tensors(batch)])
+    exact = cast(batch, torch.float64)
     try:
         pairs = zip(
-            outputs(run_fresh(copy.deepcopy(one), exact), []),
-            outputs(run_fresh(copy.deepcopy(two), exact), []),
+            outputs(run_copy(one, exact), []),
+            outputs(run_copy(two, exact), []),
             strict=True,
         )
         return all(_close(a.tensor, b.tensor) for a, b in pairs)
@@ -163,9 +163,3 @@ def _close(one: Tensor, two: Tensor) -> bool:
         return one.shape == two.shape
     size = float(one.abs().double().max())
     return one.shape == two.shape and float((one.double() - two.double()).abs().max()) <= FOLD_EXACT * size
-
-
-def run_fresh(model: nn.Module, batch: Batch) -> Any:
-    """Returns the model's result, with generators and the batch as they were."""
-    with rng_restored(), torch.no_grad():
-        return fresh(batch)(model)

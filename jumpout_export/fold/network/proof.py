@@ -15,7 +15,7 @@ from jumpout_export.fold.network.replaced import action_of, is_known, layers_of,
 from jumpout_export.fold.network.state import kept_state
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.randomness import same_bits
-from jumpout_export.model.signature import fresh, only_tensors
+from jumpout_export.model.run import call
 from jumpout_export.report import FoldedLayer
 from jumpout_export.text import first_line, joined
 
@@ -90,7 +90,7 @@ def fold_with_proof(original: nn.Module, batch: Batch, allow: tuple[str, ...]) -
 
 def _run(model: nn.Module, batch: Batch) -> Any:
     try:
-        result = only_tensors(fresh(batch)(model))
+        result = call(model, batch)
     except Exception as error:
         raise ValueError(f"the model cannot run the example: {type(error).__name__}: {first_line(error)}") from error
     for leaf in torch.utils._pytree.tree_leaves(result):
@@ -105,7 +105,7 @@ def _run(model: nn.Module, batch: Batch) -> Any:
 def _difference(folded: nn.Module, batch: Batch, expected: Any, allow: tuple[str, ...]) -> str:
     """What differs between the folded copy and the eval model's result; empty if nothing does."""
     try:
-        result = refuse_randomness(folded, lambda: only_tensors(fresh(batch)(folded)), allow)
+        result = refuse_randomness(folded, lambda: call(folded, batch), allow)
     except Exception as error:  # a user's forward may raise anything; the reason is reported
         return f"the model fails with {type(error).__name__}: {first_line(error)}"
     return "" if same_bits(expected, result) else "the result differs"

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.operations import Operation, Recording, record
+from jumpout_export.model.run import cast, double_copy
 from jumpout_export.model.signature import outputs as named_outputs
-from jumpout_export.model.signature import tensors, with_tensors
+from jumpout_export.model.signature import tensors
 from jumpout_export.onnxfile.constants import FileConstants
 from jumpout_export.runtime.session import Level
 from jumpout_export.verify.constants.batchnorms import Located
@@ -97,10 +98,8 @@ def _expected(original: nn.Module, batch: Batch) -> tuple[Recording, dict[int, R
         if _comparable(recording.operations[index]):
             results[index] = _result(mine, exact, has_reference=True)
 
-    values = [value.double() if value.is_floating_point() else value for value in tensors(batch)]
     try:
-        double = copy.deepcopy(original).double()
-        record(double, with_tensors(batch, values), keep)
+        record(double_copy(original), cast(batch, torch.float64), keep)
     except Exception:  # a forward that fixes float32 may fail in any way; the checks have said so already
         results.clear()
         record(copy.deepcopy(original), batch, lambda index, tensor: own.update({index: tensor.detach().clone()}))

@@ -20,7 +20,8 @@ from jumpout_export.fold.file.fold_file import fold_onnx
 from jumpout_export.fold.network.audit import refuse_randomness
 from jumpout_export.model.batches import Batch, Progress
 from jumpout_export.model.randomness import repeated
-from jumpout_export.model.signature import fresh, input_names, only_tensors
+from jumpout_export.model.run import call
+from jumpout_export.model.signature import input_names
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.metadata import RANDOM
 from jumpout_export.onnxfile.training import random_nodes
@@ -81,7 +82,7 @@ def is_random(model: nn.Module, batch: Batch, allow: Iterable[str]) -> bool:
     if not tuple(allow):
         return False
     copied = copy.deepcopy(model)
-    return not repeated(lambda: only_tensors(fresh(batch)(copied)), other_seed=True)[1]
+    return not repeated(lambda: call(copied, batch), other_seed=True)[1]
 
 
 def no_golden(allow: Iterable[str]) -> str:
@@ -175,7 +176,7 @@ def _without_noise(
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         folded = Path(folder) / path.name
         try:
-            refuse_randomness(quiet, lambda: fresh(first)(quiet))
+            refuse_randomness(quiet, lambda: call(quiet, first))
             problem = "" if fold_onnx(path, folded, seed=seed) else "the file's noise cannot be folded"
         except NotFoldableError:
             problem = "the model draws random numbers in other ways than dropout"

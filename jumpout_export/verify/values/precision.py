@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import nn
 
-from jumpout_export.fold.network.half import half_batch, run_fresh
+from jumpout_export.fold.network.half import half_batch
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.signature import input_names, outputs, tensors, with_tensors
+from jumpout_export.model.run import cast, double_copy, run
+from jumpout_export.model.signature import input_names, outputs
 from jumpout_export.report import Check, counted
 from jumpout_export.text import count, first_line
 from jumpout_export.verify.values.reference import Expected
@@ -24,7 +25,7 @@ class PrecisionLoss:
 
     def __init__(self, model: nn.Module, half: nn.Module) -> None:
         """Takes both in eval mode, on the CPU."""
-        self._model, self._half = copy.deepcopy(model).double(), half
+        self._model, self._half = double_copy(model), half
         self._scales: dict[str, Scale] = {}
         self._images = self._same = self._classified = 0
         self._problem = ""
@@ -64,11 +65,9 @@ class PrecisionLoss:
         )
 
     def _add(self, batch: Batch, inputs: Batch) -> None:
-        exact = with_tensors(batch, [v.double() if v.is_floating_point() else v for v in tensors(batch)])
         names = input_names(self._half, inputs)
-        for one, two in zip(
-            outputs(run_fresh(self._half, inputs), names), outputs(run_fresh(self._model, exact), names), strict=True
-        ):
+        half, exact = run(self._half, inputs), run(self._model, cast(batch, torch.float64))
+        for one, two in zip(outputs(half, names), outputs(exact, names), strict=True):
             if not one.tensor.is_floating_point():
                 continue
             self._scales.setdefault(one.name, Scale()).add(Expected(one.name, one.tensor, two.tensor.double()))

@@ -20,8 +20,9 @@ from jumpout_export.model.randomness import (
     rng_restored,
     same_bits,
 )
+from jumpout_export.model.run import call, cast, double_copy
 from jumpout_export.model.samples import jittered
-from jumpout_export.model.signature import Output, fresh, input_names, only_tensors, outputs, tensors, with_tensors
+from jumpout_export.model.signature import Output, fresh, input_names, outputs, tensors
 from jumpout_export.report import Check, counted
 from jumpout_export.text import first_line
 
@@ -76,9 +77,9 @@ class Reference:
         self._drawn: dict[str, None] = {}
         self._seed = 0
         self._sizes: set[int] = set()
-        self._double: nn.Module | None = copy.deepcopy(original).double()
+        self._double: nn.Module | None = double_copy(original)
         try:
-            found = [output.tensor for output in self._run(self._double, _to_double(batch))]
+            found = [output.tensor for output in self._run(self._double, cast(batch, torch.float64))]
         except Exception as error:  # a forward that fixes float32 may fail in any way; the reason is reported
             self._double = None
             self.problem = first_line(error)
@@ -126,7 +127,7 @@ class Reference:
         """Returns every output in float64, or in the model's own precision where there is no float64 copy."""
         if self._double is None:
             return self._run(self._model, batch)
-        return self._run(self._double, _to_double(batch))
+        return self._run(self._double, cast(batch, torch.float64))
 
     def checks(self) -> list[Check]:
         """Returns the verdicts on randomness and on the folded model at every call so far; none before the first."""
@@ -156,7 +157,7 @@ class Reference:
             return
         model = _with_own_buffers(self._model)
         try:
-            refuse_randomness(model, lambda: only_tensors(fresh(batch)(model)), self._allow)
+            refuse_randomness(model, lambda: call(model, batch), self._allow)
         except NotFoldableError as error:
             self._random[batch.size] = str(error)  # says more than which generator moved
 
@@ -164,8 +165,8 @@ class Reference:
         """The file draws nothing, so what the model draws must not matter, whatever the seeds."""
         model = _with_own_buffers(self._model)
         places = {f"`{path}`" if path else "the model" for path in self._allow}
-        for call in random_calls(model, lambda: fresh(batch)(model)):
-            self._drawn |= dict.fromkeys([f"`{call.module}`"] if call.file and call.module else sorted(places))
+        for drawn in random_calls(model, lambda: call(model, batch)):
+            self._drawn |= dict.fromkeys([f"`{drawn.module}`"] if drawn.file and drawn.module else sorted(places))
         first = [output.tensor for output in self._run(model, batch)]
         for _ in range(runs):
             self._seed += 1
@@ -200,8 +201,3 @@ def _coarser(dtype: torch.dtype, precision: torch.dtype | None) -> torch.dtype |
     if precision is None or not dtype.is_floating_point or torch.finfo(precision).eps <= torch.finfo(dtype).eps:
         return None
     return precision
-
-
-def _to_double(batch: Batch) -> Batch:
-    values = [value.double() if value.is_floating_point() else value for value in tensors(batch)]
-    return with_tensors(batch, values)
