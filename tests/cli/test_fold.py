@@ -9,26 +9,19 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.onnx_files import parsed
 
 from jumpout_export.cli.work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
 
 
 def noisy(op="Dropout", shape=("batch", 4)):
     """y = dropout(x w), or x w + noise."""
-    given = {"weights": np.eye(4, dtype="f4"), "ratio": np.float32(0.3), "true": np.array(True)}
-    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in given.items()]
-    value = helper.make_tensor_value_info
-    if op == "Dropout":
-        noise = [helper.make_node("Dropout", ["h", "ratio", "true"], ["y"], name="drop")]
-    else:
-        noise = [
-            helper.make_node(op, ["h"], ["n"], name="noise"),
-            helper.make_node("Add", ["h", "n"], ["y"], name="add"),
-        ]
-    nodes = [helper.make_node("MatMul", ["x", "weights"], ["h"], name="first"), *noise]
-    inputs, outputs = value("x", TensorProto.FLOAT, shape), value("y", TensorProto.FLOAT, shape)
-    graph = helper.make_graph(nodes, "g", [inputs], [outputs], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    drop = "[drop] y = Dropout(h, ratio, true)"
+    noise = drop if op == "Dropout" else f"[noise] n = {op}(h) [add] y = Add(h, n)"
+    size = ",".join(map(str, shape))
+    weights = {"weights": np.eye(4, dtype="f4"), "ratio": np.float32(0.3), "true": np.array(True)}
+    text = f"g (float[{size}] x) => (float[{size}] y) {{ [first] h = MatMul(x, weights) {noise} }}"
+    return parsed(text, weights)
 
 
 @pytest.fixture

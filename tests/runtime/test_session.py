@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from support.onnx_files import saved
 from torch import nn
 
 from jumpout_export import export_onnx, verify_onnx
@@ -44,15 +44,6 @@ def session_of(path):
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def save(path, nodes, inputs, outputs, initializers=()):
-    def values(described):
-        return [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in described]
-
-    graph = helper.make_graph(nodes, "g", values(inputs), values(outputs), list(initializers))
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    return path
-
-
 def on(provider, *nodes):
     return [Placed(name, operator, PROVIDERS[provider].onnxruntime_name) for name, operator in nodes]
 
@@ -79,13 +70,13 @@ def test_a_cpu_session_is_no_proof_for_cuda_and_its_nodes_are_named(file):
 
 
 def test_nodes_of_subgraphs_and_without_a_name_are_named_too(tmp_path):
-    def branch(operator, name):
-        node = helper.make_node(operator, ["x"], ["y"], name=name)
-        return helper.make_graph([node], operator, [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])])
-
-    node = helper.make_node("If", ["c"], ["out"], then_branch=branch("Relu", "inner"), else_branch=branch("Neg", ""))
-    inputs = [("c", TensorProto.BOOL, []), ("x", TensorProto.FLOAT, [2])]
-    path = save(tmp_path / "if.onnx", [node], inputs, [("out", TensorProto.FLOAT, [2])])
+    text = """g (bool c, float[2] x) => (float[2] out) {
+        out = If(c) <
+            then_branch = relu () => (float[2] y) { [inner] y = Relu(x) },
+            else_branch = neg () => (float[2] y) { y = Neg(x) }
+        >
+    }"""
+    path = saved(text, tmp_path / "if.onnx")
     check = check_placement("cuda/off", "cuda", placed(session_of(path)), path)
     assert check.measured == 3
     assert "`inner` (Relu) runs on CPUExecutionProvider" in check.note
@@ -100,18 +91,14 @@ def test_no_node_at_all_proves_nothing(file):
 
 def reshaping(path, names=("shape", "part", "reshape", "relu")):
     """Flattens an input to its own first size: two nodes compute a shape, two compute values."""
-    nodes = [
-        helper.make_node("Shape", ["x"], ["s"], name=names[0]),
-        helper.make_node("Gather", ["s", "zero"], ["n"], name=names[1]),
-        helper.make_node("Concat", ["n", "minus"], ["t"], axis=0, name="concat"),
-        helper.make_node("Reshape", ["x", "t"], ["r"], name=names[2]),
-        helper.make_node("Relu", ["r"], ["y"], name=names[3]),
-    ]
-    constants = [
-        numpy_helper.from_array(torch.tensor(value).numpy(), name) for name, value in (("zero", [0]), ("minus", [-1]))
-    ]
-    ends = [("x", TensorProto.FLOAT, ["n", 2, 3])], [("y", TensorProto.FLOAT, ["n", 6])]
-    return save(path, nodes, *ends, constants)
+    text = f"""g (float[n,2,3] x) => (float[n,6] y) <int64[1] zero = {{0}}, int64[1] minus = {{-1}}> {{
+        [{names[0]}] s = Shape(x)
+        [{names[1]}] n = Gather(s, zero)
+        [concat] t = Concat<axis = 0>(n, minus)
+        [{names[2]}] r = Reshape(x, t)
+        [{names[3]}] y = Relu(r)
+    }}"""
+    return saved(text, path)
 
 
 SHAPES = [("shape", "Shape"), ("part", "Gather"), ("concat", "Concat")]
@@ -150,13 +137,8 @@ def test_another_provider_and_an_unknown_node_are_no_shape_computation(tmp_path)
 
 
 def test_a_shared_name_counts_as_a_shape_only_if_all_its_nodes_are(tmp_path):
-    nodes = [
-        helper.make_node("Shape", ["x"], ["s"]),
-        helper.make_node("Cast", ["s"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Cast", ["x"], ["d"], to=TensorProto.DOUBLE),
-    ]
-    ends = [("x", TensorProto.FLOAT, [2])], [("f", TensorProto.FLOAT, [1]), ("d", TensorProto.DOUBLE, [2])]
-    path = save(tmp_path / "c.onnx", nodes, *ends)
+    text = "g (float[2] x) => (float[1] f, double[2] d) { s = Shape(x) f = Cast<to = 1>(s) d = Cast<to = 11>(x) }"
+    path = saved(text, tmp_path / "c.onnx")
     nodes = [*on("cpu", ("", "Shape"), ("", "Cast")), *on("cuda", ("", "Cast"))]
     check = check_placement("cuda/all", "cuda", nodes, path)
     assert (check.measured, check.verdict) == (1, "fail")
@@ -164,20 +146,14 @@ def test_a_shared_name_counts_as_a_shape_only_if_all_its_nodes_are(tmp_path):
 
 
 def test_a_value_of_an_inner_graph_that_hides_a_shape_is_no_shape(tmp_path):
-    def branch(operator):
-        nodes = [
-            helper.make_node("Neg", ["x"], ["hidden"], name="values"),
-            helper.make_node(operator, ["hidden"], ["y"], name=f"inner {operator}"),
-        ]
-        return helper.make_graph(nodes, operator, [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])])
-
-    nodes = [
-        helper.make_node("Shape", ["x"], ["outer"], name="shape"),
-        helper.make_node("If", ["c"], ["out"], then_branch=branch("Relu"), else_branch=branch("Abs"), name="if"),
-    ]
-    inputs = [("c", TensorProto.BOOL, []), ("x", TensorProto.FLOAT, [2])]
-    outputs = [("out", TensorProto.FLOAT, [2]), ("outer", TensorProto.INT64, [1])]
-    path = save(tmp_path / "if.onnx", nodes, inputs, outputs)
+    text = """g (bool c, float[2] x) => (float[2] out, int64[1] outer) {
+        [shape] outer = Shape(x)
+        [if] out = If(c) <
+            then_branch = relu () => (float[2] y) { [values] hidden = Neg(x) ["inner Relu"] y = Relu(hidden) },
+            else_branch = abs () => (float[2] y) { [values] hidden = Neg(x) ["inner Abs"] y = Abs(hidden) }
+        >
+    }"""
+    path = saved(text, tmp_path / "if.onnx")
     nodes = [*on("cpu", ("shape", "Shape"), ("inner Relu", "Relu"), ("if", "If")), *on("cuda", ("values", "Neg"))]
     assert check_placement("cuda/all", "cuda", nodes, path).measured == 2
 
@@ -200,14 +176,11 @@ def test_a_session_that_silently_runs_on_the_cpu_fails_for_cuda(file, network, m
 @pytest.mark.parametrize(("noise", "verdict"), [(1e-8, "pass"), (1e-3, "fail")], ids=["tiny", "large"])
 def test_runs_that_differ_on_a_gpu_are_reported_and_each_is_compared(tmp_path, monkeypatch, noise, verdict):
     monkeypatch.setattr(Provider, "explain_unusable", lambda provider: None)
-    nodes = [
-        helper.make_node("RandomUniformLike", ["input"], ["r"], low=-noise, high=noise, name="noise"),
-        helper.make_node("Add", ["input", "r"], ["output"], name="add"),
-    ]
-    shape = ("n", 3)
-    path = save(
-        tmp_path / "noisy.onnx", nodes, [("input", TensorProto.FLOAT, shape)], [("output", TensorProto.FLOAT, shape)]
-    )
+    text = f"""g (float[n,3] input) => (float[n,3] output) {{
+        [noise] r = RandomUniformLike<low = {-noise:.9f}, high = {noise:.9f}>(input)
+        [add] output = Add(input, r)
+    }}"""
+    path = saved(text, tmp_path / "noisy.onnx")
     model = nn.Identity().eval()
     batch = onnx_batch(torch.rand(8, 3), model)
     report = run_providers(path, model, model, [batch], ("cuda",))

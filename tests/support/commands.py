@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
-from onnx import TensorProto, helper
 from safetensors.torch import save_file
+
+from support.onnx_files import saved
 
 FACTORIES = """
 import time
@@ -113,10 +113,8 @@ def calibrated(path):
 
 
 def random_file(path):
-    node = helper.make_node("RandomNormalLike", ["x"], ["y"], name="noise")
-    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
-    graph = helper.make_graph([node], "g", info[:1], info[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    """A file that draws."""
+    saved("g (float[2] x) => (float[2] y) { [noise] y = RandomNormalLike(x) }", Path(path))
 
 
 def process(arguments, *, before="", entry="from jumpout_export.__main__ import main; main()", stdout=subprocess.PIPE):
