@@ -19,6 +19,31 @@ _SUFFIX = ".unfinished"
 _PATIENCE = 60.0
 
 
+def check_target(path: str | os.PathLike[str], name: str) -> Path:
+    """Returns the path of an ONNX file that is to be written.
+
+    Args:
+        path: of the file.
+        name: what messages call it, for example `path`.
+
+    Raises:
+        ValueError: if no ONNX file can be written there.
+        TypeError: if it is no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name} must be a str or path, got {type(path).__name__}")
+    target = Path(path)
+    if target.suffix != ".onnx":
+        raise ValueError(f"{name} must end in .onnx, got {str(target)!r}")
+    if not target.parent.is_dir():
+        raise ValueError(f"the folder of {name} does not exist: {str(target.parent)!r}")
+    if target.is_dir():
+        raise ValueError(f"{name} is a folder, not a file: {str(target)!r}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"the folder of {name} cannot be written to: {str(target.parent)!r}")
+    return target
+
+
 @contextlib.contextmanager
 def private_folder(target: Path) -> Iterator[Path]:
     """Yields a hidden folder beside `target`, on its file system; nothing of it is left, however the block ends.

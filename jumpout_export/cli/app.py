@@ -49,9 +49,10 @@ from jumpout_export.cli.work import (
     try_first_batch,
     working,
 )
+from jumpout_export.disk import check_target
 from jumpout_export.errors import LoadError
 from jumpout_export.export.publish import check_arguments, export_onnx
-from jumpout_export.fold.file.fold_file import check_target, fold_onnx
+from jumpout_export.fold.file.fold_file import TARGET, fold_onnx
 from jumpout_export.verify.inspect import inspect_onnx
 from jumpout_export.verify.verify import verify_onnx
 
@@ -217,7 +218,7 @@ def fold(
     report: ReportDir = None,
 ) -> None:
     """Rewrite an ONNX file that carries training-time noise into a deterministic one, with proof, or refuse."""
-    check_target(out)
+    check_target(out, TARGET)
     check_folder(report, "--report")
     result = fold_onnx(file, out, seed=seed)
     show(result, json, report)

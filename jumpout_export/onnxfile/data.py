@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from jumpout_export.report import Check
 from jumpout_export.text import count, joined
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, StringStringEntryProto
 
 _DIGITS = 16
 
@@ -34,7 +34,7 @@ def tie_data(model: ModelProto, data: Path, name: str) -> Path | None:
     Returns:
         The new path, in the same folder; None if no tensor was large enough to lie outside, and the file is gone.
     """
-    locations = [entry for tensor in tensors(model) for entry in tensor.external_data if entry.key == "location"]
+    locations = list(_locations(model))
     if not locations:
         data.unlink()
         return None
@@ -58,14 +58,7 @@ def data_sizes(path: Path, model: ModelProto) -> dict[str, int]:
     Raises:
         OSError: if one is missing.
     """
-    names = {
-        entry.value
-        for tensor in tensors(model)
-        if tensor.data_location == tensor.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return {name: (path.parent / name).stat().st_size for name in sorted(names)}
+    return {name: (path.parent / name).stat().st_size for name in sorted(external_files(model))}
 
 
 def describe_data(sizes: Mapping[str, int]) -> str:
@@ -76,10 +69,9 @@ def describe_data(sizes: Mapping[str, int]) -> str:
 def changed_data(path: Path, model: ModelProto) -> list[str]:
     """Returns what is wrong with the content of a file's data file, where its metadata says what it must be."""
     wanted = [entry.value for entry in model.metadata_props if entry.key == DATA_SHA256]
-    names = {entry.value for tensor in tensors(model) for entry in tensor.external_data if entry.key == "location"}
     if not wanted:
         return []
-    wrong = [name for name in sorted(names) if sha256_of(path.parent / name) != wanted[0]]
+    wrong = [name for name in sorted(external_files(model)) if sha256_of(path.parent / name) != wanted[0]]
     return [f"{name} does not hold the weights the file was written with (its sha256 differs)" for name in wrong]
 
 
@@ -98,13 +90,14 @@ def copy_data(path: Path, model: ModelProto, folder: Path) -> None:
 
 def external_files(model: ModelProto) -> set[str]:
     """Returns the names of the files that hold tensors of the model."""
-    return {
-        entry.value
-        for tensor in tensors(model)
-        if tensor.data_location == tensor.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+    return {entry.value for entry in _locations(model)}
+
+
+def _locations(model: ModelProto) -> Iterator[StringStringEntryProto]:
+    """The entries that say in which file a tensor lies."""
+    for tensor in tensors(model):
+        if tensor.data_location == tensor.EXTERNAL:
+            yield from (entry for entry in tensor.external_data if entry.key == "location")
 
 
 def sha256_of_all(folder: Path, names: Iterable[str]) -> dict[str, str]:

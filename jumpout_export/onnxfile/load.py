@@ -19,8 +19,8 @@ DEFAULT_OPSET = 18
 # ONNX Runtime 1.18 and later read it; newer ones are refused by runtimes that know the opset.
 IR_VERSION = 10
 
-# A protobuf message ends there.
-_MAX_BYTES = 2**31 - 1
+# A protobuf message ends there, and with it an ONNX file without external data.
+MAX_BYTES = 2**31 - 1
 
 
 def inlined(model: ModelProto, only: Iterable[tuple[str, str]] | None = None) -> ModelProto:
@@ -64,7 +64,7 @@ def load_onnx(path: Path) -> ModelProto:
 
     if not path.is_file():
         raise LoadError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
-    if path.stat().st_size > _MAX_BYTES:
+    if path.stat().st_size > MAX_BYTES:
         raise LoadError(f"{path}: not a readable ONNX model (it is larger than 2 GiB, the most that protobuf reads)")
     try:
         model = onnx.load_model(path, format="protobuf", load_external_data=False)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Of one value in the graph, 8 GiB of float32; a file that makes larger ones is not run.
 MOST_ELEMENTS = 1 << 31
+# Of one input, or of all that are made up: 1 GiB of float32.
+MOST_INPUT_ELEMENTS = 1 << 28
 
 # A shape, or an index, is shorter; weights are longer, and inference reads none of them.
 _MOST_BYTES = 1 << 12
@@ -42,13 +44,13 @@ def inferred_values(model: ModelProto) -> Iterator[ValueInfoProto]:
             yield from message.output
 
 
-def impossible(values: Iterable[ValueInfoProto], least: int = 1, most: int = 1 << 28) -> list[str]:
+def impossible(values: Iterable[ValueInfoProto], least: int = 1, most: int = MOST_INPUT_ELEMENTS) -> list[str]:
     """Returns the values of a fixed size that nobody can mean: to run them would end for want of memory, or never.
 
     Args:
         values: with their declared or inferred shapes.
         least: the smallest size of an axis that is allowed.
-        most: number of elements that is allowed; 2^28 are 1 GiB of float32.
+        most: number of elements that is allowed.
     """
     found = []
     for value in values:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION
 from jumpout_export.runtime.installation import INSTALL_CPU, explain_installation
 from jumpout_export.runtime.limits import within_memory
 from jumpout_export.text import first_line
@@ -169,8 +170,8 @@ class Provider:
         from onnx import parser
 
         model = parser.parse_model(
-            '<ir_version: 10, opset_import: ["" : 18]> try (float[1,1,2,2] x) => (float[1,1,2,2] y)'
-            "<float[1,1,1,1] w = {3}> { y = Conv(x, w) }"
+            f'<ir_version: {IR_VERSION}, opset_import: ["" : {DEFAULT_OPSET}]>'
+            "try (float[1,1,2,2] x) => (float[1,1,2,2] y) <float[1,1,1,1] w = {3}> { y = Conv(x, w) }"
         )
         session = self.open(model, optimized=True)
         wrong = [] if self.is_fallback else self.elsewhere(session)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,9 +41,9 @@ def inspect_onnx(path: str | os.PathLike[str]) -> VerifyReport:
 
     Raises:
         LoadError: if there is no such file or it is not a readable ONNX model.
-        ImportError: if onnx or onnxruntime is missing.
+        ImportError: if onnx, onnx_ir or onnxruntime is missing.
     """
-    require_onnx("onnx", "onnxruntime")
+    require_onnx("onnx", "onnxruntime", "onnx_ir")
     path = Path(path)
     before = sha256_of_all(path.parent, [path.name])
     model = load_onnx(path)
@@ -74,7 +73,7 @@ def _about_noise(model: ModelProto, checks: list[Check]) -> list[str]:
     verdicts = {check.name.removeprefix("file/"): check.verdict for check in checks}
     noisy = "fail" in {verdicts[name] for name in ("random nodes", "training dropout", "training batchnorm")}
     whole = {verdicts["onnx checker"], verdicts["tensors"]} == {"pass"}
-    if not noisy or not whole or importlib.util.find_spec("onnx_ir") is None:
+    if not noisy or not whole:
         return []
     try:
         refused = read_noise(model).noise.refused

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jumpout_export.disk import private_folder, replace_file, writing
+from jumpout_export.disk import check_target, private_folder, replace_file, writing
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.extras import require_onnx
 from jumpout_export.fold.file.copies import neutral_copy, observed_copy
@@ -16,11 +16,10 @@ from jumpout_export.fold.file.noise import NoiseSite
 from jumpout_export.fold.file.observe import observe
 from jumpout_export.fold.file.proof import prove
 from jumpout_export.fold.file.read import Reading, read_noise
-from jumpout_export.onnxfile.data import external_files
-from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.onnxfile.data import external_files, sha256_of
+from jumpout_export.onnxfile.load import MAX_BYTES, load_onnx
 from jumpout_export.onnxfile.metadata import entries
-from jumpout_export.onnxfile.sizes import impossible
-from jumpout_export.onnxfile.static import file_sha256
+from jumpout_export.onnxfile.sizes import MOST_ELEMENTS, impossible
 from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, default_opset, tensors
 from jumpout_export.report import Check, CheckVerdict, ExportReport, FoldedLayer, counted
 from jumpout_export.runtime.loads import inspect_file
@@ -31,11 +30,9 @@ from jumpout_export.text import first_line
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# A protobuf message ends there.
-_MAX_BYTES = 2**31 - 1
+# What messages call the file that `fold_onnx` writes.
+TARGET = "the file to write"
 _WATCHED_RUNS = 8
-# Of one value in the graph; a file that makes larger ones is not run.
-_MOST_ELEMENTS = 1 << 31
 # What a file must be before anything is read from it; what a fold may change is not among it.
 _NEEDED = ("training graphs", "custom operators", "external data", "input sizes", "tensors", "onnx checker")
 
@@ -65,10 +62,10 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
         LoadError: if there is no such file or it is not a readable ONNX model.
         NotVerifiableError: if no random inputs can be made that the file runs.
         ValueError: if `out` cannot be written.
-        ImportError: if onnx, onnxscript or onnxruntime is missing.
+        ImportError: if onnx, onnx_ir or onnxruntime is missing.
     """
     require_onnx("onnx", "onnxruntime", "onnx_ir")
-    path, target = Path(path), check_target(out)
+    path, target = Path(path), check_target(out, TARGET)
     model = load_onnx(path)
     report = ExportReport(kind="fold", passed=False, path=str(target), opset=default_opset(model))
     report.checks = _unusable(path, model)
@@ -77,7 +74,7 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
     notes = _take_in(model, path)
     reading = read_noise(model)
     noise = reading.noise
-    if large := impossible(reading.typed.graph.value_info, 0, _MOST_ELEMENTS):
+    if large := impossible(reading.typed.graph.value_info, 0, MOST_ELEMENTS):
         report.checks.append(counted("file/value sizes", large))
         return report
     report.checks.append(counted("fold/noise", noise.refused, _found(reading)))
@@ -98,26 +95,10 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
             report.checks += _proof(file, reading, report.notes, seed)
         report.passed = all(check.verdict == "pass" for check in report.checks)
         if report.passed:
-            report.sha256 = file_sha256(file)
+            report.sha256 = sha256_of(file)
             report.provenance = entries(written)
             replace_file(file, target)
     return report
-
-
-def check_target(out: str | os.PathLike[str]) -> Path:
-    """Returns `out` as a path.
-
-    Raises:
-        ValueError: if no ONNX file can be written there.
-    """
-    target = Path(out)
-    if target.suffix != ".onnx":
-        raise ValueError(f"the file to write must end in .onnx, got {str(target)!r}")
-    if not target.parent.is_dir():
-        raise ValueError(f"the folder of the file to write does not exist: {str(target.parent)!r}")
-    if target.is_dir():
-        raise ValueError(f"the file to write is a folder: {str(target)!r}")
-    return target
 
 
 def _unusable(path: Path, model: ModelProto) -> list[Check]:
@@ -129,8 +110,8 @@ def _unusable(path: Path, model: ModelProto) -> list[Check]:
         files = {path, *(path.parent / name for name in external_files(model))}
         size = sum(file.stat().st_size for file in files)
         note = f"the file and its external data take {size / 2**30:.1f} GiB; one file holds 2 GiB"
-        verdict: CheckVerdict = "pass" if size <= _MAX_BYTES else "fail"
-        checks.append(Check(name="file/size", measured=size, limit=_MAX_BYTES, verdict=verdict, note=note))
+        verdict: CheckVerdict = "pass" if size <= MAX_BYTES else "fail"
+        checks.append(Check(name="file/size", measured=size, limit=MAX_BYTES, verdict=verdict, note=note))
     return [check for check in checks if check.verdict != "pass"]
 
 

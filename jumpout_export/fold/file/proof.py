@@ -13,6 +13,7 @@ import torch
 
 from jumpout_export.budget import OTHER_INTEGERS, ceiling
 from jumpout_export.errors import NotVerifiableError
+from jumpout_export.onnxfile.sizes import MOST_INPUT_ELEMENTS
 from jumpout_export.report import Check, counted
 from jumpout_export.runtime.providers import fallback
 from jumpout_export.runtime.session import LEVELS, Feeds, open_session
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 BATCHES = (1, 2, 3)
 # Sizes to try for open axes other than the batch, the batch size itself first.
 _SIZES = (None, 4, 16, 32, 64, 224)
-# Of all inputs together, of elements.
-_LARGEST = 1 << 28
 
 
 def prove(folded: Path, neutral: ModelProto, seed: int) -> tuple[list[Check], list[Draw]]:
@@ -160,8 +159,8 @@ def _draw(
             for place, axis in axes
         )
     elements = sum(math.prod(shape) for shape in shapes.values())
-    if elements > _LARGEST:
-        raise ValueError(f"the declared inputs have {elements} elements, at most {_LARGEST} are made")
+    if elements > MOST_INPUT_ELEMENTS:
+        raise ValueError(f"the declared inputs have {elements} elements, at most {MOST_INPUT_ELEMENTS} are made")
     feeds = {value.name: _random(value, shapes[value.name], rng) for value in values}
     return Draw(f"batch={batch}" + (f", other axes {other}" if other else ""), feeds)
 
