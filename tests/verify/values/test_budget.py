@@ -1,8 +1,18 @@
 """The error budget against its documented formula."""
 
+import pytest
 import torch
 
-from jumpout_export.budget import CAP, FACTOR, FLOOR, WITHOUT_REFERENCE, ceiling, relative_limits
+from jumpout_export.budget import (
+    CAP,
+    FACTOR,
+    FLOOR,
+    WITHOUT_REFERENCE,
+    Budget,
+    ceiling,
+    relative_limits,
+    rounding_share,
+)
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -19,3 +29,29 @@ def test_the_limit_is_the_documented_formula():
     assert half.item() == 2 * torch.finfo(torch.float16).eps < ceiling(torch.float16)
     assert relative_limits(own, torch.int64, True).tolist() == [0, 0, 0]
     assert (ceiling(torch.int64), ceiling(torch.bool)) == (0, 0)
+
+
+def test_a_value_may_be_off_by_the_smaller_of_two_errors():
+    budget = Budget((torch.tensor([1.0, 2.0]), torch.tensor([0.5])))
+    size, coarse = torch.tensor([[[2.0], [4.0]]]), torch.tensor([[[3.0], [40.0]]])
+    assert budget.allowed((size, coarse)).tolist() == [[[1.5], [8.0]]]
+    assert budget.tie() == 0.5
+    assert Budget((torch.tensor([0.1, 0.2]), torch.tensor([0.5]))).tie() == pytest.approx(0.2)
+
+
+def test_a_budget_has_the_limits_of_its_outputs_type():
+    budget = Budget.of(torch.zeros(2), torch.float32, has_reference=True)
+    assert [limit.tolist() for limit in budget.limits] == [[FLOOR * EPS] * 2, [pytest.approx(CAP[torch.float32])]]
+    assert [limit.tolist() for limit in Budget.of(torch.ones(2), torch.int64, True).limits] == [[0, 0], [0]]
+
+
+def test_the_line_in_a_file_names_ceiling_sizes_and_limits():
+    budget = Budget((torch.tensor([1e-6, 2.5e-6]), torch.tensor([1e-3])))
+    line = budget.line(torch.tensor([1.0, 0.5]), 0.5)
+    assert line == "cap=0.001 median=0.5 sizes=1,0.5 limits=1e-06,2.5e-06"
+
+
+def test_where_no_reference_says_more_rounding_is_a_share_of_the_largest_value():
+    shares = [rounding_share(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)]
+    assert shares == [1e-4, 1e-4, 1e-2, 1e-2]
+    assert rounding_share(torch.int64) == rounding_share(torch.bool) == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jumpout_export.budget import CAP, FACTOR, FLOOR
-from jumpout_export.verify.values.compare import Comparison
+from jumpout_export.verify.values.compare import Comparison, Largest, Place
 from jumpout_export.verify.values.reference import Expected
 from jumpout_export.verify.values.scale import Scale
 
@@ -165,3 +165,46 @@ def test_integers_may_equal_either_precision_and_nothing_else():
     for got, result in (([1, 4], "pass"), ([1, 5], "pass"), ([1, 6], "fail")):
         check = verdicts(got, [1, 4], torch.tensor([1, 5]), group="batch=2")["worst error"]
         assert (check.verdict, check.limit) == (result, 0.0)
+
+
+def largest(error, start=10):
+    """Of two images with two channels of two values, all of size 2."""
+    return Largest.of(error, torch.full_like(error, 2.0), start, torch.Size((2, 2, 2)))
+
+
+def test_the_largest_error_of_each_channel_is_kept_with_its_place():
+    error = torch.zeros(2, 2, 2)
+    error[1, 0, 1], error[0, 1, 0] = 4.0, 1.0
+    one = largest(error)
+    assert one.shares.tolist() == [2.0, 0.5]
+    assert one.against(torch.tensor([1.0, 1.0])) == (2.0, Place(4.0, 2.0, 11, (0, 1)), 2.0)
+    # The limit of the second channel is the tighter one, so its smaller error is the worse one.
+    share, place, limit = one.against(torch.tensor([1.0, 0.1]))
+    assert (share, place) == (pytest.approx(5.0), Place(1.0, 2.0, 10, (1, 0)))
+    assert limit == pytest.approx(0.2)
+    error[0, 1, 0], error[1, 0, 1] = 6.0, 0.0
+    both = one.merged(largest(error, start=20))
+    assert both.shares.tolist() == [2.0, 3.0]
+    assert both.samples.tolist() == [11, 20]
+
+
+def test_a_value_beyond_its_limit_is_of_its_kind_of_images():
+    own = torch.tensor([[1.0, 2.0]])
+    expected = Expected("y", own, own.double())
+    scale = Scale()
+    scale.add(expected)
+    comparison = Comparison("cpu/off", True, {("data", "y"): scale, ("random", "y"): scale})
+    comparison.add("batch=2", 0, [expected], [own])
+    assert comparison.beyond(has_reference=True) == set()
+    comparison.add("random batch=1", 0, [expected], [own + 1e-4])
+    assert comparison.beyond(has_reference=True) == {"random"}
+
+
+def test_another_shape_and_runs_that_differ_fail():
+    own = torch.ones(1, 2)
+    comparison = Comparison("cpu/off", True, {})
+    comparison.add("data", 0, [Expected("y", own, own.double())], [torch.ones(2, 1, dtype=torch.float64)])
+    comparison.differing_runs.append("data: two runs differ")
+    outputs, finite, repeatable = comparison.checks(has_reference=True)
+    assert outputs.note == "data: output `y` is float64[2, 1], in PyTorch it is float32[1, 2]"
+    assert [check.verdict for check in (outputs, finite, repeatable)] == ["fail", "pass", "fail"]

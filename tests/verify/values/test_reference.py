@@ -34,3 +34,50 @@ def test_own_errors_are_measured_on_inputs_near_the_given_ones_that_the_model_ta
     assert sum(len(output.own) for (output,) in near) == 25
     assert len({output.own.numpy().tobytes() for (output,) in near}) == 5
     assert list(Reference(Picky(lambda x: bool((x == 1).all())), ones).nearby(ones)) == []
+
+
+class Shifted(nn.Module):
+    """Adds what a function gives."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, x):
+        return x + self.shift(x)
+
+
+X = torch.ones(2, 3)
+
+
+def verdicts(model, folded=None):
+    reference = Reference(model, onnx_batch(X, model), folded=folded)
+    reference(onnx_batch(X, model))
+    return {check.name: check for check in reference.checks()}
+
+
+def test_a_model_that_draws_random_numbers_fails():
+    assert verdicts(Shifted(lambda x: 0.5))["randomness"].verdict == "pass"
+    check = verdicts(Shifted(lambda x: torch.rand(())))["randomness"]
+    assert check.verdict == "fail"
+    assert "batch size 2" in check.note
+
+
+def test_a_folded_model_with_another_bit_fails():
+    plain = Shifted(lambda x: 0.5)
+    assert verdicts(plain, Shifted(lambda x: 0.5))["fold"].verdict == "pass"
+    check = verdicts(plain, Shifted(lambda x: 0.5 + 2**-22))["fold"]
+    assert check.note == "batch size 2: the folded model has other bits than the model"
+
+
+def test_a_model_that_does_not_run_in_float64_is_its_own_reference():
+    def picky(x):
+        if x.dtype == torch.float64:
+            raise ValueError("not in float64")
+        return 0.5
+
+    model = Shifted(picky)
+    reference = Reference(model, onnx_batch(X, model))
+    assert "not in float64" in reference.problem
+    (output,) = reference(onnx_batch(X, model))
+    assert torch.equal(output.exact, output.own.double())
