@@ -1,0 +1,37 @@
+"""Every value inside of a file, however they are fetched."""
+
+import pytest
+import torch
+from support.onnx_files import parsed, saved
+
+from jumpout_export.verify.divergence.values import file_values
+
+FILE = """<ir_version: 10, opset_import: ["" : 18, "local" : 1]>
+g (float[n,2] x) => (float[n,2] y, int64[n,2] whole) {
+    [first] a = Relu(x)
+    [cast] whole = Cast<to = 7>(a)
+    [back] b = Cast<to = 1>(whole)
+    y = local.Twice(b)
+}
+<domain: "local", opset_import: ["" : 18]> Twice (v) => (w) { s = Neg(v) t = Neg(s) w = Add(t, v) }"""
+X = torch.tensor([[-1.5, 2.5]])
+
+
+def values(tmp_path, **options):
+    path = saved(parsed(FILE), tmp_path / "model.onnx")
+    return list(file_values(path, parsed(FILE), "cpu", "off", [X], **options))
+
+
+@pytest.mark.parametrize("bytes_per_run", [1, 16, 1 << 20], ids=["one a run", "two a run", "all at once"])
+def test_outputs_and_inner_floats_are_given_once_whatever_fits_into_a_run(bytes_per_run, tmp_path):
+    found = values(tmp_path, bytes_per_run=bytes_per_run)
+    by_value = sorted(tuple(one.tensor.reshape(-1).tolist()) for one in found)
+    # relu; its integer part as an output and as a float; minus that, that again, and twice that
+    assert by_value == sorted([(0, 2.5), (0, 2), (0, 2), (0, -2), (0, 2), (0, 4)])
+    assert [one.name for one in found if one.is_output] == ["y", "whole"]
+    assert {one.where for one in found} >= {"`a` (Relu first)", "`b` (Cast back)"}
+
+
+def test_integers_inside_are_not_given(tmp_path):
+    kinds = {one.tensor.dtype for one in values(tmp_path) if not one.is_output}
+    assert kinds == {torch.float32}
