@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jumpout_export.fold.file.masks import Mask, Use
+from jumpout_export.fold.file.factors import Mask, Use
 from jumpout_export.fold.file.noise import Noise, NoiseSite
 from jumpout_export.fold.file.values import attribute
 

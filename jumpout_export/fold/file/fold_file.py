@@ -11,7 +11,7 @@ from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.extras import require_onnx
 from jumpout_export.fold.file.copies import neutral_copy, observed_copy
 from jumpout_export.fold.file.edit import correct_metadata, count_nodes, cut_paths, take_out
-from jumpout_export.fold.file.masks import describe
+from jumpout_export.fold.file.factors import describe
 from jumpout_export.fold.file.noise import NoiseSite
 from jumpout_export.fold.file.observe import observe
 from jumpout_export.fold.file.proof import prove

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from jumpout_export.fold.file.masks import Factor, Form, Forms, Keep, Noised, Uniform, describe, rounding
+from jumpout_export.fold.file.factors import Factor, Form, Keep, Noised, Uniform, describe, rounding
+from jumpout_export.fold.file.masks import Forms
 from jumpout_export.fold.file.values import Values, attribute, made_by, standard
 from jumpout_export.onnxfile.training import RANDOM_OPERATORS, batchnorm_trains, dropout_trains
 from jumpout_export.onnxfile.walk import default_opset, main_sites

@@ -10,7 +10,7 @@ import numpy as np
 
 from jumpout_export.budget import DROPOUT_ROUNDINGS
 from jumpout_export.fold.file.copies import observed
-from jumpout_export.fold.file.masks import Keep, rounding
+from jumpout_export.fold.file.factors import Keep, rounding
 from jumpout_export.report import Check, counted
 
 if TYPE_CHECKING:

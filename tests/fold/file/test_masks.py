@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from jumpout_export.fold.file.masks import EXPONENTS, Factor, Keep, Mask, is_dropout
+from jumpout_export.fold.file.factors import EXPONENTS, Factor, Keep, Mask, is_dropout
 
 
 def factor(keep, scale):

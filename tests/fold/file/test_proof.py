@@ -8,7 +8,7 @@ import onnx
 from support.noisy_files import dropout, graph_model, mask, node
 
 from jumpout_export.fold.file.copies import neutral_copy, observed_copy
-from jumpout_export.fold.file.masks import Keep
+from jumpout_export.fold.file.factors import Keep
 from jumpout_export.fold.file.observe import observe
 from jumpout_export.fold.file.proof import prove
 from jumpout_export.fold.file.read import read_noise
