@@ -16,19 +16,19 @@ namespace fs = std::filesystem;
 constexpr char kNode[] = "{\"cat\" : \"Node\"";
 constexpr size_t kMostNamed = 8;
 
-// The text between `"KEY" : ` and `end`; empty where there is none.
-std::string after(const std::string& line, const std::string& key, const std::string& end) {
+// The string behind `"KEY" :`, empty where there is none. An escape of anything but a quote or a backslash stays in it.
+std::string text(const std::string& line, const std::string& key) {
   const std::string start = '"' + key + "\" :";
   const size_t found = line.find(start);
   if (found == std::string::npos) return "";
-  const size_t from = line.find_first_not_of(' ', found + start.size());
-  const size_t to = from == std::string::npos ? from : line.find(end, from + 1);
-  return to == std::string::npos ? "" : line.substr(from, to - from);
-}
-
-std::string text(const std::string& line, const std::string& key) {
-  const std::string quoted = after(line, key, "\"");
-  return quoted.empty() ? quoted : quoted.substr(1);
+  size_t at = line.find_first_not_of(' ', found + start.size());
+  if (at == std::string::npos || line[at] != '"') return "";
+  std::string value;
+  for (++at; at < line.size() && line[at] != '"'; ++at) {
+    if (line[at] == '\\' && at + 1 < line.size() && (line[at + 1] == '"' || line[at + 1] == '\\')) ++at;
+    value += line[at];
+  }
+  return at < line.size() ? value : "";
 }
 
 // Whether a node of the file that is surely this one reads shapes only, and no other that it may be does more.

@@ -1,5 +1,6 @@
 """The C++ programs, exports to replay, and models and golden data made by hand."""
 
+import json
 import os
 import re
 import shutil
@@ -100,7 +101,7 @@ class Replay:
         for index, (name, operator, provider) in enumerate(nodes):
             args = f'"op_name" : "{operator}","node_index" : "{index}","provider" : "{provider}"'
             args = args if operator else ""
-            rows.append(f'{{"cat" : "Node",{start},"name" :"{name}_kernel_time","args" : {{{args}}}}}')
+            rows.append(f'{{"cat" : "Node",{start},"name" :{json.dumps(f"{name}_kernel_time")},"args" : {{{args}}}}}')
         file.write_text("[\n" + ",\n".join(rows) + "\n]")
         return file
 

@@ -50,6 +50,15 @@ def out_of_order(model):
     branch.node.extend([nodes[-1], *nodes[:-1]])
 
 
+_ODD = '", "provider" : "CUDAExecutionProvider", "\\'
+
+
+def rename(model):
+    """Gives the nodes names that a profile cannot hold as they are."""
+    for node in model.graph.node:
+        node.name += _ODD
+
+
 CASES = {
     "a chain that ends in a Reshape": Case(
         """g (float[n,2,3] x) => (float[a,b] y) <int64[1] zero = {0}, int64[1] minus = {-1}> {
@@ -271,6 +280,15 @@ CASES = {
             [Cast_2] d = Cast <to = 11> (x)
         }""",
         {"Shape_0", "Cast"},
+    ),
+    "names with quotes and backslashes": Case(
+        """g (float[2] x) => (float[1] f, double[2] d) {
+            [shape] s = Shape (x)
+            [cast] f = Cast <to = 1> (s)
+            [data] d = Cast <to = 11> (x)
+        }""",
+        {"shape" + _ODD, "cast" + _ODD},
+        change=rename,
     ),
     "nodes of the optimizer": Case(
         """g (float[2] x) => (float[1] f) {
