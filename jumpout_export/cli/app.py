@@ -36,7 +36,6 @@ from jumpout_export.cli.options import (
     Weights,
 )
 from jumpout_export.cli.work import (
-    TORCH_DTYPES,
     build_model,
     check_folder,
     exit_code,
@@ -51,9 +50,11 @@ from jumpout_export.cli.work import (
 )
 from jumpout_export.disk import check_target
 from jumpout_export.errors import LoadError
-from jumpout_export.export.publish import check_arguments, export_onnx
+from jumpout_export.export.arguments import check_arguments
+from jumpout_export.export.publish import export_onnx
 from jumpout_export.fold.file.fold_file import TARGET, fold_onnx
 from jumpout_export.verify.inspect import inspect_onnx
+from jumpout_export.verify.precision import dtypes
 from jumpout_export.verify.verify import verify_onnx
 
 app = typer.Typer(
@@ -135,7 +136,7 @@ def export(
     """Fold, convert and verify a model; OUT.onnx appears only if every check passed."""
     chosen = parse_providers(providers)
     dynamic_axes = parse_dynamic(dynamic)
-    torch_dtype = TORCH_DTYPES[dtype] if dtype else None
+    torch_dtype = dtypes()[dtype] if dtype else None
     check_arguments(out, golden, opset, torch_dtype)
     check_folder(report, "--report")
     with working() as progress:

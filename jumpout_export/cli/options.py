@@ -9,12 +9,10 @@ from typing import Annotated
 import typer
 
 from jumpout_export.runtime.providers import provider_choices
+from jumpout_export.verify.precision import dtypes
 
-
-class Dtype(StrEnum):
-    """The floating-point type of an exported network."""
-
-    fp16 = "fp16"
+# The floating-point type of an exported network, as each precision is asked for.
+Dtype = StrEnum("Dtype", list(dtypes()))  # type: ignore[misc]
 
 
 class Method(StrEnum):

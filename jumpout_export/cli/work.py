@@ -29,8 +29,6 @@ from jumpout_export.runtime.providers import PROVIDERS, provider_choices
 from jumpout_export.signals import Interrupted
 
 PASSED, FAILED, WRONG_USAGE, NOT_VERIFIED = 0, 1, 2, 3
-# As `--dtype` names them.
-TORCH_DTYPES = {"fp16": torch.float16}
 
 
 @contextlib.contextmanager

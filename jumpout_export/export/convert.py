@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
 import itertools
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,8 +15,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from jumpout_export.errors import ConversionError
+from jumpout_export.export.converter_log import converter_log
 from jumpout_export.export.size_guards import check_sizes, traced_programs
-from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.axes import BATCH, Axes, choose_axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.operations import no_fast_path
@@ -36,19 +32,6 @@ from jumpout_export.text import first_line
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# torch gives these loggers handlers of their own and cuts their propagation, so each must be caught by itself.
-_LOGGERS = (
-    "torch",
-    "torch.onnx",
-    "torch.export",
-    "torch._dynamo",
-    "torch.fx.experimental.symbolic_shapes",
-    "onnxscript",
-    "onnx_ir",
-)
-# What the converter (torch 2.9 to 2.13) says of itself at every export, whatever the model.
-_EXPECTED = ("torchvision is not installed", "isinstance(treespec, LeafSpec)", "_check_is_size will be removed")
-
 # A protobuf message ends at 2 GiB; weights beyond it lie in a second file. The rest is for the graph.
 _MAX_BYTES = 2**31 - 2**26
 _STATIC_HINT = "pass dynamic_batch=False (--static) to export the example's batch size only"
@@ -63,11 +46,13 @@ class Converted:
     Attributes:
         opset: version of the default domain.
         said: warnings of the converter beyond what it says at every export.
+        restrictions: sentences on sizes that the model refuses.
         data: the file that the weights lie in, or None.
     """
 
     opset: int
     said: tuple[str, ...]
+    restrictions: tuple[str, ...] = ()
     data: Path | None = None
 
 
@@ -107,7 +92,6 @@ def convert(
     traced = rows(batch, range(2), axes.batched) if axes.size is None and batch.size == 1 else batch
     names = input_names(folded, batch)
     _check_not_scripted(folded)
-    conditions = subject_of(folded).conditions(axes)
     # Without a gradient torch's transformer layers are one operation, which the converter does not know.
     with converter_log() as said, rng_restored(), torch.no_grad(), no_fast_path(), traced_programs() as programs:
         try:
@@ -142,7 +126,7 @@ def convert(
     tied = tie_data(model, data, path.name) if data.exists() else None
     path.write_bytes(model.SerializeToString(deterministic=True))
     _check_valid(path)
-    return Converted(wanted, (*said, *conditions, *restrictions), tied)
+    return Converted(wanted, tuple(said), tuple(restrictions), tied)
 
 
 class _OnlyTensors(nn.Module):
@@ -267,46 +251,3 @@ def _explain(error: Exception, axes: Axes, said: list[str]) -> str:
 
 def _log(said: list[str]) -> str:
     return f" (the converter says: {'; '.join(said[:4])})" if said else ""
-
-
-@contextlib.contextmanager
-def converter_log() -> Iterator[list[str]]:
-    """Collects warnings, log records from WARNING up and stderr prints while it is open; restores everything.
-
-    Yields:
-        The lines said so far, each once, without what the converter says at every export.
-    """
-    lines: list[str] = []
-    handler = _Lines(lines)
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    saved = [(logger, logger.handlers, logger.propagate) for logger in loggers]
-    printed = io.StringIO()
-    try:
-        for logger in loggers:
-            logger.handlers, logger.propagate = [handler], False
-        # torch.export prints the graph it had traced to stderr when it fails.
-        with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(printed):
-            warnings.simplefilter("always")
-            try:
-                yield lines
-            finally:
-                for warning in caught:
-                    _add(lines, f"{warning.category.__name__}: {warning.message}")
-    finally:
-        for logger, handlers, propagate in saved:
-            logger.handlers, logger.propagate = handlers, propagate
-
-
-class _Lines(logging.Handler):
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self._lines = lines
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _add(self._lines, record.getMessage())
-
-
-def _add(lines: list[str], text: str) -> None:
-    line = text.strip().splitlines()[0] if text.strip() else ""
-    if line and line not in lines and not any(part in line for part in _EXPECTED):
-        lines.append(line)

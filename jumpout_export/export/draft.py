@@ -6,17 +6,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
-
 from jumpout_export.errors import NotFoldableError
-from jumpout_export.export.golden import Golden, compute_golden
 from jumpout_export.fold.network.subject import Subject
-from jumpout_export.model.axes import Axes
-from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.data import describe_data
 from jumpout_export.onnxfile.static import file_sha256
 from jumpout_export.report import BatchNormReport, Check, ExportReport, FoldedLayer, VerifyReport
-from jumpout_export.text import first_line
+
+
+class RefusedError(Exception):
+    """There is nothing for the next step to do; the draft says why.
+
+    Attributes:
+        reason: why nothing was compared.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass
@@ -51,20 +57,17 @@ class Draft:
         self.checks += checks
         self.notes += notes
 
-    def refuse(self, error: NotFoldableError, subject: Subject) -> None:
-        """Adds the failed check of a model that has no deterministic eval network, and how to allow the noise."""
+    def not_foldable(self, error: NotFoldableError, subject: Subject) -> RefusedError:
+        """Adds the failed check of a model without a deterministic eval network, and how to allow its noise."""
         can_be_allowed = error.check == "randomness" and error.modules and subject.can_allow
         hint = _how_to_allow(error.modules) if can_be_allowed else ""
         self.add([Check(name=error.check, verdict="fail", note=f"{error}{hint}")])
+        return RefusedError("the model has no deterministic eval network")
 
-    def golden(self, original: nn.Module, network: nn.Module, batch: Batch, axes: Axes) -> Golden | None:
-        """Returns the golden data; without any, a failed check says why."""
-        try:
-            return compute_golden(original, network, batch, axes)
-        except Exception as error:  # the user's forward may raise anything
-            note = f"PyTorch itself cannot run the first images of the example: {first_line(error)}"
-            self.add([Check(name="golden", verdict="fail", note=note)])
-            return None
+    def not_converted(self, why: object) -> RefusedError:
+        """Adds the failed check of a network that cannot be converted as asked."""
+        self.add([Check(name="convert", verdict="fail", note=str(why))])
+        return RefusedError("the model was not converted")
 
     def report(self, result: VerifyReport, file: Path | None = None, data: Path | None = None) -> ExportReport:
         """Returns the report; passed only if the comparison in `result` and every check did.

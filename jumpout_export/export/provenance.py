@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -16,13 +15,14 @@ from jumpout_export.model.wrappers import without_wrappers
 from jumpout_export.onnxfile.metadata import PREFIX, TOLERANCE, describe_layers
 from jumpout_export.report import BatchNormReport, FoldedLayer
 from jumpout_export.text import count, joined
+from jumpout_export.verify.precision import OWN, Precision
 
 
 def provenance(
     model: nn.Module | Subject,
     layers: Iterable[FoldedLayer],
     batchnorm: BatchNormReport | None,
-    dtype: torch.dtype | None = None,
+    precision: Precision = OWN,
 ) -> dict[str, str]:
     """Returns the metadata of an exported file, keys sorted and prefixed with `jumpout_export.`.
 
@@ -30,7 +30,7 @@ def provenance(
         model: the user's model, for the hash of its weights.
         layers: what became of its stochastic layers.
         batchnorm: the check of its BatchNorm layers, where one was made.
-        dtype: that the file computes in; by default the model's own.
+        precision: that the file computes in.
 
     Raises:
         ValueError: if `batchnorm` has layers that the model has not.
@@ -46,7 +46,7 @@ def provenance(
         "weights_sha256": weights_sha256(subject.module),
         "folded": describe_layers(layers),
         "batchnorm": _batchnorm_line(batchnorm),
-        "tolerance": describe_budget(dtype or _own_dtype(subject.module)),
+        "tolerance": describe_budget(precision.budget(subject.module)),
     }
     return {f"{PREFIX}{name}": facts[name] for name in sorted(facts)}
 
@@ -65,12 +65,6 @@ def weights_sha256(model: nn.Module) -> str:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _own_dtype(model: nn.Module) -> torch.dtype:
-    """The type of the model's first floating parameter or buffer; float32 without any."""
-    values = itertools.chain(model.parameters(), model.buffers())
-    return next((value.dtype for value in values if value.is_floating_point()), torch.float32)
 
 
 def _batchnorm_line(report: BatchNormReport | None) -> str:

@@ -1,43 +1,27 @@
-"""Exports a model: audit, fold, convert, inspect, verify; the file appears only if every check passed."""
+"""Exports a model: prepare, convert, inspect, verify, replace; the file appears only if every check passed."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from jumpout_export.disk import private_folder, writing
-from jumpout_export.errors import ConversionError, NotFoldableError
-from jumpout_export.export.convert import convert
-from jumpout_export.export.draft import Draft
-from jumpout_export.export.golden import FOLDER, staged_golden
-from jumpout_export.export.provenance import provenance, with_tolerance
-from jumpout_export.export.replace import replace_export
-from jumpout_export.extras import require_onnx
-from jumpout_export.fold.network.audit import audit_model
-from jumpout_export.fold.network.folded import STATE_PASSED, fold
-from jumpout_export.fold.network.half import check_dtype, half_batch, half_copy
+from jumpout_export.export.arguments import check_arguments
+from jumpout_export.export.draft import Draft, RefusedError
+from jumpout_export.export.job import Job
+from jumpout_export.export.prepare import prepare
+from jumpout_export.export.prove import inspect, verify
+from jumpout_export.export.replace import replace
+from jumpout_export.export.write import beside, write
 from jumpout_export.fold.network.subject import subject_of
-from jumpout_export.model.axes import choose_axes
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all, onnx_batch
-from jumpout_export.onnxfile.load import DEFAULT_OPSET, load_onnx
-from jumpout_export.onnxfile.metadata import DTYPE, RANDOM
-from jumpout_export.report import BatchNormReport, Check, ExportReport, not_run
-from jumpout_export.runtime.loads import inspect_file
+from jumpout_export.report import BatchNormReport, ExportReport, not_run
 from jumpout_export.runtime.providers import check_providers
-from jumpout_export.runtime.session import newest_opset
-from jumpout_export.verify.noise.on_purpose import excused, is_random, no_golden, random_on_purpose, verify_random
-from jumpout_export.verify.runner import run_providers
-from jumpout_export.verify.values.precision import PrecisionLoss
-
-_STEPS = 5
 
 
 def export_onnx(
@@ -108,161 +92,34 @@ def export_onnx(
         >>> print(report.passed, [check.name for check in report.checks if check.verdict != "pass"])
         True []
     """
-    target, golden_folder = check_arguments(path, golden, opset, dtype)
+    target, golden_folder, precision = check_arguments(path, golden, opset, dtype)
     providers = check_providers(providers)
     subject = subject_of(model)
-    allow = (allow,) if isinstance(allow, str) else tuple(allow)
     batch = onnx_batch(example, subject.module)
-    batches = iter([batch]) if calibration is None else first_and_all(calibration, subject.module, "calibration")[1]
-
-    draft = Draft(target, batchnorm)
-    _tell(progress, "audit", 0)
-    audit = audit_model(subject)
-    draft.add(audit.checks, audit.notes)
-    if draft.failed:
-        return draft.report(not_run(providers, "the model failed the audit"))
-    _tell(progress, "fold", 1)
+    job = Job(
+        subject=subject,
+        batch=batch,
+        batches=first_and_all([batch] if calibration is None else calibration, subject.module, "calibration")[1],
+        target=target,
+        golden_folder=golden_folder,
+        providers=providers,
+        precision=precision,
+        opset=opset,
+        dynamic_batch=dynamic_batch,
+        dynamic_axes=dynamic_axes,
+        external_data=external_data,
+        allow=(allow,) if isinstance(allow, str) else tuple(allow),
+        keep_debug_info=keep_debug_info,
+        seed=seed,
+        progress=progress,
+        draft=Draft(target, batchnorm),
+    )
     try:
-        folded = fold(subject, batch, allow=allow)
-    except NotFoldableError as error:
-        draft.refuse(error, subject)
-        return draft.report(not_run(providers, "the model has no deterministic eval network"))
-    draft.add([STATE_PASSED], folded.notes)
-    draft.folded = folded.layers
-    draft.metadata = provenance(subject, folded.layers, batchnorm, dtype)
-    network, original = folded.model.cpu(), folded.original.cpu()
-    if golden_folder and is_random(original, batch, allow):
-        raise ValueError(no_golden(allow))
-    if dynamic_batch and (fixed := subject.fixed_batch()):
-        draft.add([Check(name="convert", verdict="fail", note=fixed)])
-        return draft.report(not_run(providers, "the model was not converted"))
-    axes = choose_axes(network, batch, dynamic_batch, dynamic_axes)
-    loss = None
-    if dtype == torch.float16:
-        try:
-            half, half_original = half_copy(network, batch), half_copy(original, batch)
-        except ConversionError as error:
-            draft.add([Check(name="convert", verdict="fail", note=str(error))])
-            return draft.report(not_run(providers, "the model was not converted"))
-        loss = PrecisionLoss(original, half)
-        batch, batches = half_batch(batch), loss.watch(batches)
-        network, original = half, half_original
-        draft.metadata |= {DTYPE: "float16"}
-    golden_data = draft.golden(original, network, batch, axes) if golden_folder else None
-
-    with contextlib.ExitStack() as stack:
-        # In the target's own folder, so that the last step is a rename.
-        with writing(target):
-            folder = stack.enter_context(private_folder(target))
-        file = folder / target.name
-        _tell(progress, "convert", 2)
-        try:
-            with writing(target):
-                converted = convert(
-                    network,
-                    batch,
-                    file,
-                    opset=opset,
-                    axes=axes,
-                    external_data=external_data,
-                    keep_debug_info=keep_debug_info,
-                    metadata=with_tolerance(draft.metadata, golden_data.tolerance if golden_data else {}),
-                )
-        except ConversionError as error:
-            draft.add([Check(name="convert", verdict="fail", note=str(error))])
-            return draft.report(not_run(providers, "the model was not converted"))
-        draft.opset = converted.opset
-        draft.add(
-            [Check(name="convert", verdict="pass", note=f"opset {converted.opset}")],
-            [f"the converter says: {line}" for line in converted.said],
-        )
-        _tell(progress, "inspect", 3)
-        purpose = random_on_purpose(file, allow)
-        draft.add(
-            excused(inspect_file(file, load_onnx(file)), purpose), [f"NOT deterministic: {purpose}"] if purpose else []
-        )
-        _tell(progress, "verify", 4)
-        if purpose:
-            draft.metadata[RANDOM] = purpose
-            if golden_folder:
-                raise ValueError(no_golden(allow))
-            result = verify_random(file, original, batches, providers, allow=allow, seed=seed, progress=progress)
-        else:
-            result = run_providers(
-                file, original, network, batches, providers, axes=axes, allow=allow, seed=seed, progress=progress
-            )
-        draft.add([loss.check()] if loss else [])
-        report = draft.report(result, file, converted.data)
-        if report:
-            with writing(target), staged_golden(golden_data, golden_folder) as staged:
-                replace_export(file, converted.data, target, staged)
-        _tell(progress, "done", 5)
-        return report
-
-
-def check_arguments(
-    path: str | os.PathLike[str],
-    golden: str | os.PathLike[str] | None,
-    opset: int | None,
-    dtype: torch.dtype | None = None,
-) -> tuple[Path, Path | None]:
-    """Returns `path` and `golden` as paths if `export_onnx` would take these; cheap, for a caller with long work ahead.
-
-    Raises:
-        ValueError: if one is out of its range or a folder is missing.
-        TypeError: if one has the wrong type.
-        ImportError: if onnx, onnxscript or onnxruntime is missing.
-    """
-    target = _check_path(path)
-    golden_folder = _check_golden(golden)
-    check_dtype(dtype)
-    require_onnx()
-    _check_opset(opset)
-    return target, golden_folder
-
-
-def _check_path(path: str | os.PathLike[str]) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path must be a str or path, got {type(path).__name__}")
-    target = Path(path)
-    if target.suffix != ".onnx":
-        raise ValueError(f"path must end in .onnx, got {str(target)!r}")
-    if not target.parent.is_dir():
-        raise ValueError(f"the folder of path does not exist: {str(target.parent)!r}")
-    if target.is_dir():
-        raise ValueError(f"path is a folder, not a file: {str(target)!r}")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"the folder of path cannot be written to: {str(target.parent)!r}")
-    return target
-
-
-def _check_golden(golden: str | os.PathLike[str] | None) -> Path | None:
-    if golden is None:
-        return None
-    folder = Path(golden)
-    if not folder.is_dir() and (folder.exists() or not folder.parent.is_dir()):
-        raise ValueError(f"golden data needs a folder, or a name in an existing one, got {str(folder)!r}")
-    if (folder / FOLDER).exists() and not (folder / FOLDER).is_dir():
-        raise ValueError(f"golden data needs the folder {str(folder / FOLDER)!r}, there is a file of that name")
-    return folder
-
-
-def _check_opset(opset: int | None) -> None:
-    from onnx import defs
-
-    if opset is None:
-        return
-    if not isinstance(opset, int) or isinstance(opset, bool):
-        raise TypeError(f"opset must be an int, got {type(opset).__name__}")
-    newest = newest_opset()
-    if not DEFAULT_OPSET <= opset <= newest:
-        raise ValueError(
-            f"opset must be in [{DEFAULT_OPSET}, {newest}], got {opset}; {newest} is the newest that the installed "
-            f"ONNX Runtime accepts (onnx knows {defs.onnx_opset_version()}), {DEFAULT_OPSET} the oldest that torch's "
-            "converter writes"
-        )
-
-
-def _tell(progress: Progress | None, step: str, done: int) -> None:
-    if progress is not None:
-        progress(f"export: {step}", done, _STEPS)
+        prepared = prepare(job)
+        with beside(target) as folder:
+            written = write(job, prepared, folder)
+            purpose = inspect(job, written)
+            result = verify(job, prepared, written, purpose)
+            return replace(job, prepared, written, result)
+    except RefusedError as refused:
+        return job.draft.report(not_run(providers, refused.reason))

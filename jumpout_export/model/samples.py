@@ -47,25 +47,43 @@ def samples(
         seed: of the random inputs.
         runs: whether the model takes a batch; asked for other sizes along further open axes.
     """
-    sizes = SIZES if axes.size is None else (axes.size,)
     iterator = iter(batches)
     first = next(iterator)
-    for count in sizes:
+    yield from of_first(first, axes, runs)
+    start = 0
+    for batch in itertools.chain([first], iterator):
+        yield from as_they_came(batch, start, axes)
+        start += batch.size
+    yield from at_random(first, axes, seed)
+
+
+def of_first(first: Batch, axes: Axes, runs: Callable[[Batch], bool] = lambda _: True) -> Iterator[Sample]:
+    """Yields the first batch cut or repeated to several sizes, and with every further open axis moved."""
+    for count in _sizes(axes):
         yield Sample(f"batch={count}", rows(first, range(count), axes.batched), 0, axes.batched)
     if axes.names:
         count = _MOVED if axes.size is None else axes.size
         for batch in other_sizes(rows(first, range(count), axes.batched), axes, runs):
             yield Sample(f"sizes batch={count} {describe_sizes(batch, axes)}", batch, 0, axes.batched)
-    start = 0
-    for batch in itertools.chain([first], iterator):
-        step = batch.size if axes.size is None else axes.size
-        for offset in range(0, batch.size, step):
-            yield Sample("data", rows(batch, range(offset, offset + step), axes.batched), start + offset, axes.batched)
-        start += batch.size
+
+
+def as_they_came(batch: Batch, start: int, axes: Axes) -> Iterator[Sample]:
+    """Yields a batch, in parts of the size that the file takes; `start` is the number of its first image."""
+    step = batch.size if axes.size is None else axes.size
+    for offset in range(0, batch.size, step):
+        yield Sample("data", rows(batch, range(offset, offset + step), axes.batched), start + offset, axes.batched)
+
+
+def at_random(first: Batch, axes: Axes, seed: int) -> Iterator[Sample]:
+    """Yields random inputs of several sizes, made of the elements of the first batch."""
     generator = torch.Generator().manual_seed(seed)
-    for count in sizes:
+    for count in _sizes(axes):
         batch = _random_like(rows(first, range(count), axes.batched), first, generator, axes.batched)
         yield Sample(f"random batch={count}", batch, 0, axes.batched)
+
+
+def _sizes(axes: Axes) -> tuple[int, ...]:
+    return SIZES if axes.size is None else (axes.size,)
 
 
 def rows(batch: Batch, index: range, batched: Sequence[bool] | None = None) -> Batch:

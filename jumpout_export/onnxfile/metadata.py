@@ -29,11 +29,6 @@ def entries(model: ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props if entry.key.startswith(PREFIX)}
 
 
-def is_half_file(model: ModelProto) -> bool:
-    """Whether a file's metadata says that it is the float16 copy of its model."""
-    return any(entry.key == DTYPE and entry.value == "float16" for entry in model.metadata_props)
-
-
 def describe_layers(layers: Iterable[FoldedLayer]) -> str:
     """Returns what became of each stochastic layer, as one line."""
     lines = [f"{layer.path or '.'}: {layer.kind}({layer.settings}) -> {layer.action}" for layer in layers]

@@ -14,19 +14,17 @@ from jumpout_export.errors import NotFoldableError
 from jumpout_export.extras import require_onnx
 from jumpout_export.fold.network.audit import audit_model
 from jumpout_export.fold.network.folded import STATE_PASSED, fold
-from jumpout_export.fold.network.half import half_copy, takes_half
 from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all
 from jumpout_export.onnxfile.data import sha256_of_all, unchanged_checks
 from jumpout_export.onnxfile.load import load_onnx
-from jumpout_export.onnxfile.metadata import is_half_file
 from jumpout_export.onnxfile.static import can_be_run, usable_data
 from jumpout_export.report import Check, VerifyReport, not_run
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.runtime.providers import check_providers
+from jumpout_export.verify.precision import precision_of_file
 from jumpout_export.verify.runner import run_providers
-from jumpout_export.verify.values.precision import PrecisionLoss
 
 
 def verify_onnx(
@@ -91,16 +89,23 @@ def verify_onnx(
     else:
         notes += folded.notes
         result = not_run(providers, "the file is not run")
-        loss: PrecisionLoss | None = None
         if can_be_run(checks):
+            precision = precision_of_file(proto, first)
             original, network = folded.original.cpu(), folded.model.cpu()
-            if is_half_file(proto) and not takes_half(first):
-                half, network = half_copy(original, first), half_copy(network, first)
-                loss = PrecisionLoss(original, half)
-                original, batches = half, loss.watch(batches)
-                notes.append("compared with the model in float16, which the file's metadata names as its type")
-            result = run_providers(path, original, network, batches, providers, seed=seed, progress=progress)
-            checks += [loss.check()] if loss is not None else []
+            prepared = precision.prepare(original, first)
+            loss = precision.loss(original, prepared)
+            notes += precision.notes()
+            result = run_providers(
+                path,
+                prepared,
+                precision.prepare(network, first),
+                batches,
+                providers,
+                loss=loss,
+                seed=seed,
+                progress=progress,
+            )
+            checks += loss.checks()
         checks.append(STATE_PASSED)
     checks += result.checks
     checks += unchanged_checks(path.parent, before)

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from jumpout_export.export.convert import converter_log
+from jumpout_export.export.converter_log import converter_log
 
 
 def test_the_converters_log_is_collected_and_everything_restored(capfd):

@@ -54,7 +54,7 @@ ROOMS: dict[str, set[str]] = {
         *FOLD,
         *GROUND,
     },
-    "verify/noise": {"model", "onnxfile", "runtime", "verify", *FOLD, *GROUND},
+    "verify/noise": {"model", "onnxfile", "runtime", "verify", "verify/values", *FOLD, *GROUND},
     "export": {
         *("model", "program", "onnxfile", "runtime"),
         *("verify", "verify/values", "verify/noise", "fold/network"),

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from support.verified import IMAGES, Net, found, shifted
 from torch import nn
 
-from jumpout_export.export.convert import converter_log
+from jumpout_export.export.converter_log import converter_log
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.verify.verify import verify_onnx
 

@@ -17,29 +17,11 @@ from jumpout_export.errors import ConversionError
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.norms import is_batchnorm
 from jumpout_export.model.run import cast, double_copy, run, run_copy
-from jumpout_export.model.signature import outputs, tensors
+from jumpout_export.model.signature import outputs
 from jumpout_export.text import first_line, joined
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
-
-
-def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raises if a network is not exported in this type.
-
-    Raises:
-        ValueError: if it is another one than float16 (or None, for the model's own).
-        TypeError: if it is no torch.dtype.
-    """
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be torch.float16 or None, got {dtype!r}")
-    if dtype == torch.bfloat16:
-        raise ValueError(
-            "dtype must be torch.float16 or None, got torch.bfloat16: ONNX Runtime's CPU provider has no bfloat16 "
-            "convolution, so that the file could not be verified"
-        )
-    if dtype not in (None, torch.float16):
-        raise ValueError(f"dtype must be torch.float16 or None (the model's own), got {dtype}")
 
 
 def half_copy(model: nn.Module, batch: Batch) -> nn.Module:
@@ -81,11 +63,6 @@ def half_copy(model: nn.Module, batch: Batch) -> nn.Module:
 def half_batch(batch: Batch) -> Batch:
     """Returns the batch with its floating-point inputs in float16."""
     return cast(batch, torch.float16)
-
-
-def takes_half(batch: Batch) -> bool:
-    """Whether an input of the batch is in float16 already."""
-    return any(value.dtype == torch.float16 for value in tensors(batch))
 
 
 def _fold_batchnorm(model: nn.Module, batch: Batch) -> nn.Module:

@@ -1,8 +1,8 @@
-"""Files that are random on purpose (Monte-Carlo dropout): marked as such, and compared by distribution.
+"""Compares files that are random on purpose (Monte-Carlo dropout) with their models: by distribution.
 
 Nothing here proves a file deterministic. What is compared: the network with its dropout switched off, value by value as
 any other file; and with the noise on, mean and spread of every output value over independent runs of ONNX Runtime and
-PyTorch (`monte_carlo_sums.py`); at one batch size, or at several where the noise cannot be switched off.
+PyTorch (`verify/noise/sums.py`); at one batch size, or at several where the noise cannot be switched off.
 """
 
 from __future__ import annotations
@@ -23,50 +23,18 @@ from jumpout_export.model.randomness import repeated
 from jumpout_export.model.run import call
 from jumpout_export.model.signature import input_names
 from jumpout_export.onnxfile.load import load_onnx
-from jumpout_export.onnxfile.metadata import RANDOM
 from jumpout_export.onnxfile.training import random_nodes
 from jumpout_export.report import Check, ProviderReport, VerifyReport
 from jumpout_export.runtime.providers import PROVIDERS
 from jumpout_export.runtime.session import LEVELS, open_session
-from jumpout_export.text import count, first_line, joined
+from jumpout_export.text import first_line
 from jumpout_export.verify.noise.quiet import switched_off
 from jumpout_export.verify.noise.sums import NoiseComparison
 from jumpout_export.verify.runner import run_providers
+from jumpout_export.verify.values.loss import Loss
 
 # Independent runs on each side.
 RUNS = 1000
-
-
-def random_on_purpose(path: Path, allow: Iterable[str]) -> str:
-    """Writes into the metadata of a file with random nodes that it is random on purpose, and returns that sentence.
-
-    Args:
-        path: the file; a file without random nodes stays as it is.
-        allow: the modules whose noise is wanted; without any nothing is.
-
-    Returns:
-        The sentence, empty if the file is not random or must not be.
-    """
-    allow = tuple(allow)
-    model = load_onnx(path)
-    nodes = random_nodes(model)
-    if not allow or not nodes:
-        return ""
-    text = f"random on purpose: {count(len(nodes), 'node')} ({joined(nodes)}), allowed in {_modules(allow)}"
-    model.metadata_props.add(key=RANDOM, value=text)
-    path.write_bytes(model.SerializeToString(deterministic=True))
-    return text
-
-
-def excused(checks: Iterable[Check], purpose: str) -> list[Check]:
-    """Returns the checks of a file that is random on purpose: its random nodes are what was asked for."""
-    wanted = ("file/random nodes", "file/training dropout")
-    return [
-        check.model_copy(update={"verdict": "pass", "limit": check.measured, "note": f"{purpose}; {check.note}"})
-        if check.name in wanted and check.verdict == "fail"
-        else check
-        for check in checks
-    ]
 
 
 def is_random(model: nn.Module, batch: Batch, allow: Iterable[str]) -> bool:
@@ -85,14 +53,6 @@ def is_random(model: nn.Module, batch: Batch, allow: Iterable[str]) -> bool:
     return not repeated(lambda: call(copied, batch), other_seed=True)[1]
 
 
-def no_golden(allow: Iterable[str]) -> str:
-    """Returns why golden data cannot be had together with noise that is wanted."""
-    return (
-        "golden data cannot be made for a file that is random on purpose: there is no output to replay, because each "
-        f"depends on the random numbers allowed in {_modules(allow)} (allow, --allow); leave golden (--golden) out"
-    )
-
-
 def verify_random(
     path: Path,
     original: nn.Module,
@@ -100,6 +60,7 @@ def verify_random(
     providers: tuple[str, ...],
     *,
     allow: Iterable[str],
+    loss: Loss | None = None,
     seed: int = 0,
     runs: int = RUNS,
     progress: Progress | None = None,
@@ -109,18 +70,21 @@ def verify_random(
     Args:
         path: the file; others are written into its folder.
         original: the model in eval mode on the CPU, its noise on.
-        batches: inputs on the CPU.
+        batches: inputs on the CPU, in the model's own precision.
         providers: of `cpu`, `cuda`.
         allow: the modules whose noise is wanted.
+        loss: gives batches in the file's precision, and takes in those that are read; by default of the model's own.
         seed: of PyTorch's noise and the random inputs.
         runs: of either side; more find smaller differences.
         progress: called as progress(what, done, total).
     """
     iterator = iter(batches)
-    first = next(iterator)
+    given = next(iterator)
+    loss = Loss() if loss is None else loss
     report = _without_noise(
-        path, original, first, iterator, providers, allow=tuple(allow), seed=seed, progress=progress
+        path, original, given, iterator, providers, allow=tuple(allow), loss=loss, seed=seed, progress=progress
     )
+    first = loss.inputs(given)
     # Where nothing was compared without noise, the distributions have to tell whether other batch sizes are right.
     sizes = (2,) if report.checks else (2, 1, 7)
     names = input_names(original, first)
@@ -163,16 +127,17 @@ def verify_random(
 def _without_noise(
     path: Path,
     original: nn.Module,
-    first: Batch,
+    given: Batch,
     others: Iterator[Batch],
     providers: tuple[str, ...],
     *,
     allow: tuple[str, ...],
+    loss: Loss,
     seed: int,
     progress: Progress | None,
 ) -> VerifyReport:
     """The usual comparison of the file and the model with dropout switched off, where both can be had."""
-    quiet = switched_off(original, allow)
+    quiet, first = switched_off(original, allow), loss.inputs(given)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         folded = Path(folder) / path.name
         try:
@@ -183,16 +148,13 @@ def _without_noise(
         except JumpoutExportError as error:
             problem = first_line(error)
         if problem:
+            loss.add(given)
             note = f"the network without noise was not compared, the distributions alone were: {problem}"
             return VerifyReport(passed=True, notes=[note])
-        batches = itertools.chain([first], others)
-        report = run_providers(folded, quiet, quiet, batches, providers, seed=seed, progress=progress)
+        batches = itertools.chain([given], others)
+        report = run_providers(folded, quiet, quiet, batches, providers, loss=loss, seed=seed, progress=progress)
     report.checks = [_named("without noise/", check) for check in report.checks]
     return report
-
-
-def _modules(allow: Iterable[str]) -> str:
-    return ", ".join(f"`{entry}`" if entry else "the whole model" for entry in allow)
 
 
 def _named(prefix: str, check: Check) -> Check:

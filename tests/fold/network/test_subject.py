@@ -122,7 +122,7 @@ def test_noise_of_a_program_is_refused_and_cannot_be_allowed():
         subject.refuse_noise()
     for one, hint in ((subject, False), (Subject(normed()), True)):
         draft = Draft(Path("model.onnx"), None)
-        draft.refuse(NotFoldableError(str(error.value), ("2",)), one)
+        draft.not_foldable(NotFoldableError(str(error.value), ("2",)), one)
         assert ("--allow 2" in draft.checks[0].note) is hint
 
 

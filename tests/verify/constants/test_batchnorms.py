@@ -10,7 +10,8 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from jumpout_export.export.convert import convert, converter_log
+from jumpout_export.export.convert import convert
+from jumpout_export.export.converter_log import converter_log
 from jumpout_export.model.batches import Batch
 from jumpout_export.verify.constants.batchnorms import ROUNDINGS, batchnorms_in_file, constants_check
 from jumpout_export.verify.verify import verify_onnx

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from jumpout_export.export.convert import convert, converter_log
+from jumpout_export.export.convert import convert
+from jumpout_export.export.converter_log import converter_log
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.load import load_onnx

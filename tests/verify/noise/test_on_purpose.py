@@ -16,7 +16,8 @@ from jumpout_export.cli.app import app
 from jumpout_export.model.signature import onnx_batch
 from jumpout_export.onnxfile.metadata import RANDOM
 from jumpout_export.render.headline import headline
-from jumpout_export.verify.noise.on_purpose import excused, random_on_purpose, verify_random
+from jumpout_export.verify.noise.on_purpose import verify_random
+from jumpout_export.verify.noise.purpose import OnPurpose, purpose_of
 from jumpout_export.verify.noise.quiet import switched_off
 from jumpout_export.verify.noise.sums import limit_of
 
@@ -313,8 +314,14 @@ def test_only_random_nodes_are_excused(published):
     path, _ = published
     checks = inspect_onnx(path).checks
     damaged = [check.model_copy(update={"verdict": "fail"}) for check in checks]
-    kept = {check.name for check in excused(damaged, "random on purpose") if check.verdict == "fail"}
+    kept = {check.name for check in OnPurpose(["node"], ("2",)).excused(damaged) if check.verdict == "fail"}
     assert kept == {check.name for check in checks} - {"file/random nodes", "file/training dropout"}
+
+
+def mark(path, allow):
+    purpose = purpose_of(onnx.load(path), allow)
+    purpose.mark(path, onnx.load(path))
+    return purpose.metadata
 
 
 def test_a_file_without_random_nodes_is_not_marked(published, tmp_path):
@@ -322,9 +329,9 @@ def test_a_file_without_random_nodes_is_not_marked(published, tmp_path):
     clean = tmp_path / "clean.onnx"
     assert fold_onnx(path, clean)
     before = clean.read_bytes()
-    assert random_on_purpose(clean, ("2",)) == ""
+    assert mark(clean, ("2",)) == {}
     assert clean.read_bytes() == before
-    assert random_on_purpose(path, ()) == ""
+    assert mark(path, ()) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,147 @@
+"""What a file is meant to be, deterministic or random on purpose: what that excuses, and how it is verified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from jumpout_export.model.axes import Axes
+from jumpout_export.model.batches import Batch, Progress
+from jumpout_export.onnxfile.metadata import RANDOM
+from jumpout_export.onnxfile.training import random_nodes
+from jumpout_export.report import Check, VerifyReport
+from jumpout_export.text import count, joined
+from jumpout_export.verify.noise.on_purpose import verify_random
+from jumpout_export.verify.runner import run_providers
+from jumpout_export.verify.values.loss import Loss
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+class Deterministic:
+    """A file that has to be free of noise; that of modules in `allow` must not matter.
+
+    Attributes:
+        metadata: what the file's metadata has to say of it.
+        notes: what a report has to say of it.
+    """
+
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        """Takes the modules that may draw random numbers."""
+        self._allow = tuple(allow)
+        self.metadata: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def mark(self, path: Path, file: ModelProto) -> None:
+        """Writes into the file at `path`, which is read as `file`, what it is; nothing of one without noise."""
+
+    def excused(self, checks: Iterable[Check]) -> list[Check]:
+        """Returns the checks of the file, without what is wanted."""
+        return list(checks)
+
+    def refuse_golden(self) -> None:
+        """Raises if there is no output to replay.
+
+        Raises:
+            ValueError: if each output depends on random numbers.
+        """
+
+    def verify(
+        self,
+        path: Path,
+        original: nn.Module,
+        network: nn.Module,
+        batches: Iterable[Batch],
+        providers: tuple[str, ...],
+        *,
+        loss: Loss,
+        axes: Axes,
+        seed: int,
+        progress: Progress | None,
+    ) -> VerifyReport:
+        """Returns the comparison of the file with the model; the arguments are those of `run_providers`."""
+        return run_providers(
+            path,
+            original,
+            network,
+            batches,
+            providers,
+            loss=loss,
+            axes=axes,
+            allow=self._allow,
+            seed=seed,
+            progress=progress,
+        )
+
+
+class OnPurpose(Deterministic):
+    """A file with random nodes whose noise is wanted (Monte-Carlo dropout)."""
+
+    def __init__(self, nodes: Sequence[str], allow: Iterable[str]) -> None:
+        """Takes the random nodes, and the modules whose noise is wanted."""
+        super().__init__(allow)
+        drawing = f"{count(len(nodes), 'node')} ({joined(list(nodes))})"
+        self._text = f"random on purpose: {drawing}, allowed in {_modules(self._allow)}"
+        self.metadata = {RANDOM: self._text}
+        self.notes = [f"NOT deterministic: {self._text}"]
+
+    def mark(self, path: Path, file: ModelProto) -> None:
+        """Adds the sentence to the metadata."""
+        for key, value in self.metadata.items():
+            file.metadata_props.add(key=key, value=value)
+        path.write_bytes(file.SerializeToString(deterministic=True))
+
+    def excused(self, checks: Iterable[Check]) -> list[Check]:
+        """Lets random nodes pass: they are what was asked for."""
+        wanted = ("file/random nodes", "file/training dropout")
+        return [
+            check.model_copy(update={"verdict": "pass", "limit": check.measured, "note": f"{self._text}; {check.note}"})
+            if check.name in wanted and check.verdict == "fail"
+            else check
+            for check in checks
+        ]
+
+    def refuse_golden(self) -> None:
+        """Raises: there is nothing to replay."""
+        raise ValueError(no_golden(self._allow))
+
+    def verify(
+        self,
+        path: Path,
+        original: nn.Module,
+        _network: nn.Module,
+        batches: Iterable[Batch],
+        providers: tuple[str, ...],
+        *,
+        loss: Loss,
+        axes: Axes,  # noqa: ARG002 mean and spread are compared at sizes of their own
+        seed: int,
+        progress: Progress | None,
+    ) -> VerifyReport:
+        """Compares distributions, and the network without its noise where it can be had."""
+        return verify_random(
+            path, original, batches, providers, allow=self._allow, loss=loss, seed=seed, progress=progress
+        )
+
+
+def purpose_of(file: ModelProto, allow: Iterable[str]) -> Deterministic:
+    """Returns what a file is meant to be, by its nodes and the modules whose noise is wanted; nothing is written."""
+    allow = tuple(allow)
+    nodes = random_nodes(file)
+    return OnPurpose(nodes, allow) if allow and nodes else Deterministic(allow)
+
+
+def no_golden(allow: Iterable[str]) -> str:
+    """Returns why golden data cannot be had together with noise that is wanted."""
+    return (
+        "golden data cannot be made for a file that is random on purpose: there is no output to replay, because each "
+        f"depends on the random numbers allowed in {_modules(allow)} (allow, --allow); leave golden (--golden) out"
+    )
+
+
+def _modules(allow: Iterable[str]) -> str:
+    return ", ".join(f"`{entry}`" if entry else "the whole model" for entry in allow)

@@ -1,0 +1,157 @@
+"""What follows from a comparison: the verdicts on every provider, on the model, and on what no value shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from jumpout_export.budget import FACTOR, ILL_CONDITIONED, ceiling, describe_budget
+from jumpout_export.model.axes import Axes
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.samples import rows
+from jumpout_export.report import Check, ProviderReport, VerifyReport, counted
+from jumpout_export.runtime.session import Session
+from jumpout_export.verify.constants.batchnorms import batchnorms_in_file, constants_check
+from jumpout_export.verify.constants.weights import weights_check
+from jumpout_export.verify.divergence.samples import Suspects
+from jumpout_export.verify.values.compare import Comparison
+from jumpout_export.verify.values.reference import Reference
+from jumpout_export.verify.values.scale import Scales
+
+
+@dataclass
+class Seen:
+    """What PyTorch and the sessions did on everything that was compared.
+
+    Attributes:
+        reference: PyTorch.
+        sessions: those that there is something to compare with, and what they did.
+        scales: how large outputs are.
+        checks: verdicts so far.
+        unusable: why a provider cannot be used here.
+        with_batch: outputs that were compared with those of images alone.
+        dependent: how an image's result depends on the others in its batch.
+        axes: that the file leaves open.
+        moved: other sizes of further axes that were compared at.
+    """
+
+    reference: Reference
+    sessions: list[tuple[Session, Comparison]] = field(default_factory=list)
+    scales: Scales = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    unusable: dict[str, str] = field(default_factory=dict)
+    with_batch: dict[str, None] = field(default_factory=dict)
+    dependent: list[str] = field(default_factory=list)
+    axes: Axes = field(default_factory=lambda: Axes((), None, ()))
+    moved: list[str] = field(default_factory=list)
+
+
+def report_of(seen: Seen, providers: tuple[str, ...]) -> VerifyReport:
+    """Returns the verdicts on every provider, on the values and on the model itself."""
+    has_reference = not seen.reference.problem
+    checks = [*seen.reference.checks(), *seen.checks, *_model_checks(seen)]
+    for _, comparison in seen.sessions:
+        checks += comparison.checks(has_reference)
+    verdicts = {provider: _verdict(seen, provider, checks) for provider in providers}
+    compared = sum(comparison.values for _, comparison in seen.sessions)
+    if not compared and not seen.unusable:
+        checks.append(Check(name="compared", measured=0, verdict="fail", note="nothing was compared"))
+    passed = all(verdict.verdict == "pass" for verdict in verdicts.values())
+    good = compared > 0 and all(check.verdict == "pass" for check in checks)
+    return VerifyReport(passed=passed and good, providers=verdicts, checks=checks, notes=_notes(seen))
+
+
+def _model_checks(seen: Seen) -> list[Check]:
+    """What makes the model itself unfit, however well the file agrees with it."""
+    checks = []
+    if seen.scales:
+        coarse = [
+            f"PyTorch's own error on output `{name}` ({kind}) is {scale.own_coarse:.1%} of its size, above "
+            f"{max(ILL_CONDITIONED, ceiling(scale.dtype)):.0%}: {scale.why}, no file can be told from a wrong one"
+            for (kind, name), scale in seen.scales.items()
+            if scale.own_coarse > max(ILL_CONDITIONED, ceiling(scale.dtype))
+        ]
+        checks.append(counted("conditioning", coarse, "PyTorch's own error is small"))
+    if seen.sessions and seen.axes.names:
+        named = [name for name in seen.axes.names if name not in seen.axes.anonymous]
+        text = f"the file leaves {', '.join(seen.axes.names)} open, but PyTorch runs no other size that was tried"
+        if seen.moved:
+            checks.append(counted("dynamic axes", [], f"compared at {', '.join(seen.moved)}"))
+        elif named:
+            checks.append(counted("dynamic axes", [text]))
+        else:  # a file whose writer did not know the sizes promises nothing about them
+            checks.append(Check(name="dynamic axes", verdict="pass", note=text))
+    if seen.with_batch or seen.dependent:
+        hint = "an image's result depends on the others in its batch; dynamic_batch=False (--static) fixes the size"
+        problems = [f"{text}; {hint}" if text is seen.dependent[-1] else text for text in seen.dependent]
+        good = f"images alone have the values they have in a batch: {', '.join(seen.with_batch)}"
+        checks.append(counted("batch independence", problems, good))
+    return checks
+
+
+def _verdict(seen: Seen, provider: str, checks: list[Check]) -> ProviderReport:
+    if provider in seen.unusable:
+        return ProviderReport(verdict="not_run", reason=seen.unusable[provider])
+    own = [check for check in checks if check.name.startswith((f"{provider}/", "torch/"))]
+    failed = [check for check in own if check.verdict != "pass"]
+    if failed:
+        return ProviderReport(verdict="fail", reason=f"{failed[0].name}: {failed[0].note}")
+    if not any(label.startswith(f"{provider}/") for label in _labels(seen)):
+        return ProviderReport(verdict="fail", reason="nothing was compared")
+    return ProviderReport(verdict="pass")
+
+
+def _labels(seen: Seen) -> list[str]:
+    return [comparison.label for _, comparison in seen.sessions if comparison.values]
+
+
+def _notes(seen: Seen) -> list[str]:
+    problem = seen.reference.problem
+    compared = dict.fromkeys(scale.dtype for scale in seen.scales.values() if scale.own_errors.numel())
+    notes = [f"error limit per output: {describe_budget(dtype, not problem)}" for dtype in compared]
+    if problem:
+        notes.append(f"compared with PyTorch's own precision, because the model fails in float64: {problem}")
+    notes += [
+        f"ill-conditioned: PyTorch's own error on output `{name}` ({kind}) is {scale.own_coarse:.1%} of its size, "
+        f"so a right file may fail: the ceiling of the limit is {ceiling(scale.dtype):.1%}"
+        for (kind, name), scale in seen.scales.items()
+        if FACTOR * scale.own_coarse > ceiling(scale.dtype)
+    ]
+    return notes
+
+
+def with_what_no_value_shows(
+    report: VerifyReport,
+    path: Path,
+    original: nn.Module,
+    first: Batch,
+    size: int | None,
+    suspects: Suspects,
+    branches: Check | None,
+) -> VerifyReport:
+    """Returns the report with the verdicts on constants and branches, and with the first layer that differs.
+
+    Args:
+        report: on the values.
+        path: the file.
+        original: what it was compared with.
+        first: a batch.
+        size: the batch size that the file fixes, or None.
+        suspects: samples on which something differed.
+        branches: whether every branch was run; None for a file without any.
+    """
+    batchnorms, notes = batchnorms_in_file(path, original, first, size)
+    images = rows(first, range(min(2, first.size) if size is None else size))
+    more = (constants_check(original, batchnorms), weights_check(path, original, images, batchnorms), branches)
+    checks = report.checks + [check for check in more if check is not None]
+    found = suspects.look(path, original, report.checks, batchnorms, size is not None)
+    return report.model_copy(
+        update={
+            "checks": checks,
+            "passed": report.passed and all(check.verdict == "pass" for check in checks),
+            "first_divergence": found.layer if found is not None else None,
+            "notes": [*([found.note] if found is not None else []), *report.notes, *notes],
+        }
+    )
