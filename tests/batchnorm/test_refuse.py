@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from support.recalibrated import bits
 from torch import nn
 
 from jumpout_export.batchnorm.outputs import worsening
@@ -12,10 +13,6 @@ from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.errors import RecalibrationRefusedError
 from jumpout_export.model.randomness import same_bits
 from jumpout_export.report import OutputEffect
-
-
-def bits(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def soft_classifier(count: int = 400) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

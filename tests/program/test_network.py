@@ -1,13 +1,13 @@
 """Exported programs: their eval network, and what of training mode is folded or refused."""
 
 import copy
-import inspect
 import warnings
 
 import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from support.noisy import line_of
 from support.programs import exported, trained
 from torch import nn
 from typer.testing import CliRunner
@@ -69,11 +69,6 @@ def evaluated(model, x=X):
 def net():
     torch.manual_seed(0)
     return trained(Net())
-
-
-def line_of(code, text):
-    lines, first = inspect.getsourcelines(code)
-    return first + next(index for index, line in enumerate(lines) if text in line)
 
 
 @pytest.mark.parametrize("mode", [False, True], ids=["eval", "train"])

@@ -34,7 +34,7 @@ class Numpy(nn.Module):
         return x * float(np.random.rand())
 
 
-def line_of(module, text=None):
-    """The number of the first line of the module's forward that holds `text`."""
-    lines, first = inspect.getsourcelines(type(module).forward)
+def line_of(code, text=None):
+    """The number of the first line of a function or class that holds `text`."""
+    lines, first = inspect.getsourcelines(code)
     return first + next(index for index, line in enumerate(lines) if text is None or text in line)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.collected import snapshot
 from support.masked import Net, activations, advice_of, conv, net
 from torch import nn
 
@@ -214,14 +215,6 @@ def test_a_batch_of_one_value_per_channel_is_left_out():
     x = activations(33, 30).float()
     assert advice_of(model, x[:1]) == {}
     assert advice_of(model, x[:1], x[1:]) == advice_of(model, x[1:])
-
-
-def snapshot(model: nn.Module) -> tuple[object, ...]:
-    hooks = [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()]
-    flags = [(m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    sampled = [m.statistics for m in model.modules() if isinstance(m, Jumpout)]
-    return state, flags, hooks, sampled, torch.get_rng_state(), [p.requires_grad for p in model.parameters()]
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

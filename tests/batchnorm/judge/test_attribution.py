@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from support.attributed import assert_adds_up, check, edit, healthy, images, row, trained
+from support.attributed import assert_adds_up, check, edit, healthy, images, trained
+from support.checked import row
 from torch import nn
 from torch.nn import functional as F
 

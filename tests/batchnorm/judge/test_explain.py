@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from support.attributed import check, made_row, row, trained
+from support.attributed import check, made_row, trained
+from support.checked import row
 from torch import nn
 
 from jumpout_export.batchnorm.judge.attribute import Parts, origin

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from support.attributed import assert_adds_up, check, edit, flat, healthy, images, network, row, trained
+from support.attributed import assert_adds_up, check, edit, flat, healthy, images, network, trained
+from support.checked import row
 from torch import nn
 
 from jumpout_export.batchnorm.check import check_batchnorm

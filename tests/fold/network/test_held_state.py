@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from support.stateful import failed
+from support.reports import found
 from torch import nn
 
 from jumpout_export.errors import NotFoldableError
@@ -77,8 +77,8 @@ def array(held, y):
 )
 def test_a_state_in_an_object_that_a_module_holds_is_followed(held, function, name, tmp_path):
     report = export_onnx(nn.Sequential(Holds(held, function)), tmp_path / "model.onnx", X)
-    assert failed(report).keys() == {"state"}
-    assert f"on which its result depends: {name}" in failed(report)["state"]
+    assert found(report).keys() == {"state"}
+    assert f"on which its result depends: {name}" in found(report)["state"]
 
 
 def glitch(generator, y):

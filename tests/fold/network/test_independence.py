@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from support.stateful import Net, failed
+from support.reports import found
+from support.stateful import Net
 
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.fold.network.folded import fold_model
@@ -24,10 +25,10 @@ def noisy_from(size):
 def test_noise_at_one_batch_size_only_is_found_and_the_size_named(size, example, calibration, tmp_path):
     model = Net(noisy_from(size))
     report = export_onnx(model, tmp_path / "model.onnx", example, calibration=calibration)
-    assert failed(report).keys() & {"convert", "randomness"}  # a path that was not traced is refused even earlier
+    assert found(report).keys() & {"convert", "randomness"}  # a path that was not traced is refused even earlier
     assert not list(tmp_path.iterdir())
     export_onnx(Net(), tmp_path / "model.onnx", X)
-    note = failed(verify_onnx(tmp_path / "model.onnx", model, calibration or example))["randomness"]
+    note = found(verify_onnx(tmp_path / "model.onnx", model, calibration or example))["randomness"]
     assert f"batch size {7 if size == 7 else 10}: the model draws random numbers in eval mode" in note
     assert "aten.rand_like" in note
 
@@ -43,8 +44,8 @@ def functional(model, x, y):
 @pytest.mark.parametrize("after", [by_hand, functional])
 def test_a_result_that_depends_on_the_other_images_fails_unless_the_batch_is_fixed(after, tmp_path):
     report = export_onnx(Net(after), tmp_path / "model.onnx", X)
-    assert "output `output` of image 0 differs by" in failed(report)["batch independence"]
-    assert "dynamic_batch=False (--static) fixes the size" in failed(report)["batch independence"]
+    assert "output `output` of image 0 differs by" in found(report)["batch independence"]
+    assert "dynamic_batch=False (--static) fixes the size" in found(report)["batch independence"]
     report = export_onnx(Net(by_hand), tmp_path / "model.onnx", X, dynamic_batch=False)
     assert report
     assert "batch independence" not in {check.name for check in report.checks}
@@ -76,18 +77,18 @@ def test_outputs_without_a_batch_axis_may_be_constants_and_outputs_may_have_it_e
 )
 def test_an_output_that_mixes_the_images_of_a_batch_fails(after, problem, tmp_path):
     report = export_onnx(Net(after), tmp_path / "model.onnx", X)
-    assert re.search(problem, failed(report)["batch independence"])
+    assert re.search(problem, found(report)["batch independence"])
 
 
 def test_similarities_between_the_images_of_a_batch_fail(tmp_path):
     report = export_onnx(Net(lambda model, x, y: y @ y.T), tmp_path / "model.onnx", X)
-    assert "has shape [1] alone and [2] in its batch" in failed(report)["batch independence"]
+    assert "has shape [1] alone and [2] in its batch" in found(report)["batch independence"]
 
 
 def test_an_amplifier_of_rounding_fails_the_check_conditioning(tmp_path):
     report = export_onnx(Net(lambda model, x, y: torch.sin(y * 1e7)), tmp_path / "model.onnx", X)
-    assert "PyTorch's own error on output `output` (data) is" in failed(report)["conditioning"]
-    assert "the model amplifies rounding" in failed(report)["conditioning"]
+    assert "PyTorch's own error on output `output` (data) is" in found(report)["conditioning"]
+    assert "the model amplifies rounding" in found(report)["conditioning"]
 
 
 def test_torch_cond_is_folded():

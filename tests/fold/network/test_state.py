@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from support.stateful import Net, failed
+from support.reports import found
+from support.stateful import Net
 from torch import nn
 
 from jumpout_export.errors import NotFoldableError
@@ -61,8 +62,8 @@ def test_a_state_that_reaches_the_result_fails_and_is_named(after, name, tmp_pat
     model[0].register_buffer("state", torch.tensor(3.0))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     report = export_onnx(model, tmp_path / "model.onnx", X)
-    assert failed(report).keys() == {"state"}
-    assert f"on which its result depends: `0.{name}`" in failed(report)["state"]
+    assert found(report).keys() == {"state"}
+    assert f"on which its result depends: `0.{name}`" in found(report)["state"]
     with pytest.raises(NotFoldableError, match=f"keeps a state in eval mode .* `0.{name}`") as error:
         fold_model(model, X)
     assert error.value.check == "state"
@@ -115,7 +116,7 @@ def test_a_copy_that_calls_the_original_fails_and_the_original_is_restored(tmp_p
     with pytest.raises(NotFoldableError, match=note) as error:
         fold_model(model, X)
     assert error.value.check == "copy"
-    assert failed(export_onnx(model, tmp_path / "model.onnx", X)).keys() == {"copy"}
+    assert found(export_onnx(model, tmp_path / "model.onnx", X)).keys() == {"copy"}
     assert same_bits(before[0], dict(model.state_dict()))
     assert vars(model.norm).keys() == before[1].keys()
     assert model.training
@@ -224,7 +225,7 @@ def test_an_allowed_random_branch_that_the_file_does_not_draw_fails_with_every_s
     random.seed(seed)
     report = export_onnx(model(), tmp_path / "model.onnx", X, allow=allow)
     note = "the model's result depends on random numbers that the file does not draw, allowed in"
-    assert f"{note} {where}" in failed(report)["randomness"]
+    assert f"{note} {where}" in found(report)["randomness"]
     assert not list(tmp_path.iterdir())
 
 

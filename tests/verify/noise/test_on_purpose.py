@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from onnx import helper, numpy_helper
+from support.reports import found
 from torch import nn
 from typer.testing import CliRunner
 
@@ -70,10 +71,6 @@ def published(tmp_path_factory):
     return path, export_onnx(noisy(), path, X, allow="2")
 
 
-def failed(report):
-    return {check.name: check.note for check in report.checks if check.verdict != "pass"}
-
-
 def compared(path, model, runs=RUNS):
     return verify_random(path, model.eval(), iter([onnx_batch(X, model)]), ("cpu",), allow=("2",), runs=runs)
 
@@ -81,13 +78,13 @@ def compared(path, model, runs=RUNS):
 def test_without_allow_nothing_is_published(tmp_path):
     report = export_onnx(noisy(), tmp_path / "model.onnx", X)
     assert not report
-    assert "randomness" in failed(report)
+    assert "randomness" in found(report)
     assert not (tmp_path / "model.onnx").exists()
 
 
 def test_with_allow_the_file_is_published_and_says_everywhere_that_it_is_random(published):
     path, report = published
-    assert report, failed(report)
+    assert report, found(report)
     text = "random on purpose: 1 node (node_native_dropout__1 (Dropout)), allowed in `2`"
     assert f"NOT deterministic: {text}" in report.notes
     assert report.provenance[RANDOM] == text
@@ -103,14 +100,14 @@ def test_with_allow_the_file_is_published_and_says_everywhere_that_it_is_random(
 
 def test_no_other_check_takes_that_file_for_deterministic(published):
     path, _ = published
-    assert "file/training dropout" in failed(inspect_onnx(path))
+    assert "file/training dropout" in found(inspect_onnx(path))
     assert not verify_onnx(path, noisy(), X)
 
 
 @pytest.mark.parametrize("layer", [Functional(), Mask()], ids=["functional", "mask"])
 def test_noise_that_is_no_layer_is_published_too(layer, tmp_path):
     report = export_onnx(network(layer), tmp_path / "model.onnx", X, allow="2")
-    assert report, failed(report)
+    assert report, found(report)
     compared_without = any(check.name.startswith("without noise/") for check in report.checks)
     assert compared_without is isinstance(layer, Functional)
     if not compared_without:
@@ -153,13 +150,13 @@ def test_the_right_file_passes_and_wrong_ones_fail_by_name(published, tmp_path):
     assert compared(path, noisy())
     for rate in (0.3, 0.65):
         report = compared(changed(path, tmp_path / "rate.onnx", set_rate(rate)), noisy())
-        assert set(failed(report)) == {"cpu/off/distribution"}
+        assert set(found(report)) == {"cpu/off/distribution"}
     report = compared(changed(path, tmp_path / "weight.onnx", move_weight), noisy())
-    assert "cpu/off/distribution" in failed(report)
-    assert "mean of output `output`, index (" in failed(report)["cpu/off/distribution"]
-    assert any(name.startswith("without noise/cpu/off") for name in failed(report))
+    assert "cpu/off/distribution" in found(report)
+    assert "mean of output `output`, index (" in found(report)["cpu/off/distribution"]
+    assert any(name.startswith("without noise/cpu/off") for name in found(report))
     report = compared(changed(path, tmp_path / "off.onnx", without_training), noisy())
-    assert failed(report)["cpu/off/random"] == "runs do not differ: the noise is gone"
+    assert found(report)["cpu/off/random"] == "runs do not differ: the noise is gone"
     assert report.providers["cpu"].verdict == "fail"
 
 
@@ -183,13 +180,13 @@ def larger_batches_doubled(graph):
 def test_noise_that_cannot_be_switched_off_is_compared_at_several_batch_sizes(tmp_path):
     model = network(Mask())
     report = export_onnx(model, tmp_path / "model.onnx", X, allow="2")
-    assert report, failed(report)
+    assert report, found(report)
     names = {check.name for check in report.checks}
     assert {f"cpu/off/batch={size}/distribution" for size in (1, 2, 7)} <= names
     wrong = changed(tmp_path / "model.onnx", tmp_path / "wrong.onnx", larger_batches_doubled)
-    assert set(failed(compared(wrong, model))) == {"cpu/off/batch=7/distribution"}
+    assert set(found(compared(wrong, model))) == {"cpu/off/batch=7/distribution"}
     fixed = export_onnx(model, tmp_path / "fixed.onnx", X, allow="2", dynamic_batch=False)
-    assert fixed, failed(fixed)
+    assert fixed, found(fixed)
     assert "cpu/off/distribution" in {check.name for check in fixed.checks}
 
 
@@ -205,12 +202,12 @@ def test_other_outputs_fail_before_anything_is_drawn(published):
             return {"logits": self.model(input)}
 
     report = verify_random(path, Named().eval(), iter([onnx_batch(X, Named())]), ("cpu",), allow=("model.2",))
-    assert "the file's outputs are output, the model's logits" in failed(report)["cpu/off/outputs"]
+    assert "the file's outputs are output, the model's logits" in found(report)["cpu/off/outputs"]
 
 
 def test_a_module_that_draws_without_an_effect_is_still_proven_deterministic(tmp_path):
     report = export_onnx(network(Unused()), tmp_path / "model.onnx", X, allow="2")
-    assert report, failed(report)
+    assert report, found(report)
     assert not any("random on purpose" in note for note in report.notes)
     assert RANDOM not in report.provenance
     assert inspect_onnx(tmp_path / "model.onnx")
@@ -225,7 +222,7 @@ def test_noise_that_the_converter_bakes_in_is_refused(tmp_path):
 def test_noise_outside_of_allow_is_refused(tmp_path):
     model = nn.Sequential(noisy(), Mask()).eval()
     report = export_onnx(model, tmp_path / "model.onnx", X, allow="0.2")
-    assert "in module `1`" in failed(report)["randomness"]
+    assert "in module `1`" in found(report)["randomness"]
 
 
 REFUSED = (
@@ -279,15 +276,15 @@ def test_after_a_fold_the_file_does_not_say_any_more_that_it_is_random(published
 
 def test_a_failure_for_noise_says_how_it_is_allowed_where_it_can_be(published, tmp_path):
     model = nn.Sequential(noisy(), MonteCarlo(0.5)).eval()
-    text = failed(export_onnx(model, tmp_path / "model.onnx", X))["randomness"]
+    text = found(export_onnx(model, tmp_path / "model.onnx", X))["randomness"]
     hint = "Noise of torch that is wanted in the served file (Monte-Carlo dropout) is allowed by module: "
     assert text.endswith(f"{hint}--allow 0.2 --allow 1")
-    assert failed(export_onnx(MonteCarlo(0.5), tmp_path / "model.onnx", X))["randomness"].endswith("--allow ''")
+    assert found(export_onnx(MonteCarlo(0.5), tmp_path / "model.onnx", X))["randomness"].endswith("--allow ''")
     # `verify` takes no file that is random, and in an exported program nothing can be allowed.
     path, _ = published
-    assert "allow" not in failed(verify_onnx(path, noisy(), X))["randomness"]
+    assert "allow" not in found(verify_onnx(path, noisy(), X))["randomness"]
     program = torch.export.export(network(Mask()), (X,))
-    assert "allow" not in failed(export_onnx(program, tmp_path / "model.onnx", X))["randomness"]
+    assert "allow" not in found(export_onnx(program, tmp_path / "model.onnx", X))["randomness"]
 
 
 def test_inspect_says_what_the_metadata_says_of_the_noise(published, tmp_path):
