@@ -1,0 +1,34 @@
+"""What a file says about itself is read back as it was written, and what others wrote is left out."""
+
+from support.onnx_files import parsed
+
+from jumpout_export.onnxfile.metadata import DTYPE, describe_layers, entries, is_half_file
+from jumpout_export.report import FoldedLayer
+
+
+def with_entries(**values):
+    model = parsed("g (float x) => (float y) { y = Neg(x) }")
+    for key, value in values.items():
+        model.metadata_props.add(key=key.replace("__", "."), value=value)
+    return model
+
+
+def test_only_our_own_entries_are_read():
+    model = with_entries(jumpout_export__torch="2.13", author="me")
+    assert entries(model) == {"jumpout_export.torch": "2.13"}
+
+
+def test_a_half_file_says_so():
+    assert DTYPE == "jumpout_export.dtype"
+    assert is_half_file(with_entries(jumpout_export__dtype="float16"))
+    assert not is_half_file(with_entries(jumpout_export__dtype="float32"))
+    assert not is_half_file(with_entries(dtype="float16"))
+
+
+def test_layers_are_one_line():
+    layers = [
+        FoldedLayer(path="", kind="Dropout", action="identity", settings="p=0.5"),
+        FoldedLayer(path="a.b", kind="mask", action="identity", settings=""),
+    ]
+    assert describe_layers(layers) == ".: Dropout(p=0.5) -> identity; a.b: mask() -> identity"
+    assert describe_layers([]) == "none"
