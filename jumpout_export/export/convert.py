@@ -24,7 +24,7 @@ from jumpout_export.model.randomness import rng_restored
 from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import fresh, input_names, only_tensors, outputs
 from jumpout_export.onnxfile.data import tie_data
-from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, load_onnx
+from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, MAX_BYTES, load_onnx
 from jumpout_export.onnxfile.paths import without_folders
 from jumpout_export.onnxfile.walk import default_opset, messages
 from jumpout_export.text import first_line
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 # A protobuf message ends at 2 GiB; weights beyond it lie in a second file. The rest is for the graph.
-_MAX_BYTES = 2**31 - 2**26
+_MOST_WEIGHTS = MAX_BYTES - 2**26
 _STATIC_HINT = "pass dynamic_batch=False (--static) to export the example's batch size only"
 _AXES_OPTION = "dynamic_axes (--dynamic)"
 _BAKED = ("inferred a static shape", "Constraints violated", "marked as dynamic but")
@@ -86,7 +86,7 @@ def convert(
         OSError: if the file cannot be written.
     """
     axes = choose_axes(folded, batch, dynamic_batch) if axes is None else axes
-    external = _bytes_of(folded) > _MAX_BYTES if external_data is None else external_data
+    external = _bytes_of(folded) > _MOST_WEIGHTS if external_data is None else external_data
     wanted = DEFAULT_OPSET if opset is None else opset
     # One image alone would let the tracer take an axis of length 1 for one that broadcasts.
     traced = rows(batch, range(2), axes.batched) if axes.size is None and batch.size == 1 else batch

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.fold.network.subject import Subject
-from jumpout_export.onnxfile.data import describe_data
-from jumpout_export.onnxfile.static import file_sha256
+from jumpout_export.onnxfile.data import describe_data, sha256_of
 from jumpout_export.report import BatchNormReport, Check, ExportReport, FoldedLayer, VerifyReport
 
 
@@ -88,7 +87,7 @@ class Draft:
             first_divergence=result.first_divergence,
             checks=self.checks,
             path=str(self.target),
-            sha256=file_sha256(file) if passed and file else "",
+            sha256=sha256_of(file) if passed and file else "",
             data_files=data_files,
             notes=self.notes,
             folded=list(self.folded),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jumpout_export.onnxfile.data import changed_data, data_sizes, describe_data, sha256_of
+from jumpout_export.onnxfile.data import changed_data, data_sizes, describe_data
 from jumpout_export.onnxfile.load import broken
 from jumpout_export.onnxfile.paths import ABSOLUTE_PATH
 from jumpout_export.onnxfile.sizes import impossible, large_values
@@ -59,11 +59,6 @@ def can_be_run(checks: Iterable[Check]) -> bool:
     """Returns whether the file whose checks these are may be run: opening it reads nothing else, running it ends."""
     needed = ("file/external data", "file/input sizes", "file/value sizes")
     return all(check.verdict == "pass" for check in checks if check.name in needed)
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file, in hex."""
-    return sha256_of(path)
 
 
 def _custom(site: Site, functions: set[tuple[str, str]]) -> bool:

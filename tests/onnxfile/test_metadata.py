@@ -2,7 +2,7 @@
 
 from support.onnx_files import parsed
 
-from jumpout_export.onnxfile.metadata import DTYPE, describe_layers, entries, is_half_file
+from jumpout_export.onnxfile.metadata import describe_layers, entries
 from jumpout_export.report import FoldedLayer
 
 
@@ -16,13 +16,6 @@ def with_entries(**values):
 def test_only_our_own_entries_are_read():
     model = with_entries(jumpout_export__torch="2.13", author="me")
     assert entries(model) == {"jumpout_export.torch": "2.13"}
-
-
-def test_a_half_file_says_so():
-    assert DTYPE == "jumpout_export.dtype"
-    assert is_half_file(with_entries(jumpout_export__dtype="float16"))
-    assert not is_half_file(with_entries(jumpout_export__dtype="float32"))
-    assert not is_half_file(with_entries(dtype="float16"))
 
 
 def test_layers_are_one_line():
