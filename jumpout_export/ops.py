@@ -3,12 +3,15 @@
 `jumpout::forward` is pure: (x, seed, settings) -> (y, keep_bits, statistics). `jumpout::backward` reads the bits.
 Both are opaque to torch.compile and differentiable through the `autograd.Function` below, which is skipped when no
 gradient is needed (it costs more than a small kernel).
+
+Over 300 lines because every way into the op, eager, compiled, functional and in place, on either device, agrees on
+one schema, and the fast ones skip parts of torch's dispatch for reasons that stand where they do.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +28,24 @@ except ImportError as error:
         "Python was started inside the source folder, start it from another folder or use `pip install -e .`"
     ) from error
 
-# Settings in the order of the op's schema; `p` None means: sample the rate.
-Settings = tuple[float | None, float, float, float, float, float, str, str, bool]
 STATS_FIELDS: tuple[str, ...] = _C.STATS_FIELDS
+PHILOX_ROUNDS: int = _C.build_info()["philox_rounds"]
 HAS_CUDA = hasattr(_C, "forward_cuda")
+
+
+class Settings(NamedTuple):
+    """Settings in the order of the op's schema; `p` None means: sample the rate."""
+
+    p: float | None
+    sigma: float
+    p_min: float
+    p_max: float
+    alpha: float
+    rate_cap: float
+    normalize: str
+    truncation: str
+    relu: bool
+
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _SETTINGS = (
@@ -66,7 +83,7 @@ def apply(x: Tensor, seed: Tensor, settings: Settings, inplace: bool = False) ->
     if inplace:
         _, stats = torch.ops.jumpout.forward_(x, seed, *settings)
         return x, stats
-    y, _, stats = _forward(x, seed, *settings)
+    y, _, stats = _run(x, seed, settings)
     return y, stats
 
 
@@ -75,7 +92,9 @@ def build_info() -> dict[str, Any]:
     return dict(_C.build_info())
 
 
-def philox(counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int = 7) -> tuple[int, int, int, int]:
+def philox(
+    counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int = PHILOX_ROUNDS
+) -> tuple[int, int, int, int]:
     """Returns the four 32-bit words of Philox-4x32 as the kernels compute them."""
     return _C.philox(*counter, *key, rounds)
 
@@ -164,7 +183,7 @@ class _JumpoutEager(torch.autograd.Function):
             ctx.mark_dirty(x)
             y = x
         else:
-            y, keep_bits, stats = _forward(x, seed, *settings)
+            y, keep_bits, stats = _run(x, seed, settings)
         ctx.save_for_backward(keep_bits, stats)
         ctx.stride = y.stride()
         sampled.append(stats)
@@ -214,21 +233,26 @@ def _grad(ctx: Any, dy: Tensor | None) -> Tensor | None:
 
 
 def _forward(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x = _in_memory_order(x, settings[6])
+    return _run(x, seed, Settings(*settings))
+
+
+def _run(x: Tensor, seed: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    x = _in_memory_order(x, settings.normalize)
     y = torch.empty_like(x)
-    return y, *_run_forward(x, y, seed, settings)
+    return y, *_run_into(y, x, seed, settings)
 
 
-def _forward_inplace(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    dense = _in_memory_order(x, settings[6])
-    keep_bits, stats = _run_forward(dense, dense, seed, settings)
+def _forward_inplace(x: Tensor, seed: Tensor, *values: Any) -> tuple[Tensor, Tensor]:
+    settings = Settings(*values)
+    dense = _in_memory_order(x, settings.normalize)
+    keep_bits, stats = _run_into(dense, dense, seed, settings)
     if dense is not x:
         x.copy_(dense)
     return keep_bits, stats
 
 
-def _run_forward(x: Tensor, y: Tensor, seed: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
-    keep_bits, stats = _new_bits_and_stats(x, settings[6])
+def _run_into(y: Tensor, x: Tensor, seed: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    keep_bits, stats = _new_bits_and_stats(x, settings.normalize)
     pointers = x.data_ptr(), y.data_ptr(), keep_bits.data_ptr(), stats.data_ptr(), seed.data_ptr()
     what = x.numel(), stats.shape[0], _DTYPES[x.dtype], _packed(settings)
     if x.is_cuda:
@@ -240,7 +264,7 @@ def _run_forward(x: Tensor, y: Tensor, seed: Tensor, settings: Any) -> tuple[Ten
 
 
 @functools.lru_cache(maxsize=1024)
-def _packed(settings: Any) -> _C.Settings:
+def _packed(settings: Settings) -> _C.Settings:
     p, sigma, p_min, p_max, alpha, rate_cap, normalize, truncation, relu = settings
     rate = -1.0 if p is None else p
     return _C.Settings(rate, sigma, p_min, p_max, rate_cap, alpha, normalize != "none", truncation == "clip", relu)
@@ -263,13 +287,14 @@ def _device_and_stream(x: Tensor) -> tuple[int, int]:
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
-def _forward_fake(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x = _in_memory_order(x, settings[6])
-    return torch.empty_like(x), *_new_bits_and_stats(x, settings[6])
+def _forward_fake(x: Tensor, seed: Tensor, *values: Any) -> tuple[Tensor, Tensor, Tensor]:
+    settings = Settings(*values)
+    x = _in_memory_order(x, settings.normalize)
+    return torch.empty_like(x), *_new_bits_and_stats(x, settings.normalize)
 
 
 def _forward_inplace_fake(x: Tensor, seed: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return _new_bits_and_stats(x, settings[6])
+    return _new_bits_and_stats(x, Settings(*settings).normalize)
 
 
 def _backward_fake(dy: Tensor, keep_bits: Tensor, stats: Tensor, stride: list[int]) -> Tensor:

@@ -103,8 +103,7 @@ def jumpout_with_statistics(
     in eval mode.
     """
     if not training:
-        relu = settings[-1]
-        return (torch.relu_(x) if inplace else torch.relu(x)) if relu else x, None
+        return (torch.relu_(x) if inplace else torch.relu(x)) if settings.relu else x, None
     _check_input(x, settings)
     if seed is None:
         seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=x.device)
@@ -145,7 +144,8 @@ def check_settings(
     # A constant rate that nothing divides cannot reach 1, so plain dropout keeps its rate whatever the cap.
     cap = 1.0 if p is not None and normalize == "none" else float(rate_cap)
     rate = None if p is None else float(p)
-    return rate, float(sigma or 0.0), float(p_min), float(p_max), float(alpha), cap, normalize, truncation, bool(relu)
+    numbers = (rate, float(sigma or 0.0), float(p_min), float(p_max), float(alpha), cap)
+    return ops.Settings(*numbers, normalize, truncation, bool(relu))
 
 
 def _require(holds: bool, name: str, allowed: str, got: object) -> None:
@@ -166,7 +166,7 @@ def _check_input(x: Tensor, settings: ops.Settings) -> None:
             f"x is on {x.device}, but this build of jumpout_export has no CUDA kernels; build it where nvcc is on the "
             "PATH: pip install . -C cmake.define.JUMPOUT_CUDA=ON"
         )
-    if settings[6] == "sample" and x.ndim == 0:
+    if settings.normalize == "sample" and x.ndim == 0:
         raise ValueError("normalize='sample' needs a first dimension of samples, got a 0-d tensor")
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jumpout_export.nn.functional import JumpoutStatistics, check_settings
+from jumpout_export.ops import PHILOX_ROUNDS
 
 _MASK32 = 0xFFFFFFFF
 
@@ -75,7 +76,7 @@ def jumpout_reference(
     return y.reshape(x.shape), JumpoutStatistics(q, drawn, p_prime, scale, capped.double())
 
 
-def philox_reference(counter: Tensor, key: tuple[int, int], rounds: int = 7) -> Tensor:
+def philox_reference(counter: Tensor, key: tuple[int, int], rounds: int = PHILOX_ROUNDS) -> Tensor:
     """Returns Philox-4x32 of `counter`, (n, 4) int64 words below 2^32 (Salmon et al., SC 2011); the same shape."""
     c0, c1, c2, c3 = counter.unbind(1)
     k0, k1 = key
