@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from jumpout_export.errors import ArgumentError, ArgumentTypeError
 from jumpout_export.signals import defer_signals
 from jumpout_export.text import first_line
 
@@ -31,14 +32,14 @@ def check_target(path: str | os.PathLike[str], name: str) -> Path:
         TypeError: if it is no path.
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{name} must be a str or path, got {type(path).__name__}")
+        raise ArgumentTypeError(name, f"{name} must be a str or path, got {type(path).__name__}")
     target = Path(path)
     if target.suffix != ".onnx":
-        raise ValueError(f"{name} must end in .onnx, got {str(target)!r}")
+        raise ArgumentError(name, f"{name} must end in .onnx, got {str(target)!r}")
     if not target.parent.is_dir():
         raise ValueError(f"the folder of {name} does not exist: {str(target.parent)!r}")
     if target.is_dir():
-        raise ValueError(f"{name} is a folder, not a file: {str(target)!r}")
+        raise ArgumentError(name, f"{name} is a folder, not a file: {str(target)!r}")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise ValueError(f"the folder of {name} cannot be written to: {str(target.parent)!r}")
     return target

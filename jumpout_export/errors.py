@@ -1,5 +1,9 @@
 """The few exceptions a caller may want to catch; everything else is a ValueError or TypeError about an argument."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class JumpoutExportError(Exception):
     """Base class of the errors below."""
@@ -37,3 +41,30 @@ class RecalibrationRefusedError(JumpoutExportError):
 
 class LoadError(JumpoutExportError):
     """A model, weights or data named on the command line could not be read; the message says which and why."""
+
+
+class _OfArgumentError(Exception):
+    """What knows the name of the argument that it is about, which the command line translates into an option."""
+
+    def __init__(self, argument: str, text: str) -> None:
+        super().__init__(text)
+        self.argument = argument
+
+    def __reduce__(self) -> tuple[Any, ...]:  # as a process pool sends it
+        return type(self), (self.argument, str(self))
+
+
+class ArgumentError(_OfArgumentError, ValueError):
+    """An argument is out of its range.
+
+    Attributes:
+        argument: its name.
+    """
+
+
+class ArgumentTypeError(_OfArgumentError, TypeError):
+    """An argument has the wrong type.
+
+    Attributes:
+        argument: its name.
+    """

@@ -15,6 +15,7 @@ from jumpout_export.batchnorm.measure.feed import Feed, Step
 from jumpout_export.batchnorm.measure.levels import on_first_step
 from jumpout_export.batchnorm.measure.states import SERVING, in_state
 from jumpout_export.batchnorm.solve import Solution, current
+from jumpout_export.errors import ArgumentError
 from jumpout_export.model.batches import first_tensor
 from jumpout_export.report import OutputEffect
 
@@ -81,9 +82,10 @@ def require_labels(feed: Feed) -> None:
     with torch.no_grad(), in_state(feed.model, [], SERVING):
         on_first_step(feed, visit)
     if found:
-        raise ValueError(
+        raise ArgumentError(
+            "refuse_if_worse",
             f"refuse_if_worse needs labels to judge by, got {found[0]}; pass batches of (inputs, labels) or dicts with "
-            "`labels`, integer classes (N,) for an output (N, K)"
+            "`labels`, integer classes (N,) for an output (N, K)",
         )
 
 
@@ -99,9 +101,10 @@ def worsening(effect: OutputEffect) -> str:
     numbers = (effect.nll_before, effect.nll_after, effect.nll_change_low, effect.nll_change_high)
     nll_before, nll_after, nll_low, nll_high = (math.nan if value is None else value for value in numbers)
     if effect.labelled < 2 or effect.nll_change_low is None:
-        raise ValueError(
+        raise ArgumentError(
+            "refuse_if_worse",
             f"refuse_if_worse needs at least two images with a valid label, got {effect.labelled}; "
-            "labels must be classes from 0 to K - 1 for an output (N, K)"
+            "labels must be classes from 0 to K - 1 for an output (N, K)",
         )
     found = []
     change, error = nll_after - nll_before, (nll_high - nll_low) / 2 / Z95

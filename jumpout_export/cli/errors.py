@@ -12,10 +12,10 @@ import typer
 from jumpout_export import signals
 from jumpout_export.cli import ranks as cli_ranks
 from jumpout_export.cli.work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE, drop_stdout
-from jumpout_export.errors import JumpoutExportError, LoadError, NotVerifiableError
+from jumpout_export.errors import ArgumentError, ArgumentTypeError, JumpoutExportError, LoadError, NotVerifiableError
 
 _DISK_FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
-# Arguments of the library that its messages begin with, as the command line names them.
+# Arguments of the library, as the command line names them.
 _OPTIONS = {
     "allow": "--allow",
     "dtype": "--dtype",
@@ -43,8 +43,11 @@ def run(app: Callable[[], Any]) -> NoReturn:
         _fail(error, FAILED)
     except ImportError as error:  # an extra is missing; the message names it
         _fail(error, NOT_VERIFIED)
+    except (ArgumentError, ArgumentTypeError) as error:
+        option = _OPTIONS.get(error.argument)
+        _fail(f"{option}: {error}" if option else error, WRONG_USAGE)
     except (ValueError, TypeError) as error:
-        _fail(_with_option(str(error)), WRONG_USAGE)
+        _fail(error, WRONG_USAGE)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:  # stdout of `--help` among others
             drop_stdout()
@@ -58,9 +61,3 @@ def _fail(error: object, code: int) -> NoReturn:
     where = f"rank {cli_ranks.rank()}: " if cli_ranks.world_size() > 1 else ""
     typer.echo(f"error: {where}{error}", err=True)
     cli_ranks.leave(code)
-
-
-def _with_option(message: str) -> str:
-    """The message with the option in front whose argument of `export_onnx` it begins with."""
-    argument = message.split(maxsplit=1)[0].rstrip(":") if message else ""
-    return f"{_OPTIONS[argument]}: {message}" if argument in _OPTIONS else message

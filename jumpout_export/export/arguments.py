@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from jumpout_export.disk import check_target
+from jumpout_export.errors import ArgumentError, ArgumentTypeError
 from jumpout_export.export.golden import FOLDER
 from jumpout_export.extras import require_onnx
 from jumpout_export.onnxfile.load import DEFAULT_OPSET
@@ -41,9 +42,11 @@ def _check_golden(golden: str | os.PathLike[str] | None) -> Path | None:
         return None
     folder = Path(golden)
     if not folder.is_dir() and (folder.exists() or not folder.parent.is_dir()):
-        raise ValueError(f"golden data needs a folder, or a name in an existing one, got {str(folder)!r}")
+        raise ArgumentError("golden", f"golden data needs a folder, or a name in an existing one, got {str(folder)!r}")
     if (folder / FOLDER).exists() and not (folder / FOLDER).is_dir():
-        raise ValueError(f"golden data needs the folder {str(folder / FOLDER)!r}, there is a file of that name")
+        raise ArgumentError(
+            "golden", f"golden data needs the folder {str(folder / FOLDER)!r}, there is a file of that name"
+        )
     return folder
 
 
@@ -53,11 +56,12 @@ def _check_opset(opset: int | None) -> None:
     if opset is None:
         return
     if not isinstance(opset, int) or isinstance(opset, bool):
-        raise TypeError(f"opset must be an int, got {type(opset).__name__}")
+        raise ArgumentTypeError("opset", f"opset must be an int, got {type(opset).__name__}")
     newest = newest_opset()
     if not DEFAULT_OPSET <= opset <= newest:
-        raise ValueError(
+        raise ArgumentError(
+            "opset",
             f"opset must be in [{DEFAULT_OPSET}, {newest}], got {opset}; {newest} is the newest that the installed "
             f"ONNX Runtime accepts (onnx knows {defs.onnx_opset_version()}), {DEFAULT_OPSET} the oldest that torch's "
-            "converter writes"
+            "converter writes",
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from jumpout_export.errors import ConversionError, NotFoldableError
+from jumpout_export.errors import ArgumentError, ConversionError, NotFoldableError
 from jumpout_export.export.draft import Draft, RefusedError
 from jumpout_export.export.golden import Golden, compute_golden
 from jumpout_export.export.job import Job
@@ -68,7 +68,7 @@ def prepare(job: Job) -> Prepared:
     draft.metadata = provenance(subject, folded.layers, draft.batchnorm, job.precision)
     network, original = folded.model.cpu(), folded.original.cpu()
     if job.golden_folder and is_random(original, job.batch, job.allow):
-        raise ValueError(no_golden(job.allow))
+        raise ArgumentError("golden", no_golden(job.allow))
     if job.dynamic_batch and (fixed := subject.fixed_batch()):
         raise draft.not_converted(fixed)
     axes = choose_axes(network, job.batch, job.dynamic_batch, job.dynamic_axes)

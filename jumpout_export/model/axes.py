@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jumpout_export.budget import ROUNDING
+from jumpout_export.errors import ArgumentError, ArgumentTypeError
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.run import run_copy
 from jumpout_export.model.signature import batch_axis, input_names, outputs, tensors, with_tensors
@@ -181,38 +182,42 @@ def _checked(
     given: Mapping[str, Mapping[int, str]], names: Sequence[str], batch: Batch, dynamic_batch: bool
 ) -> dict[str, dict[int, str]]:
     if not isinstance(given, Mapping) or not all(isinstance(axes, Mapping) for axes in given.values()):
-        raise TypeError(f"dynamic_axes must be {{input: {{axis: name}}}}, got {given!r}")
+        raise ArgumentTypeError("dynamic_axes", f"dynamic_axes must be {{input: {{axis: name}}}}, got {given!r}")
     values = dict(zip(names, tensors(batch), strict=True))
     sizes: dict[str, tuple[int, str]] = {}
     first = next(name for name, value in values.items() if value.ndim)
     for name, axes in given.items():
         if name not in values:
-            raise ValueError(f"dynamic_axes names no input of the model: {name!r}; it has {', '.join(values)}")
+            raise _wrong(f"dynamic_axes names no input of the model: {name!r}; it has {', '.join(values)}")
         for axis, text in axes.items():
             where, shape = f"dynamic_axes: axis {axis!r} of input `{name}`", tuple(values[name].shape)
             if not isinstance(axis, int) or isinstance(axis, bool) or not 0 <= axis < len(shape):
-                raise ValueError(f"{where} does not exist, its shape is {shape}; axes count from 0")
+                raise _wrong(f"{where} does not exist, its shape is {shape}; axes count from 0")
             if not isinstance(text, str) or not text.isidentifier():
-                raise ValueError(f"{where} needs a name such as height (letters, digits, _), got {text!r}")
+                raise _wrong(f"{where} needs a name such as height (letters, digits, _), got {text!r}")
             if text == BATCH and axis != 0:
-                raise ValueError(f"{where} cannot be `{BATCH}`, which is the name of the first axis")
+                raise _wrong(f"{where} cannot be `{BATCH}`, which is the name of the first axis")
             if text == BATCH and shape[0] != batch.size:
-                raise ValueError(f"{where} is no batch: it has {shape[0]} entries, the example holds {batch.size}")
+                raise _wrong(f"{where} is no batch: it has {shape[0]} entries, the example holds {batch.size}")
             if text == BATCH and not dynamic_batch:
-                raise ValueError(f"{where} cannot be open: dynamic_batch=False (--static) fixes the batch size")
+                raise _wrong(f"{where} cannot be open: dynamic_batch=False (--static) fixes the batch size")
             if axis == 0 and name == first and text != BATCH and dynamic_batch:
-                raise ValueError(f"{where} is the batch: it is named `{BATCH}`, and dynamic_batch opens it")
+                raise _wrong(f"{where} is the batch: it is named `{BATCH}`, and dynamic_batch opens it")
             if shape[axis] < 2 and text != BATCH:
-                raise ValueError(
+                raise _wrong(
                     f"{where} has length {shape[axis]} in the example, which the converter would take for one that "
                     "broadcasts; give an example of 2 or more"
                 )
             size, other = sizes.setdefault(text, (shape[axis], name))
             if size != shape[axis]:
-                raise ValueError(
+                raise _wrong(
                     f"{where} is named `{text}` as one of input `{other}`, but has {shape[axis]} entries and not {size}"
                 )
     return {name: dict(axes) for name, axes in given.items()}
+
+
+def _wrong(text: str) -> ArgumentError:
+    return ArgumentError("dynamic_axes", text)
 
 
 def _declared_batch(shape: Sequence[int | str | None], first: int | str | None, as_long: bool) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from jumpout_export.errors import ArgumentError, ArgumentTypeError
 from jumpout_export.fold.network.half import half_batch, half_copy
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.signature import tensors
@@ -150,12 +151,12 @@ def precision_of(dtype: torch.dtype | None) -> Precision:
     if dtype is None:
         return OWN
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{allowed}, got {dtype!r}")
+        raise ArgumentTypeError("dtype", f"{allowed}, got {dtype!r}")
     found = next((known for known in _KNOWN if known.dtype == dtype), None)
     if found is None and dtype in _REFUSED:
-        raise ValueError(f"{allowed}, got {dtype}: {_REFUSED[dtype]}")
+        raise ArgumentError("dtype", f"{allowed}, got {dtype}: {_REFUSED[dtype]}")
     if found is None:
-        raise ValueError(f"{allowed} (the model's own), got {dtype}")
+        raise ArgumentError("dtype", f"{allowed} (the model's own), got {dtype}")
     return found
 
 

@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "extras": set(),
     "report": {"text"},
     "environment": set(),
-    "disk": {"signals", "text"},
+    "disk": {"errors", "signals", "text"},
     "budget": set(),
     "render": {"report", "text"},
     "render/plots": {"render", "report"},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from jumpout_export.errors import NotFoldableError
+from jumpout_export.errors import ArgumentError, NotFoldableError
 from jumpout_export.fold.network.audit import allowed
 from jumpout_export.fold.network.proof import Folded, fold_with_proof
 from jumpout_export.fold.network.replaced import action_of, is_known, layers_of, replaced, reported
@@ -68,7 +68,7 @@ def fold(model: nn.Module | ExportedProgram | Subject, example: Any = None, *, a
     original = _eval_copy(subject.module)
     unknown = [path for path in allow if path not in dict(original.named_modules())]
     if unknown:
-        raise ValueError(_not_allowed(unknown, [path for path, _ in original.named_modules() if path]))
+        raise ArgumentError("allow", _not_allowed(unknown, [path for path, _ in original.named_modules() if path]))
     _refuse_layers_that_stay_random(original, allow)
     subject.refuse_noise()
     if example is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from jumpout_export.errors import ArgumentError
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch, Progress
 from jumpout_export.onnxfile.metadata import RANDOM
@@ -107,7 +108,7 @@ class OnPurpose(Deterministic):
 
     def refuse_golden(self) -> None:
         """Raises: there is nothing to replay."""
-        raise ValueError(no_golden(self._allow))
+        raise ArgumentError("golden", no_golden(self._allow))
 
     def verify(
         self,
