@@ -19,7 +19,7 @@ from jumpout_export.model.batches import Batch
 from jumpout_export.model.signature import tensors
 from jumpout_export.onnxfile.data import copy_data
 from jumpout_export.onnxfile.load import inlined, load_onnx
-from jumpout_export.onnxfile.walk import Site, graphs_of, sites
+from jumpout_export.onnxfile.walk import Site, constants_of, graphs_of, sites
 from jumpout_export.report import Check, counted
 from jumpout_export.runtime.providers import fallback
 from jumpout_export.runtime.session import open_session
@@ -195,10 +195,7 @@ def _fold_known_sizes(graph: Any) -> None:
     from onnx import helper, numpy_helper
 
     shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.input, *graph.value_info)}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t
+    constants = {name: tensor for name, tensor in constants_of(graph).items() if tensor is not None}
     of = {node.output[0]: node for node in graph.node if node.op_type == "Shape" and not node.attribute}
     for node in graph.node:
         if node.op_type != "Gather" or node.input[0] not in of or node.input[1] not in constants:

@@ -25,23 +25,17 @@ class Place:
     index: tuple[int, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Largest:
     """The largest errors in units of the size, one per channel (or one in all).
 
     Attributes:
-        shares: in units of the size, largest first seen kept.
-        errors, sizes: in the output's unit.
-        samples: numbers of the images.
-        rest: positions within image and channel, counted through.
+        values: (5, channels) in float64: errors in units of the size, largest first seen kept; these and the sizes in
+            the output's unit; numbers of the images; positions within image and channel, counted through.
         shape: of an image's channel.
     """
 
-    shares: Tensor
-    errors: Tensor
-    sizes: Tensor
-    samples: Tensor
-    rest: Tensor
+    values: Tensor
     shape: torch.Size
 
     @classmethod
@@ -49,24 +43,25 @@ class Largest:
         """Returns those of one batch: errors and sizes as images x channels x the rest of `shape`."""
         error, size = (values.transpose(0, 1).reshape(values.shape[1], -1) for values in (error, size))
         shares, places = relative(error, size).max(1)
-        length = math.prod(shape[2:])
-        at = places[:, None]
-        samples, rest = start + places // length, places % length
-        return cls(shares, error.gather(1, at)[:, 0], size.gather(1, at)[:, 0], samples, rest, shape[2:])
+        at, length = places[:, None], math.prod(shape[2:])
+        rows = (shares, error.gather(1, at)[:, 0], size.gather(1, at)[:, 0], start + places // length, places % length)
+        return cls(torch.stack([row.double() for row in rows]), shape[2:])
+
+    @property
+    def shares(self) -> Tensor:
+        """In units of the size, per channel."""
+        return self.values[0]
+
+    @property
+    def samples(self) -> Tensor:
+        """Numbers of the images, per channel."""
+        return self.values[3].long()
 
     def merged(self, other: Largest) -> Largest:
         """Returns the larger ones."""
         if len(other.shares) != len(self.shares):  # dimension 1 is open: its indices mean something else now
             return other if float(other.shares.max()) > float(self.shares.max()) else self
-        more = other.shares > self.shares
-        return Largest(
-            shares=torch.where(more, other.shares, self.shares),
-            errors=torch.where(more, other.errors, self.errors),
-            sizes=torch.where(more, other.sizes, self.sizes),
-            samples=torch.where(more, other.samples, self.samples),
-            rest=torch.where(more, other.rest, self.rest),
-            shape=self.shape,
-        )
+        return Largest(torch.where(other.shares > self.shares, other.values, self.values), self.shape)
 
     def against(self, limits: Tensor) -> tuple[float, Place, float]:
         """Returns the largest share of its limit, where that is, and the limit there in the output's unit."""
@@ -74,13 +69,9 @@ class Largest:
             limits = (limits.max() if len(limits) else torch.tensor(0.0)).expand(len(self.shares))
         shares = relative(self.shares, limits.double())
         channel = int(shares.argmax())
-        inner = torch.unravel_index(self.rest[channel], self.shape) if self.shape else ()
-        place = Place(
-            float(self.errors[channel]),
-            float(self.sizes[channel]),
-            int(self.samples[channel]),
-            (channel, *(int(axis) for axis in inner)),
-        )
+        _, error, size, sample, rest = self.values[:, channel].tolist()
+        inner = torch.unravel_index(torch.tensor(int(rest)), self.shape) if self.shape else ()
+        place = Place(error, size, int(sample), (channel, *(int(axis) for axis in inner)))
         return float(shares[channel]), place, float(limits[channel]) * place.size
 
 
