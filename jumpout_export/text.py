@@ -1,4 +1,4 @@
-"""Small helpers that turn what was found into report checks."""
+"""How what was found is put into words: names joined, things counted, the first line of an error."""
 
 from __future__ import annotations
 

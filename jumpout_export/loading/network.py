@@ -1,4 +1,4 @@
-"""Models, weights and data as the command line names them."""
+"""Networks and their weights, as the command line names them."""
 
 from __future__ import annotations
 

@@ -135,6 +135,13 @@ def test_the_table_points_down_only():
         assert ROOMS[room] <= set(rooms[:index]) | {"_C"}, room
 
 
+def test_the_page_says_what_every_room_answers():
+    page = (PROJECT / "docs" / "architecture.md").read_text()
+    tops = {room.split("/")[0] for room in ROOMS} - {"__main__"}
+    rows = {top: f"[{top}/](" if (PACKAGE / top).is_dir() else f"[{top}.py](" for top in tops}
+    assert [top for top, link in rows.items() if link not in page] == []
+
+
 @pytest.mark.parametrize("room", sorted({room_of(name) for name, file in SOURCES.items() if not public_only(file)}))
 def test_imports_point_down(room):
     assert room in ROOMS, f"{room} is in no row of this test's table"
