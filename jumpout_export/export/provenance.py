@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jumpout_export.budget import describe_budget
 from jumpout_export.fold.network.subject import Subject, subject_of
 from jumpout_export.model.wrappers import without_wrappers
-from jumpout_export.onnxfile.metadata import PREFIX, TOLERANCE, describe_layers
+from jumpout_export.onnxfile.metadata import BATCHNORM, FOLDED, PREFIX, TOLERANCE, describe_layers
 from jumpout_export.report import BatchNormReport, FoldedLayer
 from jumpout_export.text import count, joined
 from jumpout_export.verify.precision import OWN, Precision
@@ -44,16 +44,16 @@ def provenance(
         **{name: _version(name) for name in ("onnx", "onnxscript")},
         "onnxruntime": _onnxruntime_version(),
         "weights_sha256": weights_sha256(subject.module),
-        "folded": describe_layers(layers),
-        "batchnorm": _batchnorm_line(batchnorm),
         "tolerance": describe_budget(precision.budget(subject.module)),
     }
-    return {f"{PREFIX}{name}": facts[name] for name in sorted(facts)}
+    keyed = {f"{PREFIX}{name}": value for name, value in facts.items()}
+    keyed |= {FOLDED: describe_layers(layers), BATCHNORM: _batchnorm_line(batchnorm)}
+    return dict(sorted(keyed.items()))
 
 
 def with_tolerance(facts: Mapping[str, str], tolerance: Mapping[str, str]) -> dict[str, str]:
     """Returns the metadata with the tolerance of each output added, keys sorted."""
-    lines = {f"{PREFIX}{TOLERANCE}{name}": line for name, line in tolerance.items()}
+    lines = {f"{TOLERANCE}{name}": line for name, line in tolerance.items()}
     return dict(sorted({**facts, **lines}.items()))
 
 

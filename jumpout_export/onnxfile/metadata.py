@@ -10,16 +10,16 @@ from jumpout_export.report import FoldedLayer
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# In the file's metadata: the sha256 of the data file, so that the hash of the file covers both.
-DATA_SHA256 = "jumpout_export.data_sha256"
-
-# In the metadata of a file whose type is another than the model's.
-DTYPE = "jumpout_export.dtype"
-
-TOLERANCE = "tolerance."
-
 # Before the name of every entry that is written here.
 PREFIX = "jumpout_export."
+# The sha256 of the data file, so that the hash of the file covers both.
+DATA_SHA256 = f"{PREFIX}data_sha256"
+# In a file whose type is another than the model's.
+DTYPE = f"{PREFIX}dtype"
+# What became of each stochastic layer, and what is known of BatchNorm.
+FOLDED, BATCHNORM = f"{PREFIX}folded", f"{PREFIX}batchnorm"
+# Before the name of an output, how exact it has to be.
+TOLERANCE = f"{PREFIX}tolerance."
 # In a file that is random on purpose (Monte-Carlo dropout): which nodes draw, and where that was allowed.
 RANDOM = f"{PREFIX}random"
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jumpout_export.fold.file.noise import Noise
-from jumpout_export.onnxfile.metadata import DATA_SHA256, PREFIX, RANDOM, TOLERANCE, describe_layers, entries
+from jumpout_export.onnxfile.metadata import BATCHNORM, DATA_SHA256, FOLDED, RANDOM, TOLERANCE, describe_layers, entries
 from jumpout_export.onnxfile.paths import without_folders
 from jumpout_export.onnxfile.walk import all_graphs, called, messages, nodes_of
 from jumpout_export.report import FoldedLayer
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from onnx import GraphProto, ModelProto, NodeProto
 
-_FOLDED = f"{PREFIX}folded"
-_BATCHNORM = f"{PREFIX}batchnorm"
 _UNCHECKED = "not checked since noise was taken out of the file"
 
 
@@ -138,15 +136,15 @@ def correct_metadata(model: ModelProto, layers: Sequence[FoldedLayer]) -> list[s
     if wanted.pop(DATA_SHA256, ""):
         notes.append("the hash of the weights beside the older file is removed from the metadata")
     if layers:
-        measured = [key for key in wanted if key.startswith(f"{PREFIX}{TOLERANCE}")]
+        measured = [key for key in wanted if key.startswith(TOLERANCE)]
         for key in measured:
             del wanted[key]
         notes += ["the tolerance of golden data, measured with the noise on, is removed"] * bool(measured)
-        if _FOLDED in wanted:
-            before = [wanted[_FOLDED]] if wanted[_FOLDED] != describe_layers([]) else []
-            wanted[_FOLDED] = "; ".join([*before, describe_layers(layers)])
-        if wanted.get(_BATCHNORM, "not checked") != "not checked":
-            wanted[_BATCHNORM] = _UNCHECKED
+        if FOLDED in wanted:
+            before = [wanted[FOLDED]] if wanted[FOLDED] != describe_layers([]) else []
+            wanted[FOLDED] = "; ".join([*before, describe_layers(layers)])
+        if wanted.get(BATCHNORM, "not checked") != "not checked":
+            wanted[BATCHNORM] = _UNCHECKED
             notes.append("the verdict on BatchNorm, made with the noise on, is removed from the metadata")
     for entry in model.metadata_props:
         entry.value = wanted.get(entry.key, entry.value)
