@@ -6,7 +6,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(wildcard cpp/op/*)
 MODEL ?= runs/demo/model.onnx
 PACKAGE_DIRS := jumpout_export tests examples benchmarks experiments
 
-.PHONY: help setup demo replay test bench paper paper-gpu cuda-check gpu gpu-verify lint typecheck package format schema clean
+.PHONY: help setup demo replay test test-fast bench paper paper-gpu cuda-check gpu gpu-verify lint typecheck package format schema clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ runs/demo/model.onnx: | setup
 
 test: setup  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
+
+test-fast: setup  ## run the unit tests alone, in about a minute; one that takes long fails: mark it `integration`
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not integration" --timeout 20 --durations 5 $(TESTS)
 
 bench: setup  ## check, time, write benchmarks/results/*.json, the README's tables and the plot (10 minutes)
 	$(BIN)/python benchmarks/op.py

@@ -212,6 +212,7 @@ def test_models_and_batches_with_nothing_to_check_are_refused():
         check_batchnorm(healthy(), (batch for batch in images().split(64)))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("size", [1, 7, 256])
 def test_other_batch_sizes_give_the_same_report(size):
     model = healthy()

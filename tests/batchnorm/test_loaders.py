@@ -105,6 +105,7 @@ def test_a_parametrised_model_of_the_users_own_device_rules_gets_its_batches_the
         check(Net(), device="meta")
 
 
+@pytest.mark.integration
 def test_memory_does_not_grow_with_the_images():
     held = []
 

@@ -205,6 +205,7 @@ def test_quantisation_aware_modules_are_checked_left_as_they_were_and_said():
     assert check(model).layers[0].w == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.integration
 def test_sixty_five_thousand_channels():
     torch.manual_seed(0)
     channels = 1 << 16

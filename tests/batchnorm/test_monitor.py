@@ -52,6 +52,7 @@ def test_a_known_shift_of_the_stored_mean_is_its_w():
     assert look.w_low["0"] < 0.5 < look.w_high["0"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("every", [7, _PENDING + 44])
 def test_rates_are_means_over_the_steps_since_the_look_before(every):
     steps = 2 * every
@@ -245,6 +246,7 @@ def without_rates(history: MonitorHistory) -> dict:
     return history.model_dump(exclude={"rate", "active_fraction", "capped"})
 
 
+@pytest.mark.integration
 def test_a_closed_monitor_keeps_its_history_and_lets_go_of_the_rest(tmp_path):
     with BatchNormMonitor(network(), held_out(), every=1, writer=Recorder()) as monitor:
         monitor.step()

@@ -29,6 +29,7 @@ def test_exact_gives_the_statistics_computed_by_hand(training):
     assert worst_difference(expected, model) < 1e-6
 
 
+@pytest.mark.integration
 def test_after_exact_what_serving_sees_is_what_is_stored():
     model = network()
     batches = images().split(32)
@@ -67,6 +68,7 @@ def test_a_bounded_solution_says_how_far_it_still_is():
     assert solve_near(feed, batchnorm_layers(model), 1e-5, 5).remaining == 0
 
 
+@pytest.mark.integration
 def test_shuffling_and_batch_size_change_nothing():
     model = network()
     start = bits(model)

@@ -99,6 +99,7 @@ def compiled_in_place(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("wrap", [compiled, compiled_in_place])
 def test_a_compiled_model_trains_bitwise_the_same_and_compiles_nothing_anew(wrap):
     plain = Training(wrap, steps=12)
@@ -231,6 +232,8 @@ os._exit(0)  # gloo's threads sometimes abort in the destructors of a process th
 """
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["ddp", "fsdp1", "fsdp2"])
 def test_two_processes_train_bitwise_the_same(tmp_path, kind):
     script = tmp_path / "train.py"

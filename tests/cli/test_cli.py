@@ -11,6 +11,8 @@ from support.commands import random_file
 from jumpout_export.cli.progress import progress_on_stderr
 from jumpout_export.cli.work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
 
+pytestmark = pytest.mark.integration
+
 
 def test_export_writes_the_file_and_says_that_it_passed(folder, run):
     code, out, err = run(

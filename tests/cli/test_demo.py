@@ -15,6 +15,8 @@ from sklearn.datasets import load_digits
 from jumpout_export import demo
 from jumpout_export.errors import LoadError
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -11,6 +11,8 @@ from support.onnx_files import shapes
 
 from jumpout_export.cli import app as cli
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):

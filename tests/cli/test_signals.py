@@ -13,6 +13,8 @@ from support.commands import EXPORT, process, random_file, signal_at
 
 from jumpout_export.cli.work import NOT_VERIFIED, PASSED, WRONG_USAGE
 
+pytestmark = pytest.mark.integration
+
 
 def test_ctrl_c_ends_with_130_and_leaves_nothing(folder):
     command = [sys.executable, "-m", "jumpout_export", "export", "cli_factories:slow", "m.onnx", "--input-shape", "1,4"]

@@ -59,6 +59,7 @@ def test_wrong_usage_exits_2_and_says_what_is_wrong(folder, run, arguments, mess
     assert set(os.listdir()) - set(before) <= {"__pycache__"}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
     [
@@ -105,6 +106,7 @@ def test_code_of_the_user_that_exits_does_not_pass_for_a_verdict(folder, run, fa
     assert "SystemExit" in err or "sys.exit(0)" in err
 
 
+@pytest.mark.integration
 def test_prints_of_the_user_do_not_spoil_the_json(folder, run):
     code, out, err = run("export", "cli_factories:prints", "m.onnx", "--input-shape", "2,1,8,8", "--json")
     assert code == PASSED, err

@@ -178,6 +178,8 @@ def unknown_messages(markdown: str) -> list[str]:
     return [part for part in parts if not any(part in literal for literal in literals)]
 
 
+@pytest.mark.slow
+@pytest.mark.integration
 @each_page
 def test_the_code_of_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -206,6 +208,7 @@ def test_the_command_line_page_is_current():
     assert cli_docs.PAGE.read_text(encoding="utf-8") == cli_docs.page(), "run `python tools/cli_docs.py`"
 
 
+@pytest.mark.integration
 def test_messages_in_the_troubleshooting_table_exist():
     assert unknown_messages((PROJECT / "docs" / "guide.md").read_text(encoding="utf-8")) == []
 
@@ -272,6 +275,7 @@ def test_a_command_that_exists_is_let_through():
     assert wrong_commands(text + "`jumpout-export info`, `--dynamic-batch`, `-c constraints.txt`") == []
 
 
+@pytest.mark.integration
 def test_a_message_that_does_not_exist_is_found():
     table = "## Troubleshooting\n| message | do |\n|---|---|\n| `jumpout_export's compiled … is lost or` | install |\n"
     assert unknown_messages(table) == ["is lost or"]

@@ -8,6 +8,8 @@ import sys
 import pytest
 from support.project import PROJECT
 
+pytestmark = pytest.mark.integration
+
 EXAMPLES = sorted((PROJECT / "examples").glob("*.py"))
 
 # Numbers differ between machines and versions; these claims must not.

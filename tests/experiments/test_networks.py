@@ -20,6 +20,7 @@ def norms(network):
     return sum(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in network.modules())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("network", "size", "batchnorms"),
     [

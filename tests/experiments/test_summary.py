@@ -46,6 +46,7 @@ def test_every_run_of_the_protocol_is_committed_with_its_own_configuration():
         assert read_result(job.result(HERE / "results" / "cpu")).config == job.config
 
 
+@pytest.mark.integration
 def test_the_page_is_what_the_committed_results_make(tmp_path):
     write_summary(HERE / "results" / "cpu", tmp_path / "README.md", "cpu")
     assert (tmp_path / "README.md").read_text() == (HERE / "README.md").read_text()

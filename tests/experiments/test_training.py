@@ -22,6 +22,8 @@ from experiments.training import Process, evaluate, normalise, train
 from experiments.watch import active_fractions, rate
 from jumpout_export import Jumpout
 
+pytestmark = pytest.mark.integration
+
 CPU = torch.device("cpu")
 
 

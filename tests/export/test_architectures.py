@@ -10,6 +10,8 @@ from support.architectures import ARCHITECTURES, build
 
 from jumpout_export import export_onnx, inspect_onnx, verify_onnx
 
+pytestmark = pytest.mark.integration
+
 SEEDS = (1, 2, 3)
 
 

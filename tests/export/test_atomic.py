@@ -20,7 +20,10 @@ from jumpout_export.export.publish import export_onnx
 from jumpout_export.export.replace import replace_export
 from jumpout_export.onnxfile.data import data_files
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and file locks of POSIX")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(os.name != "posix", reason="signals and file locks of POSIX"),
+]
 
 
 SECONDS = 200

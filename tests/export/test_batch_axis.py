@@ -3,12 +3,15 @@
 import os
 
 import onnx
+import pytest
 import torch
 from support.reports import found
 from torch import nn
 
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.verify.verify import verify_onnx
+
+pytestmark = pytest.mark.integration
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 

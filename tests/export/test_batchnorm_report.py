@@ -12,6 +12,8 @@ from jumpout_export import check_batchnorm, export_onnx
 from jumpout_export.export.provenance import provenance
 from jumpout_export.report import BatchNormLayer, BatchNormReport
 
+pytestmark = pytest.mark.integration
+
 FACTORIES = '''
 import torch
 from torch import nn

@@ -19,6 +19,8 @@ from jumpout_export.model.signature import onnx_batch
 from jumpout_export.onnxfile.load import DEFAULT_OPSET
 from jumpout_export.runtime.session import newest_opset
 
+pytestmark = pytest.mark.integration
+
 X = torch.randn(4, 1, 9, 9, generator=torch.Generator().manual_seed(1))
 
 

@@ -16,6 +16,8 @@ from jumpout_export import inspect_onnx, verify_onnx
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.onnxfile.data import data_files
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):

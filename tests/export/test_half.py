@@ -22,6 +22,8 @@ from jumpout_export.fold.network.half import half_copy
 from jumpout_export.model.signature import onnx_batch
 from jumpout_export.verify.values.reference import Reference
 
+pytestmark = pytest.mark.integration
+
 X = torch.randn(4, 1, 9, 9, generator=torch.Generator().manual_seed(1))
 
 

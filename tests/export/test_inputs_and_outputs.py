@@ -18,6 +18,8 @@ from torch import nn
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.model.signature import onnx_batch, outputs, tensors
 
+pytestmark = pytest.mark.integration
+
 
 class Keywords(nn.Module):
     def __init__(self):

@@ -20,6 +20,8 @@ from jumpout_export.export.publish import export_onnx
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.signature import onnx_batch
 
+pytestmark = pytest.mark.integration
+
 SIZES = ("height=10 width=11", "height=8 width=7")
 X = torch.randn(4, 1, 9, 9, generator=torch.Generator().manual_seed(1))
 A, B, C = (torch.randn(4, size, generator=torch.Generator().manual_seed(size)) for size in (3, 2, 2))

@@ -23,6 +23,8 @@ from jumpout_export.report import ExportReport
 from jumpout_export.verify.inspect import inspect_onnx
 from jumpout_export.verify.verify import verify_onnx
 
+pytestmark = pytest.mark.integration
+
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 

@@ -14,6 +14,8 @@ from torch import nn
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.verify.inspect import inspect_onnx
 
+pytestmark = pytest.mark.integration
+
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 

@@ -19,6 +19,8 @@ from jumpout_export.export.size_guards import check_sizes
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.signature import onnx_batch
 
+pytestmark = pytest.mark.integration
+
 A, B, C = (torch.randn(4, size, generator=torch.Generator().manual_seed(size)) for size in (3, 2, 2))
 
 

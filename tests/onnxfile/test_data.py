@@ -140,6 +140,7 @@ def test_a_tensor_without_its_data_is_found(change, problem, tmp_path):
     assert not fold_onnx(tmp_path / "model.onnx", tmp_path / "out.onnx")
 
 
+@pytest.mark.integration
 def test_text_that_is_not_utf8_and_a_file_too_large_are_not_readable(tmp_path):
     path = saved(model_of("[node] y = Relu(x)"), tmp_path / "model.onnx")
     path.write_bytes(path.read_bytes().replace(b"node", b"\xff\xff\xff\xff"))

@@ -20,6 +20,8 @@ from jumpout_export.fold.network.folded import fold
 from jumpout_export.program.file import load_program
 from jumpout_export.program.network import as_module
 
+pytestmark = pytest.mark.integration
+
 X = torch.linspace(-1, 2, 4 * 64).reshape(4, 1, 8, 8)
 
 

@@ -12,6 +12,8 @@ from torch.export import Dim
 from jumpout_export import export_onnx, fold_model
 from jumpout_export.program.sizes import InputSizes
 
+pytestmark = pytest.mark.integration
+
 X = torch.linspace(-1, 2, 4 * 64).reshape(4, 1, 8, 8)
 
 

@@ -13,6 +13,8 @@ import torch
 from support.project import PROJECT
 from torch import nn
 
+pytestmark = pytest.mark.integration
+
 TOOLS = str(PROJECT / "tools")
 
 

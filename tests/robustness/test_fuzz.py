@@ -9,6 +9,8 @@ import pytest
 from support.commands import worker
 from support.fuzz_worker import Fuzz
 
+pytestmark = pytest.mark.integration
+
 SEED = 7
 COUNTS = {"onnx": 1500, "npz": 400, "safetensors": 400, "pt2": 300}
 SECONDS = 150

@@ -226,6 +226,7 @@ def test_a_file_that_asks_for_more_memory_than_there_is_fails(folder, refused):
     refused("verify", "model.onnx", *AGAINST, codes={FAILED}, text="it asks for more memory than this machine has free")
 
 
+@pytest.mark.integration
 def test_a_file_that_never_ends_is_stopped(folder, refused, monkeypatch):
     monkeypatch.setattr(limits, "SECONDS", 0.2)
     onnx.save(endless(), "model.onnx")

@@ -113,6 +113,7 @@ def test_a_fault_of_the_file_is_none_of_the_machine(text):
     assert explain_driver(RuntimeError(text)) is None
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has the CUDA provider")
 def test_the_cpu_package_is_named_with_what_replaces_it():
     version = onnxruntime.__version__
@@ -139,6 +140,7 @@ def distribution(folder, name, version):
     (info / "RECORD").write_text("onnxruntime/__init__.py,,\nonnxruntime/capi/__init__.py,,\n")
 
 
+@pytest.mark.integration
 def test_two_packages_in_one_place_are_found_and_mended(tmp_path):
     (tmp_path / "onnxruntime").symlink_to(Path(onnxruntime.__file__).parent)
     distribution(tmp_path, "onnxruntime", "1.31.1")
@@ -159,6 +161,7 @@ def test_two_packages_in_one_place_are_found_and_mended(tmp_path):
         )
 
 
+@pytest.mark.integration
 def test_a_package_that_another_folder_hides_does_not_count(tmp_path):
     (tmp_path / "onnxruntime").mkdir()
     distribution(tmp_path, "onnxruntime-gpu", "1.31.1")  # its folder has no __init__.py, so the import passes over it
@@ -166,6 +169,7 @@ def test_a_package_that_another_folder_hides_does_not_count(tmp_path):
     assert out == str(installed_packages())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -212,6 +216,7 @@ def drivers(tmp_path_factory):
     return folder
 
 
+@pytest.mark.integration
 def test_the_drivers_version_is_asked_of_the_driver(drivers):
     code = "from jumpout_export.runtime.cuda import driver_version; print(driver_version())"
     out = run_python(code, LD_LIBRARY_PATH=str(drivers), DRIVER_VERSION="12040", DRIVER_ERROR="0")

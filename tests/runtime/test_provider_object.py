@@ -59,6 +59,7 @@ def file(network, tmp_path_factory):
     return path
 
 
+@pytest.mark.integration
 def test_a_made_up_provider_is_verified_on_and_has_its_own_verdict(toys, file, network):
     report = verify_onnx(file, network, IMAGES, providers=("cpu", "toy"))
     assert report
@@ -106,6 +107,7 @@ def test_a_provider_on_which_nodes_do_not_run_fails(monkeypatch, file, network):
     assert "nodes do not run on ToyExecutionProvider" in report.providers["toy"].reason
 
 
+@pytest.mark.integration
 def test_the_trial_finds_a_provider_that_runs_elsewhere_or_computes_something_else(monkeypatch):
     cpu = PROVIDERS["cpu"]
     assert cpu.explain_unusable() is None
@@ -135,6 +137,7 @@ def test_every_message_lists_the_registered_ones(toys):
     assert parse_providers("Toy, cpu") == ("toy", "cpu")
 
 
+@pytest.mark.integration
 def test_the_command_line_takes_it(toys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy_factory.py").write_text("from torch import nn\n\ndef network():\n    return nn.Conv2d(1, 2, 3)\n")

@@ -48,6 +48,7 @@ def on(provider, *nodes):
     return [Placed(name, operator, PROVIDERS[provider].onnxruntime_name) for name, operator in nodes]
 
 
+@pytest.mark.integration
 def test_every_node_of_a_cpu_session_is_on_the_cpu(file):
     nodes = placed(session_of(file))
     assert [(node.name, node.operator) for node in nodes] == [
@@ -215,6 +216,7 @@ def test_provider_names_are_taken_once(given, got):
     assert check_providers(given) == got
 
 
+@pytest.mark.integration
 def test_an_onnxruntime_of_which_a_part_is_left_is_no_fault_of_the_file():
     code = (
         "import sys, types; from jumpout_export.extras import require_onnx;"

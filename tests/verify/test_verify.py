@@ -11,6 +11,8 @@ from support.verified import IMAGES, Net, found
 from jumpout_export.errors import LoadError
 from jumpout_export.verify.verify import verify_onnx
 
+pytestmark = pytest.mark.integration
+
 
 def test_a_good_file_passes_at_both_levels_and_all_sizes(good):
     model, path = good

@@ -94,6 +94,7 @@ def test_as_many_images_as_a_layer_is_said_to_need_do_decide(seed):
     assert check_batchnorm(model, x[: 2 * first.images_needed].split(512), images=10**6, outputs=False)
 
 
+@pytest.mark.integration
 def test_an_undecided_layer_above_the_margin_is_told_the_rule_that_holds_it_back():
     torch.manual_seed(0)
     layer = nn.BatchNorm1d(64, momentum=0.5)

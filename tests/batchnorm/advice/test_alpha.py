@@ -65,6 +65,7 @@ CASES = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_predicted_variance_is_the_one_measured_with_the_op(case):
     shape, modules = case
@@ -161,6 +162,7 @@ def test_the_sums_do_not_depend_on_batches_or_chunks(monkeypatch):
             torch.testing.assert_close(getattr(split, name), getattr(whole, name))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("settings", [{"p": 0.2}, {"sigma": 0.2}], ids=["constant rate", "sampled rate"])
 def test_the_same_net_with_alpha_star_keeps_the_variance_within_a_call(settings):
     x = activations(64, 4, 6, 6)

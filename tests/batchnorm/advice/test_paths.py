@@ -237,6 +237,7 @@ def test_the_model_is_left_as_it_was_found_also_after_an_exception(training):
     assert same_bits(snapshot(model), before)
 
 
+@pytest.mark.integration
 def test_a_compiled_model_gets_the_same_advice():
     model = net(lambda m, x: m.norm(m.linear(m.noise(x))))
     x = activations(8, 4, 6, 6).float()

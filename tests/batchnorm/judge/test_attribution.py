@@ -15,6 +15,7 @@ from jumpout_export.batchnorm.judge.estimate import Estimate
 from jumpout_export.nn.modules import Jumpout
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("noise", [nn.Identity(), nn.Dropout(0.4), Jumpout(p=0.3)], ids=["none", "dropout", "jumpout"])
 def test_the_parts_add_up_to_the_last_bits(noise):
     model = trained(noise)
@@ -42,6 +43,7 @@ def test_parts_of_the_median_add_up_for_any_number_of_channels_and_shares_to_one
     assert sum(parts.of_mean) == pytest.approx(float(estimates[2].delta.square().sum() / whole), abs=1e-12)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("d", "c"), [(0.5, 0.0), (0.0, 0.6), (-0.3, -0.5)], ids=["mean", "variance", "both"])
 def test_an_edited_layer_is_stale_and_the_origin_and_what_drifts_behind_it_is_propagated(d, c):
     model = healthy().double()

@@ -59,6 +59,7 @@ def significant(healthy: list[tuple[nn.BatchNorm1d, Moments]], held: float) -> t
     return float((p_values < 0.05).double().mean()), sum(discovered) / TRIALS
 
 
+@pytest.mark.integration
 def test_healthy_channels_are_flagged_no_more_often_than_the_level_says(healthy):
     channels, layers = significant(healthy, HELD)
     assert rate_is_at_most(channels, 0.05, TRIALS * CHANNELS)
@@ -102,6 +103,7 @@ def covered(drifting: list[tuple[nn.BatchNorm1d, Moments]], held: float) -> floa
     return sum(score.low <= truth <= score.high for score in scores) / TRIALS
 
 
+@pytest.mark.integration
 def test_intervals_of_w_cover_the_drift_beside_the_noise_of_training(drifting):
     assert covered(drifting, HELD) > 0.95 - 6 * math.sqrt(0.05 * 0.95 / TRIALS)
 
@@ -140,6 +142,7 @@ def wrong() -> dict[str, float]:
     return {name: count / SEQUENCES for name, count in errors.items()}
 
 
+@pytest.mark.integration
 def test_several_looks_err_no_more_often_than_one(wrong):
     assert rate_is_at_most(wrong["ours"], LEVEL, SEQUENCES)
 

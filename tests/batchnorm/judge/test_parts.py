@@ -31,6 +31,7 @@ def test_every_batch_gets_noise_of_its_own():
         assert float((masks[0] == other).double().mean()) == pytest.approx(0.5, abs=6 * 0.5 / math.sqrt(3200))
 
 
+@pytest.mark.integration
 def test_noise_is_drawn_again_only_where_there_is_some_and_something_drifts():
     calls = []
 
@@ -46,6 +47,7 @@ def test_noise_is_drawn_again_only_where_there_is_some_and_something_drifts():
     assert passes(trained(nn.Dropout(0.5)), images()) == ["checking BatchNorm, other noise"]
 
 
+@pytest.mark.integration
 def test_a_rate_drawn_per_batch_is_measured_better_by_drawing_it_more_often(monkeypatch):
     model, x = trained(Jumpout(sigma=0.3, p_min=0.0)), images(384, seed=7)
 
@@ -109,6 +111,7 @@ def test_a_last_batch_of_one_image_is_left_out_of_the_parts_only():
     assert any(note.startswith("Why layers drift was measured without 1 images, in whose") for note in report.notes)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("size", "trained_on", "note"),
     [
@@ -123,6 +126,7 @@ def test_batches_much_smaller_than_in_training_are_said(size, trained_on, note):
     assert [note in text for text in notes] == ([] if note is None else [True])
 
 
+@pytest.mark.integration
 def test_synchronised_batchnorm_talks_to_nobody_in_any_state():
     model = nn.SyncBatchNorm.convert_sync_batchnorm(trained(nn.Dropout(0.5)))
     plain = check(trained(nn.Dropout(0.5)))

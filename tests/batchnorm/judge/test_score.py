@@ -50,11 +50,13 @@ def coverage() -> dict[str, float]:
 
 
 # Six standard errors of a coverage of .95 counted over 200 x 8 channels are .033, over 200 layers .092.
+@pytest.mark.integration
 def test_channel_intervals_cover_when_pixels_are_correlated(coverage):
     assert coverage["delta"] == pytest.approx(0.95, abs=0.033)
     assert coverage["log_ratio"] == pytest.approx(0.95, abs=0.033)
 
 
+@pytest.mark.integration
 def test_error_bars_from_pixels_fail_the_same_test(coverage):
     assert coverage["naive"] < 0.6
 

@@ -17,6 +17,7 @@ def test_fewer_images_than_asked_are_said():
     assert check(healthy(), images=100).images == 128
 
 
+@pytest.mark.integration
 def test_a_decided_check_stops_early_and_says_so():
     model = healthy()
     report = check(model, images(4096))
@@ -28,6 +29,7 @@ def test_a_decided_check_stops_early_and_says_so():
     assert (whole.images, whole.stopped_early) == (4096, False)
 
 
+@pytest.mark.integration
 def test_an_early_look_is_strict():
     model = healthy()
     model[7].running_mean += 0.3 * (model[7].running_var + 1e-5).sqrt()
@@ -50,6 +52,7 @@ def drifting_by_the_margin(x: torch.Tensor) -> tuple[nn.Module, float]:
     return model, row(check(model, x, stop_early=False), "7").w
 
 
+@pytest.mark.integration
 def test_a_check_never_stops_before_512_images_nor_for_undecided_layers():
     assert not check(healthy(), images(448)).stopped_early
     model, w = drifting_by_the_margin(images(2048))
@@ -57,6 +60,7 @@ def test_a_check_never_stops_before_512_images_nor_for_undecided_layers():
     assert (report.verdict, report.images, report.stopped_early) == ("inconclusive", 1536, False)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("count", [512, 1024, 2000])
 def test_a_loader_read_to_its_end_was_not_stopped_early(count):
     model, w = drifting_by_the_margin(images(count))

@@ -237,6 +237,7 @@ def test_an_input_that_is_written_to_afterwards_was_measured_before():
     torch.testing.assert_close(moments.mean_and_variance()[0], x.double().mean(0))
 
 
+@pytest.mark.integration
 def test_memory_does_not_grow_with_images_or_batches():
     model = convolutional()
     held = []

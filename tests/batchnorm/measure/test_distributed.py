@@ -17,6 +17,8 @@ from jumpout_export import check_batchnorm, recalibrate_batchnorm
 from jumpout_export.batchnorm.measure.distributed import Ranks
 from jumpout_export.loading import load_data, share_of
 
+pytestmark = pytest.mark.integration
+
 WORKER = PROJECT / "tests" / "support" / "distributed_worker.py"
 
 
@@ -53,6 +55,7 @@ def test_the_check_merges_uneven_shards_exactly(tmp_path, ranks):
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_recalibrated_statistics_are_equal_on_all_ranks_and_equal_those_of_one_process(tmp_path, ranks):
     results = run("recalibrate", ranks, tmp_path)
+    assert len(results) == ranks
     assert all(result == results[0] for result in results)
     assert results[0]["undone"]
     model = network()
@@ -63,6 +66,7 @@ def test_recalibrated_statistics_are_equal_on_all_ranks_and_equal_those_of_one_p
 
 def test_an_exception_on_one_rank_ends_all_of_them_with_its_text(tmp_path):
     results = run("exception", 3, tmp_path)
+    assert len(results) == 3
     assert "OSError: the disk is gone" in results[1]["error"]
     for rank in (0, 2):
         assert "NotVerifiableError: rank 1 failed" in results[rank]["error"]
@@ -81,6 +85,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_clear_error(tmp_path):
 
 def test_ranks_with_different_statistics_are_told_which_layer(tmp_path):
     results = run("different", 2, tmp_path)
+    assert len(results) == 2
     for result in results:
         assert "BatchNorm `4` differ between rank 0 and rank 1" in result["error"]
         assert result["unchanged"]

@@ -119,6 +119,7 @@ def levels(model: nn.Module, batches: list[torch.Tensor]) -> list[list[str]]:
     return [[layer.name for layer in group] for group in depth_levels(Feed(model, batches), [layers[n] for n in order])]
 
 
+@pytest.mark.integration
 def test_a_network_like_resnet18_is_exact_in_one_pass_per_depth():
     model, x = resnet18(), images()
     assert worst_w(model, x) > 0.5
@@ -289,6 +290,7 @@ def test_batches_that_differ_from_pass_to_pass_are_an_error():
     assert same_bits(before, dict(model.state_dict()))
 
 
+@pytest.mark.integration
 def test_order_and_size_of_the_batches_change_nothing():
     model, x = resnet18(4), images(24, 16)
     start = copy.deepcopy(model.state_dict())

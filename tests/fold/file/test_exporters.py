@@ -16,6 +16,8 @@ from torch import nn
 from jumpout_export.fold.file.fold_file import fold_onnx
 from jumpout_export.verify.inspect import inspect_onnx
 
+pytestmark = pytest.mark.integration
+
 TRAINING = torch.onnx.TrainingMode.TRAINING
 
 

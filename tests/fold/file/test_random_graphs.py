@@ -3,7 +3,10 @@
 import random
 
 import numpy as np
+import pytest
 from support.noisy_files import FLOAT, folded, graph_model, node, run
+
+pytestmark = pytest.mark.integration
 
 
 def random_nodes(rng):

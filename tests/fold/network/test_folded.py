@@ -299,6 +299,7 @@ def test_a_scripted_model_and_one_without_values_are_refused_in_words(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.integration
 def test_a_compiled_model_is_folded_as_the_model_it_wraps():
     model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
     assert isinstance(fold_model(torch.compile(model), X)[1], nn.Identity)

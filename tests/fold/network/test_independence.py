@@ -12,6 +12,8 @@ from jumpout_export.export.publish import export_onnx
 from jumpout_export.fold.network.folded import fold_model
 from jumpout_export.verify.verify import verify_onnx
 
+pytestmark = pytest.mark.integration
+
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)) + 3
 
 

@@ -224,6 +224,7 @@ def test_a_layer_that_computes_in_eval_stays_and_is_deterministic(layer, example
         assert torch.equal(folded(example), folded(example))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["Transformer", "LSTM", "WeightDrop", "attention in training", "DropPath"])
 def test_such_a_network_is_published_without_a_random_node(name, tmp_path):
     layer, example = {**GONE, **STAYS}[name]

@@ -100,6 +100,7 @@ def located(model, images, path):
     return found, constants_check(model, found)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_right_file_agrees_and_every_batchnorm_is_located(name, files):
     model, images, path = files(name)
@@ -160,6 +161,7 @@ def test_one_constant_off_by_a_thousandth_fails_with_layer_and_channel(
     assert re.search(rf"\((folded into|as) {operator} ", check.note)
 
 
+@pytest.mark.integration
 def test_it_fails_although_the_data_hide_the_channel(tmp_path):
     """The head does not read channel 1, so no comparison of outputs can see it."""
     torch.manual_seed(0)
@@ -213,6 +215,7 @@ def test_a_model_that_cannot_run_is_a_note(files):
     assert notes[0].startswith("the BatchNorm constants could not be looked for in the file: ")
 
 
+@pytest.mark.integration
 def test_a_model_without_batchnorm_has_no_such_check(tmp_path):
     model, images = nn.Sequential(nn.Linear(3, 2)).eval(), torch.randn(4, 3)
     convert(model, Batch((images,), {}), tmp_path / "model.onnx")
@@ -221,6 +224,7 @@ def test_a_model_without_batchnorm_has_no_such_check(tmp_path):
     assert "batchnorm constants" not in {check.name for check in report.checks}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_other_precisions_have_limits_of_their_own(dtype, tmp_path):
     model, images = trained("conv")
@@ -234,6 +238,7 @@ def test_other_precisions_have_limits_of_their_own(dtype, tmp_path):
     assert check.verdict == "fail"
 
 
+@pytest.mark.integration
 def test_a_mul_and_an_add_are_located(tmp_path):
     """As a decomposed BatchNorm, or one written by hand, has it."""
 

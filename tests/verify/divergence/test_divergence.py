@@ -20,6 +20,8 @@ from jumpout_export.render.headline import headline
 from jumpout_export.verify.divergence.locate import locate_divergence
 from jumpout_export.verify.verify import verify_onnx
 
+pytestmark = pytest.mark.integration
+
 
 def block(inputs, outputs, kernel=3, groups=1):
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups)

@@ -22,6 +22,8 @@ from jumpout_export.verify.noise.purpose import OnPurpose, purpose_of
 from jumpout_export.verify.noise.quiet import switched_off
 from jumpout_export.verify.noise.sums import limit_of
 
+pytestmark = pytest.mark.integration
+
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 RUNS = 1000
 
