@@ -91,9 +91,11 @@ def test_a_layer_of_which_every_row_is_scaled_otherwise_is_still_the_one(model, 
     assert constants_check(later, [wrong]).note.startswith(f"`1` channel {wrong.channel}: weights off by 0.049")
 
 
-def test_weights_of_another_layer_are_not_taken_for_its_own(model, tmp_path):
-    other = constants(model)["w"] * np.random.default_rng(0).uniform(0.5, 2, (4, 3)).astype(np.float32)
+@pytest.mark.parametrize(("others", "where"), [(1, "Gemm fc"), (2, ""), (4, "")])
+def test_a_layer_is_its_own_if_most_of_the_rows_are_and_of_another_otherwise(others, where, model, tmp_path):
+    values = constants(model)
+    values["w"][:others] *= np.random.default_rng(0).uniform(0.5, 2, (others, 3)).astype(np.float32)
     recording = record(model, onnx_batch(torch.ones(2, 3), model))
-    proto = parsed(FOLDED, {"w": other, "b": constants(model)["b"]})
-    (missing,) = locate_batchnorms(recording, tmp_path / "model.onnx", proto)
-    assert missing.where == ""
+    proto = parsed(FOLDED, {"w": values["w"], "b": values["b"]})
+    (found,) = locate_batchnorms(recording, tmp_path / "model.onnx", proto)
+    assert (found.where, found.wrong) == (where, bool(where))

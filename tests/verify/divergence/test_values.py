@@ -4,6 +4,8 @@ import pytest
 import torch
 from support.onnx_files import parsed, saved
 
+from jumpout_export.runtime.session import open_session
+from jumpout_export.verify.divergence import values as inside
 from jumpout_export.verify.divergence.values import file_values
 
 FILE = """<ir_version: 10, opset_import: ["" : 18, "local" : 1]>
@@ -22,9 +24,20 @@ def values(tmp_path, **options):
     return list(file_values(path, parsed(FILE), "cpu", "off", [X], **options))
 
 
-@pytest.mark.parametrize("bytes_per_run", [1, 16, 1 << 20], ids=["one a run", "two a run", "all at once"])
-def test_outputs_and_inner_floats_are_given_once_whatever_fits_into_a_run(bytes_per_run, tmp_path):
+@pytest.mark.parametrize(
+    ("bytes_per_run", "runs"), [(1, 4), (16, 2), (1 << 20, 1)], ids=["one a run", "two a run", "all at once"]
+)
+def test_outputs_and_inner_floats_are_given_once_whatever_fits_into_a_run(bytes_per_run, runs, tmp_path, monkeypatch):
+    """Inside are four values of 8 bytes: a, b and two of the function."""
+    opened = []
+
+    def counted(*arguments):
+        opened.append(arguments)
+        return open_session(*arguments)
+
+    monkeypatch.setattr(inside, "open_session", counted)
     found = values(tmp_path, bytes_per_run=bytes_per_run)
+    assert len(opened) == runs
     by_value = sorted(tuple(one.tensor.reshape(-1).tolist()) for one in found)
     # relu; its integer part as an output and as a float; minus that, that again, and twice that
     assert by_value == sorted([(0, 2.5), (0, 2), (0, 2), (0, -2), (0, 2), (0, 4)])
