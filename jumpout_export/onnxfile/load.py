@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jumpout_export.errors import LoadError
-from jumpout_export.onnxfile.walk import called, messages, nodes_of
+from jumpout_export.onnxfile.walk import called, called_as, messages, nodes_of
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
@@ -34,17 +34,20 @@ def inlined(model: ModelProto, only: Iterable[tuple[str, str]] | None = None) ->
         return model
     from onnx import inliner
 
-    model = _with_defaults(model)
-    if only is None:
-        return inliner.inline_local_functions(model)
-    return inliner.inline_selected_functions(model, sorted(only))
+    left = {called_as(function) for function in model.functions} if only is None else set(only)
+    if not any(function.attribute_proto for function in model.functions):
+        return inliner.inline_selected_functions(model, sorted(left))
+    while left:  # from the outside in: what a function hands on to the next is known once it is written out
+        inner = {called(node) for body in model.functions if called_as(body) in left for node in nodes_of(body.node)}
+        outer = left - inner or left
+        model = inliner.inline_selected_functions(_with_defaults(model), sorted(outer))
+        left -= outer
+    return model
 
 
 def _with_defaults(model: ModelProto) -> ModelProto:
     """The model whose calls say what a function's attributes are by default, which onnx's inliner (1.23) forgets."""
-    defaults = {(function.domain, function.name): function.attribute_proto for function in model.functions}
-    if not any(defaults.values()):
-        return model
+    defaults = {called_as(function): function.attribute_proto for function in model.functions}
     copy = type(model)()
     copy.CopyFrom(model)
     for node in (node for body in (copy.graph, *copy.functions) for node in nodes_of(body.node)):

@@ -87,6 +87,11 @@ def called(node: NodeProto) -> tuple[str, str]:
     return node.domain, node.op_type
 
 
+def called_as(function: FunctionProto) -> tuple[str, str]:
+    """Returns domain and name by which nodes call a function."""
+    return function.domain, function.name
+
+
 def constants_of(graph: GraphProto) -> dict[str, TensorProto | None]:
     """Returns the tensors of a graph that no caller can change, by name; None for every other name in it.
 

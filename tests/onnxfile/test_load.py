@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -31,6 +32,17 @@ def test_a_function_written_out_computes_what_it_did():
     assert not flat.functions
     assert slopes(flat) == [0.25, 0.5]
     assert str(model) == text, "the model itself stays"
+
+
+def test_a_default_is_meant_where_a_function_hands_on_what_nobody_gave_it():
+    """Outer's slope is left out, so Leaky has its own; ONNX Runtime agrees."""
+    text = CALLS.replace(
+        "Outer (a) => (b) { b = local.Leaky(a) }", "Outer <s> (a) => (b) { b = local.Leaky <slope : float = @s> (a) }"
+    )
+    assert slopes(inlined(parsed(text))) == [0.25, 0.5]
+    session = onnxruntime.InferenceSession(parsed(text).SerializeToString(), providers=["CPUExecutionProvider"])
+    assert [output[0] / X[0] for output in session.run(None, {"x": X})] == [0.25, 0.5]
+    assert slopes(inlined(parsed(text.replace("local.Outer(x)", "local.Outer <s = 0.125> (x)")))) == [0.125, 0.5]
 
 
 def test_onnx_forgets_the_default_which_is_why_calls_are_given_it():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jumpout_export.fold.file.noise import Noise
 from jumpout_export.onnxfile.metadata import BATCHNORM, DATA_SHA256, FOLDED, RANDOM, TOLERANCE, describe_layers, entries
 from jumpout_export.onnxfile.paths import without_folders
-from jumpout_export.onnxfile.walk import all_graphs, called, messages, nodes_of
+from jumpout_export.onnxfile.walk import all_graphs, called, called_as, messages, nodes_of
 from jumpout_export.report import FoldedLayer
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _remove(messages: Any, unwanted: Callable[[Any], bool]) -> None:
 
 
 def _drop_unused_functions(model: ModelProto) -> None:
-    bodies = {(function.domain, function.name): function for function in model.functions}
+    bodies = {called_as(function): function for function in model.functions}
     used: set[tuple[str, str]] = set()
     queue = [called(node) for node in nodes_of(model.graph.node)]
     while queue:
@@ -115,7 +115,7 @@ def _drop_unused_functions(model: ModelProto) -> None:
         if name in bodies and name not in used:
             used.add(name)
             queue += [called(node) for node in nodes_of(bodies[name].node)]
-    _remove(model.functions, lambda function: (function.domain, function.name) not in used)
+    _remove(model.functions, lambda function: called_as(function) not in used)
 
 
 def correct_metadata(model: ModelProto, layers: Sequence[FoldedLayer]) -> list[str]:

@@ -9,12 +9,12 @@ from jumpout_export.errors import NotVerifiableError
 from jumpout_export.fold.file.noise import Noise, find_noise
 from jumpout_export.onnxfile.load import inlined
 from jumpout_export.onnxfile.training import may_be_noise
-from jumpout_export.onnxfile.walk import called, function_sites, nodes_of
+from jumpout_export.onnxfile.walk import called, called_as, function_sites, nodes_of
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from onnx import FunctionProto, ModelProto
+    from onnx import ModelProto
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,12 @@ def _without_noisy_functions(model: ModelProto) -> tuple[ModelProto, list[str]]:
 
     Inside a function a flag is a parameter; where it is called it has a value.
     """
-    calls = {_name(function): {called(node) for node in nodes_of(function.node)} for function in model.functions}
-    noisy = {_name(function) for function in model.functions if any(map(may_be_noise, function_sites(model, function)))}
+    calls = {called_as(function): {called(node) for node in nodes_of(function.node)} for function in model.functions}
+    noisy = {
+        called_as(function) for function in model.functions if any(map(may_be_noise, function_sites(model, function)))
+    }
     while more := {name for name, inner in calls.items() if inner & noisy} - noisy:
         noisy |= more
     if not noisy:
         return model, []
     return inlined(model, noisy), sorted(name for _, name in noisy)
-
-
-def _name(function: FunctionProto) -> tuple[str, str]:
-    return function.domain, function.name
