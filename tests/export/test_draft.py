@@ -11,6 +11,8 @@ from jumpout_export.fold.network.audit import audit_model
 from jumpout_export.render.writers.document import build_document
 from jumpout_export.report import BatchNormReport
 
+pytestmark = pytest.mark.integration
+
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
 FLOAT32 = "8 x torch's own error against float64 + 16 eps, at most 0.001 in float32, of the channel's size"
 FLOAT16 = "8 x torch's own error against float64 + 2 eps, at most 0.05 in float16, of the channel's size"

@@ -115,6 +115,7 @@ def test_a_refused_preparation_says_which_check_failed_and_why_nothing_was_compa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.integration
 def test_what_cannot_be_converted_is_refused_and_the_folder_is_gone(job, tmp_path):
     made = job(Eigenvalues())
     with pytest.raises(RefusedError, match="the model was not converted"), beside(made.target) as folder:
@@ -138,6 +139,7 @@ def test_a_subject_that_fixes_an_open_axis_is_refused_before_the_converter_runs(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.integration
 def test_the_steps_make_a_file_that_appears_only_with_the_last_one(job, tmp_path):
     said = []
     made = job(network(), progress=lambda what, *_: said.append(what))

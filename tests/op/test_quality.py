@@ -9,6 +9,8 @@ from scipy import stats
 from jumpout_export import Jumpout, jumpout
 from jumpout_export.nn.reference import jumpout_reference
 
+pytestmark = pytest.mark.integration
+
 SIX_SIGMA = 2e-9  # two-sided tail of six standard errors
 
 

@@ -64,6 +64,7 @@ def network():
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_into_one_graph_with_the_same_gradients(dynamic):
     torch._dynamo.reset()
@@ -80,6 +81,7 @@ def test_compiles_into_one_graph_with_the_same_gradients(dynamic):
         torch.testing.assert_close(torch.autograd.grad(actual, w), torch.autograd.grad(expected, w))
 
 
+@pytest.mark.integration
 def test_a_compiled_module_draws_fresh_masks_and_records_statistics():
     torch._dynamo.reset()
     model = network()
@@ -93,6 +95,7 @@ def test_a_compiled_module_draws_fresh_masks_and_records_statistics():
     assert torch.equal(compiled(x), compiled(x))
 
 
+@pytest.mark.integration
 def test_in_place_compiles():
     torch._dynamo.reset()
     x = torch.randn(6, 7)
@@ -110,6 +113,7 @@ def test_in_place_compiles():
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_activation_checkpointing_recomputes_the_same_mask(compiled):
     torch._dynamo.reset()

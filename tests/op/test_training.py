@@ -38,6 +38,7 @@ def test_mixed_precision_with_a_grad_scaler_trains(dtype):
     assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.integration
 def test_a_compiled_training_step_equals_the_eager_one():
     torch._dynamo.reset()
     seed = torch.tensor(3)
@@ -51,6 +52,7 @@ def test_a_compiled_training_step_equals_the_eager_one():
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.integration
 def test_with_a_memory_budget_a_seed_given_as_input_keeps_the_gradient_right():
     """An in-graph seed may be drawn again in a recomputed backward (pytorch#190758); one from outside cannot."""
     torch._dynamo.reset()
@@ -140,6 +142,7 @@ os._exit(0)  # gloo's threads sometimes abort in the destructors of a process th
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_train_with_independent_masks(tmp_path, kind):
     script = tmp_path / "train.py"

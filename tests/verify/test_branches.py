@@ -53,6 +53,7 @@ class Product(nn.Module):
         return {"y": x @ self.weight}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("nested", [False, True], ids=["top", "nested"])
 def test_a_branch_that_no_sample_takes_fails_until_one_does(tmp_path, nested):
     model, path = Product().eval(), tmp_path / "m.onnx"

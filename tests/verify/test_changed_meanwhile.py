@@ -13,6 +13,8 @@ from jumpout_export.export.publish import export_onnx
 from jumpout_export.verify import inspect
 from jumpout_export.verify.verify import verify_onnx
 
+pytestmark = pytest.mark.integration
+
 
 def test_a_file_that_is_replaced_while_it_is_verified_fails_and_the_hash_is_of_the_first(good, tmp_path):
     model, path = good

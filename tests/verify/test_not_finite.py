@@ -48,6 +48,7 @@ class Infinite(nn.Module):
         return self.linear(x).masked_fill(torch.tensor([False, True, False, False, True]), -math.inf)
 
 
+@pytest.mark.integration
 def test_infinite_values_that_pytorch_gives_too_fail_and_no_layer_is_blamed(tmp_path):
     report = export_onnx(Infinite(), tmp_path / "model.onnx", torch.randn(4, 6))
     assert found(report).keys() == {"cpu/off/finite", "cpu/all/finite"}

@@ -127,6 +127,7 @@ def test_networks_that_cannot_be_compared_fail_the_check():
     assert Loss().inputs(BATCH) is BATCH
 
 
+@pytest.mark.integration
 def test_a_made_up_precision_is_exported_and_verified_through_the_object_alone(toy, tmp_path):
     path, model = tmp_path / "model.onnx", network()
     report = export_onnx(model, path, X, calibration=[X, X[:2]], dtype=torch.qint8)
@@ -145,6 +146,7 @@ def test_a_made_up_precision_is_exported_and_verified_through_the_object_alone(t
     assert "toy" in dtypes()
 
 
+@pytest.mark.integration
 def test_without_the_object_that_file_is_another_network(toy, monkeypatch, tmp_path):
     path, model = tmp_path / "model.onnx", network()
     assert export_onnx(model, path, X, dtype=torch.qint8)

@@ -57,6 +57,7 @@ def all_off(model):
             parameter.mul_(1.01)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("make", "edit", "right"),
     [
@@ -100,6 +101,7 @@ def test_one_changed_weight_fails(name, corrupt):
     assert report.first_divergence == name.split(".")[0]
 
 
+@pytest.mark.integration
 def test_the_batchnorm_constants_are_the_buffers(good, corrupt):
     """conv.bias in the file is the folded BatchNorm shift; a running mean that is off by 1e-3 shows."""
     model, path = good
@@ -188,6 +190,7 @@ def test_a_training_dropout_shows_only_without_the_optimizer(corrupt):
     assert not report
 
 
+@pytest.mark.integration
 def test_a_noise_node_is_found_by_inspection_and_by_running(corrupt):
     def edit(proto):
         noise = helper.make_node("RandomUniformLike", [], [""], low=0.99, high=1.01)
@@ -218,6 +221,7 @@ def test_a_file_that_runs_at_one_batch_size_only_fails(corrupt):
     assert "batch=1: ONNX Runtime cannot run it" in found(report)["cpu/off/outputs"].note
 
 
+@pytest.mark.integration
 def test_integer_outputs_must_be_equal(tmp_path):
     class Top(nn.Module):
         def forward(self, x):

@@ -64,6 +64,7 @@ def array(held, y):
     return y * 2 if held[0] > 6 else y
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("held", "function", "name"),
     [

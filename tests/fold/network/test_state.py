@@ -47,6 +47,7 @@ def listed(model, x, y):
     return y + model.seen[0]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("after", "name"),
     [
@@ -71,6 +72,7 @@ def test_a_state_that_reaches_the_result_fails_and_is_named(after, name, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.integration
 def test_a_counter_that_reaches_nothing_is_a_note(tmp_path):
     def counting(model, x, y):
         model.calls += 1
@@ -108,6 +110,7 @@ class Closure(nn.Module):
         return self.function(x)
 
 
+@pytest.mark.integration
 def test_a_copy_that_calls_the_original_fails_and_the_original_is_restored(tmp_path):
     model = Closure()
     model.norm.register_forward_hook(lambda module, args, output: setattr(module, "calls", 1))
@@ -140,6 +143,7 @@ class DropPath(nn.Module):
         return x * (torch.rand(len(x), 1) < 0.5) if self.training else x
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("layer", "example"), [(NonInverted(0.5), torch.zeros(2, 4)), (Clipped(0.5), torch.rand(2, 4))], ids=["zeros", "in"]
 )
@@ -210,6 +214,7 @@ class LayerDrop(nn.Module):
         return x if random.random() < 0.3 else self.layer(x)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
     ("model", "allow", "where"),
@@ -229,6 +234,7 @@ def test_an_allowed_random_branch_that_the_file_does_not_draw_fails_with_every_s
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.integration
 def test_allowed_draws_without_an_effect_are_named_as_draws(tmp_path):
     class Unused(nn.Module):
         def forward(self, x):

@@ -168,6 +168,7 @@ def test_statistics_of_every_norm_are_audited():
     assert notes["batchnorm"] == "`1` running_var has 1 non-finite of 4 values"
 
 
+@pytest.mark.integration
 def test_an_export_with_a_report_on_an_instance_norm_is_published(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True)).eval()
     images = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))

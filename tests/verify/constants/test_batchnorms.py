@@ -132,6 +132,7 @@ def constant_of(operator, position):
     return lambda proto: next(node for node in proto.graph.node if node.op_type == operator).input[position]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "operator", "position", "layer", "what"),
     [
@@ -180,6 +181,7 @@ def test_it_fails_although_the_data_hide_the_channel(tmp_path):
     assert report.notes[0].startswith("`0` differs by its constants alone: the values agree")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["conv", "depthwise", "linear", "transposed", "first", "after add", "shared"])
 def test_a_file_from_before_a_recalibration_fails_with_the_layers_named(name, files):
     model, images, path = files(name)

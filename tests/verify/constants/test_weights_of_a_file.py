@@ -15,6 +15,8 @@ from jumpout_export.model.signature import onnx_batch
 from jumpout_export.verify.constants.weights import weights_check
 from jumpout_export.verify.verify import verify_onnx
 
+pytestmark = pytest.mark.integration
+
 
 class Tokens(nn.Module):
     """Of 50 embedded words the samples below use 5."""
