@@ -113,7 +113,7 @@ def check_batchnorm(
     seen = collect_states(feed, layers, states, "checking BatchNorm", renormalised=moving, enough=watch.enough)
     measured, notes = _measured(seen, watch)
     if watch.stopped:
-        feed = Feed(model, batches, images=seen[0].images, forward_fn=forward_fn, device=device, progress=progress)
+        feed = feed.alone(seen[0].images)
     rows, first = layer_rows(layers, measured, watch.judge)
     if first is not None and measured.training is not None:
         _draw_more(feed, layers, moving, measured)
@@ -219,7 +219,7 @@ def _advice(feed: Feed, layers: list[Layer]) -> dict[str, AlphaAdvice]:
     advice: dict[str, AlphaAdvice] = {}
     with feed.ranks.together():
         if feed.ranks.rank == 0:
-            advice = advise(feed.alone(), layers)
+            advice = advise(feed, layers)
     return feed.ranks.gather(advice)[0]
 
 

@@ -42,22 +42,18 @@ class Call:
 @contextlib.contextmanager
 def module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """Keeps the path of the running module on top of `stack`, by hooks that are removed on the way out."""
-    handles = []
 
     def leave(path: str) -> None:  # a hook that returns something replaces the module's output
         if stack and stack[-1] == path:  # not if another hook raised before the module was entered
             stack.pop()
 
-    try:
+    with contextlib.ExitStack() as hooks:
         for path, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # takes no hooks; what it calls counts for the module around it
-            handles.append(module.register_forward_pre_hook(lambda *_, path=path: stack.append(path)))
-            handles.append(module.register_forward_hook(lambda *_, path=path: leave(path), always_call=True))
+            hooks.enter_context(module.register_forward_pre_hook(lambda *_, path=path: stack.append(path)))
+            hooks.enter_context(module.register_forward_hook(lambda *_, path=path: leave(path), always_call=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def user_frame() -> tuple[str, int]:

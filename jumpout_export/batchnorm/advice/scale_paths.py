@@ -61,27 +61,13 @@ def noise_paths(feed: Feed, layers: Sequence[Layer], images: int) -> dict[str, N
     if not any(_is_stock(source.module, _SOURCES) for source in sources):
         return {}
     trace = _Trace()
-    done = 0
-
-    def visit(step: Step) -> int:
-        nonlocal done
-        seen = trace.forward(step)
-        done += seen if step.size is None else step.size
-        if done >= images:
-            raise _EnoughError
-        return seen
-
     # A frozen layer normalises by what it stores in training, too; noise does not change that.
     moving = [layer for layer in layers if not layer.frozen]
     norms = [layer for layer in moving if is_batchnorm(layer.module)]
     hooked = trace.attached(feed.model, norms, sources)
-    with contextlib.suppress(_EnoughError), torch.no_grad(), in_state(feed.model, moving, RENORMALISED), hooked:
-        feed.replay("looking for what feeds BatchNorm", visit)
+    with torch.no_grad(), in_state(feed.model, moving, RENORMALISED), hooked:
+        feed.alone(images).replay("looking for what feeds BatchNorm", trace.forward)
     return {name: path for name, path in trace.paths.items() if path is not None}
-
-
-class _EnoughError(BaseException):
-    """Ends a pass over the batches early."""
 
 
 class _OneValueError(BaseException):
@@ -134,13 +120,12 @@ class _Trace:
     @contextlib.contextmanager
     def attached(self, model: nn.Module, layers: Sequence[Layer], sources: Sequence[StochasticLayer]) -> Iterator[None]:
         """Hooks the model's modules; the hooks are gone on the way out."""
-        handles = []
+        with contextlib.ExitStack() as hooks:
 
-        def attach(module: nn.Module, after: Callable[..., Any]) -> None:
-            handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
+            def attach(module: nn.Module, after: Callable[..., Any]) -> None:
+                hooks.enter_context(module.register_forward_pre_hook(self._before, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
 
-        try:
             for source in sources:
                 attach(source.module, self._after_source(source))
             for module in model.modules():
@@ -150,11 +135,8 @@ class _Trace:
                     attach(module, self._after_linear)
             for layer in layers:
                 hook = self._before_batchnorm(layer)
-                handles.append(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
+                hooks.enter_context(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Looked up before the module runs: one that works in place changes the version.

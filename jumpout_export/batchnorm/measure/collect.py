@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from jumpout_export.batchnorm.measure.distributed import Ranks, merge_moments
-from jumpout_export.batchnorm.measure.feed import Feed, Step
+from jumpout_export.batchnorm.measure.feed import Feed, PassDoneError, Step
 from jumpout_export.batchnorm.measure.forward_moments import ForwardMoments, of_batch
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import Moments
@@ -111,19 +111,15 @@ def collect_states(
                 seen = one.run(step, must_succeed=index < required)
                 images = images or seen
         if enough is not None and enough(step, collected):
-            raise _EnoughError
+            raise PassDoneError
         return images
 
-    handles = []
-    try:
+    with contextlib.ExitStack() as hooks:
         for layer in layers:
             hook = _hook(layer, lambda: running)
-            handles.append(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
-        with torch.no_grad(), preserved(feed.model) as found, contextlib.suppress(_EnoughError):
+            hooks.enter_context(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
+        with torch.no_grad(), preserved(feed.model) as found, contextlib.suppress(PassDoneError):
             feed.replay(what, visit)
-    finally:
-        for handle in handles:
-            handle.remove()
     for one in collected:
         _merge(feed.ranks, one, layers)
     return collected
@@ -141,10 +137,6 @@ def _merge(ranks: Ranks, collected: Collected, layers: Sequence[Layer]) -> None:
     failures = (f"{failure} (rank {rank})" for rank, (_, failure) in enumerate(others) if failure)
     collected.failure = next(failures, "")
     merge_moments(ranks, collected.moments, layers)
-
-
-class _EnoughError(BaseException):
-    """Ends a pass; not an Exception, so that nothing takes it for an error."""
 
 
 class _OneValueError(ValueError):

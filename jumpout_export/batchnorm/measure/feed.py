@@ -48,6 +48,10 @@ class Step:
     labels: Tensor | None
 
 
+class PassDoneError(BaseException):
+    """Raised by what visits the steps of a pass, to end it; not an Exception, so that nothing takes it for an error."""
+
+
 @dataclass(frozen=True)
 class Replayed:
     """How much one pass saw: `images` in `batches` batches."""
@@ -117,10 +121,11 @@ class Feed:
         self._writes = False
         self.first: Step | None = None
 
-    def alone(self) -> Feed:
-        """Returns the same batches of this process, as a pass of its own that no other process knows of."""
+    def alone(self, images: int) -> Feed:
+        """Returns the first images of this process's batches, for passes that no other process knows of."""
         own = copy.copy(self)
         own.ranks, own._images = ALONE, None
+        own._limit = images if self._limit is None else min(images, self._limit)
         return own
 
     def replay(self, what: str, visit: Callable[[Step], int]) -> Replayed:

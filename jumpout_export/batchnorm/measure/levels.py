@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jumpout_export.batchnorm.measure.feed import Feed, Step
+from jumpout_export.batchnorm.measure.feed import Feed, PassDoneError, Step
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.states import SERVING, in_state
 from jumpout_export.model.randomness import rng_restored, same_bits
@@ -60,30 +60,21 @@ def on_first_step(feed: Feed, visit: Callable[[Step], Any]) -> None:
 
     def once(step: Step) -> int:
         visit(step)
-        raise _FirstStepDoneError
+        raise PassDoneError
 
-    with contextlib.suppress(_FirstStepDoneError):
+    with contextlib.suppress(PassDoneError):
         feed.replay("running one batch", once)
-
-
-class _FirstStepDoneError(BaseException):
-    """Ends a pass; not an Exception, so that nothing takes it for an error."""
 
 
 def _inputs(step: Step, order: Sequence[Layer], other: Collection[str]) -> Seen:
     """What each layer gets while the outputs of all are noise: fixed noise, other noise for the names in `other`."""
     seen: Seen = {}
-    handles = []
-    try:
+    with contextlib.ExitStack() as hooks, rng_restored():
         for index, layer in enumerate(order):
             # Every layer has noise of its own: the difference of two branches must not cancel.
             hook = _hook(layer.name, seen, 2 * index + (layer.name in other))
-            handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
-        with rng_restored():
-            step.run()
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.enter_context(layer.module.register_forward_hook(hook, with_kwargs=True))
+        step.run()
     return seen
 
 
