@@ -80,7 +80,7 @@ class Precision:
 
 
 class Copied(Precision):
-    """Another than the model's own, in a copy that is made for it; `check` of its loss is one of the report."""
+    """Another than the model's own, in a copy that is made for it; reports have its check `precision`."""
 
     def is_in(self, _batch: Batch) -> bool:
         """Nothing says so, by default."""

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from jumpout_export.errors import ArgumentError
-from jumpout_export.model.axes import Axes
-from jumpout_export.model.batches import Batch, Progress
+from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.metadata import RANDOM
 from jumpout_export.onnxfile.training import random_nodes
 from jumpout_export.report import Check, VerifyReport
 from jumpout_export.text import count, joined
 from jumpout_export.verify.noise.on_purpose import verify_random
 from jumpout_export.verify.runner import run_providers
-from jumpout_export.verify.values.loss import Loss
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -58,25 +56,10 @@ class Deterministic:
         network: nn.Module,
         batches: Iterable[Batch],
         providers: tuple[str, ...],
-        *,
-        loss: Loss,
-        axes: Axes,
-        seed: int,
-        progress: Progress | None,
+        **settings: Any,
     ) -> VerifyReport:
         """Returns the comparison of the file with the model; the arguments are those of `run_providers`."""
-        return run_providers(
-            path,
-            original,
-            network,
-            batches,
-            providers,
-            loss=loss,
-            axes=axes,
-            allow=self._allow,
-            seed=seed,
-            progress=progress,
-        )
+        return run_providers(path, original, network, batches, providers, allow=self._allow, **settings)
 
 
 class OnPurpose(Deterministic):
@@ -114,19 +97,14 @@ class OnPurpose(Deterministic):
         self,
         path: Path,
         original: nn.Module,
-        _network: nn.Module,
+        network: nn.Module,  # noqa: ARG002 what is random has no bits to compare
         batches: Iterable[Batch],
         providers: tuple[str, ...],
-        *,
-        loss: Loss,
-        axes: Axes,  # noqa: ARG002 mean and spread are compared at sizes of their own
-        seed: int,
-        progress: Progress | None,
+        **settings: Any,
     ) -> VerifyReport:
-        """Compares distributions, and the network without its noise where it can be had."""
-        return verify_random(
-            path, original, batches, providers, allow=self._allow, loss=loss, seed=seed, progress=progress
-        )
+        """Compares distributions, at batch sizes of their own, and the network without its noise, if it can be had."""
+        settings.pop("axes", None)
+        return verify_random(path, original, batches, providers, allow=self._allow, **settings)
 
 
 def purpose_of(file: ModelProto, allow: Iterable[str]) -> Deterministic:
