@@ -1,7 +1,8 @@
 """Runs a file that nobody has reviewed without letting it take the machine: bounded memory, bounded time.
 
 What a graph takes is not known before it runs: a few bytes can ask for terabytes (ConstantOfShape, Expand, Range), or
-for 2^63 rounds of a Loop. What the sizes in the file already say is refused before (`onnxfile/sizes.py`); this is for the rest.
+for 2^63 rounds of a Loop. What the sizes in the file already say is refused before (`onnxfile/sizes.py`); this is for
+the rest.
 """
 
 from __future__ import annotations
