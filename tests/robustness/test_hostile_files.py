@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from PIL import Image
+from support.onnx_files import parsed
 from torch import nn
 
 from jumpout_export import loading
@@ -66,18 +67,12 @@ def tree(folder):
     return sorted((str(path), path.lstat().st_size) for path in folder.rglob("*"))
 
 
-def value(name, shape=("batch", 4), kind=TensorProto.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def model_of(nodes, constants=(), inputs=None, outputs=None):
-    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in dict(constants).items()]
-    graph = helper.make_graph(nodes, "g", inputs or [value("input")], outputs or [value("output")], tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+def model_of(nodes, constants=None):
+    return parsed(f"g (float[batch,4] input) => (float[batch,4] output) {{ {nodes} }}", constants, check=False)
 
 
 def linear():
-    return model_of([helper.make_node("MatMul", ["input", "w"], ["output"])], {"w": np.eye(4, dtype="f4")})
+    return model_of("output = MatMul(input, w)", {"w": np.eye(4, dtype="f4")})
 
 
 def external(location, **entries):
@@ -115,47 +110,39 @@ def nested(depth):
 
 def known_size(operator):
     """input + the sum of 2^40 ones."""
-    make = {
-        "ConstantOfShape": helper.make_node("ConstantOfShape", ["size"], ["ones"]),
-        "Expand": helper.make_node("Expand", ["one", "size"], ["ones"]),
-    }[operator]
-    rest = [
-        helper.make_node("ReduceSum", ["ones"], ["s"], keepdims=0),
-        helper.make_node("Add", ["input", "s"], ["output"]),
-    ]
-    return model_of([make, *rest], {"size": np.array([1 << 40]), "one": np.ones(1, "f4")})
+    make = {"ConstantOfShape": "ConstantOfShape(size)", "Expand": "Expand(one, size)"}[operator]
+    nodes = f"ones = {make} s = ReduceSum<keepdims = 0>(ones) output = Add(input, s)"
+    return model_of(nodes, {"size": np.array([1 << 40]), "one": np.ones(1, "f4")})
 
 
 def computed_size():
     """The same with a size that is computed from the input: 2^42 or 0 elements."""
-    nodes = [
-        helper.make_node("ReduceMax", ["input"], ["m"], keepdims=0),
-        helper.make_node("IsNaN", ["m"], ["never"]),
-        helper.make_node("Not", ["never"], ["always"]),
-        helper.make_node("Cast", ["always"], ["k"], to=TensorProto.INT64),
-        helper.make_node("Mul", ["k", "huge"], ["size"]),
-        helper.make_node("ConstantOfShape", ["size"], ["ones"]),
-        helper.make_node("ReduceSum", ["ones"], ["s"], keepdims=0),
-        helper.make_node("Add", ["input", "s"], ["output"]),
-    ]
+    nodes = """
+        m = ReduceMax<keepdims = 0>(input)
+        never = IsNaN(m)
+        always = Not(never)
+        k = Cast<to = 7>(always)
+        size = Mul(k, huge)
+        ones = ConstantOfShape(size)
+        s = ReduceSum<keepdims = 0>(ones)
+        output = Add(input, s)
+    """
     return model_of(nodes, {"huge": np.array([1 << 42])})
 
 
 def endless():
     """A Loop of 2^63 - 1 rounds."""
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["c"], ["c2"]), helper.make_node("Tanh", ["v"], ["v2"])],
-        "body",
-        [value("i", (), TensorProto.INT64), value("c", (), TensorProto.BOOL), value("v")],
-        [value("c2", (), TensorProto.BOOL), value("v2")],
-    )
-    loop = helper.make_node("Loop", ["rounds", "true", "input"], ["output"], body=body)
-    return model_of([loop], {"rounds": np.array((1 << 63) - 1), "true": np.array(True)})
+    loop = """output = Loop(rounds, true, input) <
+        body = body (int64 i, bool c, float[batch,4] v) => (bool c2, float[batch,4] v2) {
+            c2 = Identity(c)
+            v2 = Tanh(v)
+        }
+    >"""
+    return model_of(loop, {"rounds": np.array((1 << 63) - 1), "true": np.array(True)})
 
 
 def cyclic():
-    nodes = [helper.make_node("Add", ["input", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
-    return model_of([*nodes, helper.make_node("Identity", ["b"], ["output"])])
+    return model_of("a = Add(input, b) b = Relu(a) output = Identity(b)")
 
 
 def steering():
@@ -238,7 +225,7 @@ def test_limits_leave_the_process_as_it_was_and_a_right_file_alone(folder):
 
     from jumpout_export import verify_onnx
 
-    onnx.save(model_of([helper.make_node("Tanh", ["input"], ["output"])]), "model.onnx")
+    onnx.save(model_of("output = Tanh(input)"), "model.onnx")
     before = resource.getrlimit(resource.RLIMIT_AS)
     assert verify_onnx("model.onnx", nn.Tanh(), torch.randn(2, 4))
     assert resource.getrlimit(resource.RLIMIT_AS) == before
@@ -375,7 +362,7 @@ def test_hostile_weights_are_refused(folder, refused, content):
 
 
 def test_what_the_tests_look_for_they_find(folder, refused):
-    onnx.save(model_of([helper.make_node("Tanh", ["input"], ["output"])]), "model.onnx")
+    onnx.save(model_of("output = Tanh(input)"), "model.onnx")
     with pytest.raises(AssertionError):
         refused("verify", "model.onnx", *AGAINST, codes={FAILED, WRONG_USAGE}, text="")
     with pytest.raises(AssertionError):

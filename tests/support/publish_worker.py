@@ -26,6 +26,7 @@ from jumpout_export.export.publish import export_onnx
 from jumpout_export.export.replace import replace_export
 from jumpout_export.onnxfile.data import changed_data, tie_data
 from jumpout_export.onnxfile.load import load_onnx
+from support.onnx_files import parsed
 
 NAME = "model.onnx"
 
@@ -63,15 +64,8 @@ def export(folder, seed, progress=None):
 def stage(folder, seed):
     """A finished export of small files of one's own, without the seconds that a real one takes."""
     with private_folder(folder / NAME) as private:
-        tensor = onnx.numpy_helper.from_array(np.full(4, seed, np.float32), "w")
-        graph = onnx.helper.make_graph(
-            [onnx.helper.make_node("Identity", ["w"], ["y"])],
-            "g",
-            [],
-            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])],
-            [tensor],
-        )
-        model = onnx.helper.make_model(graph, producer_version=str(seed))
+        model = parsed("g () => (float[4] y) { y = Identity(w) }", {"w": np.full(4, seed, np.float32)})
+        model.producer_version = str(seed)
         onnx.external_data_helper.convert_model_to_external_data(model, location="data", size_threshold=0)
         onnx.save(model, private / NAME)
         model = load_onnx(private / NAME)
