@@ -1,13 +1,12 @@
-"""The commands about BatchNorm: check-bn, recalibrate-bn, and what export asks of it first."""
+"""The commands about BatchNorm: check-bn and recalibrate-bn."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from torch import nn
 
 from jumpout_export import loading, signals
 from jumpout_export.batchnorm.check import check_batchnorm
@@ -30,21 +29,10 @@ from jumpout_export.cli.options import (
     Warn,
     Weights,
 )
-from jumpout_export.cli.work import (
-    build_model,
-    check_folder,
-    exit_code,
-    is_program,
-    read_batches,
-    show,
-    try_first_batch,
-    working,
-)
+from jumpout_export.cli.work import build_job, check_folder, finish, working
 from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError
-from jumpout_export.model.batches import Progress
-from jumpout_export.model.norms import serves_with_statistics
-from jumpout_export.report import BatchNormReport, PipelineReport
+from jumpout_export.report import PipelineReport
 
 
 def check_bn(
@@ -64,13 +52,11 @@ def check_bn(
     """Check whether the stored BatchNorm statistics agree with what serving sees."""
     check_folder(report, "--report")
     with working() as progress:
-        network = build_model(model, weights, device)
-        batches = cli_ranks.own_share(read_batches(data, None, batch_size, seed))
-        try_first_batch(network, batches)
+        job = build_job(model, weights, device, data, None, batch_size, seed)
         with cli_ranks.process_group() as group:
             result = check_batchnorm(
-                network,
-                batches,
+                job.network,
+                job.batches,
                 images=images,
                 warn=warn,
                 fail=fail,
@@ -78,8 +64,7 @@ def check_bn(
                 process_group=group,
                 progress=progress,
             )
-    show(result, json, report)
-    raise typer.Exit(exit_code(result))
+    finish(result, json, report)
 
 
 def recalibrate_bn(
@@ -112,14 +97,12 @@ def recalibrate_bn(
     if output is not None and not output.parent.is_dir():
         raise LoadError(f"-o {output}: the folder {output.parent} does not exist")
     with working() as progress:
-        network = build_model(model, weights, device)
-        batches = cli_ranks.own_share(read_batches(data, None, batch_size, seed))
-        try_first_batch(network, batches)
+        job = build_job(model, weights, device, data, None, batch_size, seed)
         with cli_ranks.process_group() as group:
             check = partial(
                 check_batchnorm,
-                network,
-                batches,
+                job.network,
+                job.batches,
                 images=images,
                 warn=warn,
                 fail=fail,
@@ -130,8 +113,8 @@ def recalibrate_bn(
             )
             before = check()
             done = recalibrate_batchnorm(
-                network,
-                batches,
+                job.network,
+                job.batches,
                 method.value,
                 images=images,
                 layers=layers,
@@ -155,35 +138,5 @@ def recalibrate_bn(
     )
     if output is not None and cli_ranks.rank() == 0:
         signals.defer_signals()
-        loading.save_weights(network, output)
-    show(result, json, report)
-    raise typer.Exit(exit_code(result))
-
-
-def check_before_export(
-    network: nn.Module,
-    model: str,
-    batches: Any,
-    data: str | None,
-    recalibrate: bool,
-    images: int,
-    progress: Progress,
-) -> BatchNormReport | None:
-    """Returns the check whose verdict an export records, recalibrated before if asked for; None where there is none."""
-    if is_program(model):
-        typer.echo(
-            f"BatchNorm was not checked: the exported program {model} is a graph without BatchNorm layers; for that "
-            "run check-bn on the factory",
-            err=True,
-        )
-        return None
-    if data is None:
-        if recalibrate:
-            raise LoadError("--recalibrate needs real images: give --data")
-        typer.echo("BatchNorm was not checked: that needs --data", err=True)
-        return None
-    if not any(map(serves_with_statistics, network.modules())):
-        return None
-    if recalibrate:
-        recalibrate_batchnorm(network, batches, images=images, progress=progress)
-    return check_batchnorm(network, batches, images=images, progress=progress)
+        loading.save_weights(job.network, output)
+    finish(result, json, report)

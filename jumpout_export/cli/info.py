@@ -1,17 +1,33 @@
-"""The facts of the `info` command: versions, the compiled extension, torch's CUDA, each ONNX Runtime provider."""
+"""The command info, and its facts: versions, the compiled extension, torch's CUDA, each ONNX Runtime provider."""
 
 from __future__ import annotations
 
 import warnings
 
 import torch
+import typer
 
 from jumpout_export import ops
+from jumpout_export.cli.options import Json
+from jumpout_export.cli.work import say
 from jumpout_export.environment import environment
 from jumpout_export.runtime.cuda import driver_version
 from jumpout_export.runtime.installation import explain_installation, installed_packages
 from jumpout_export.runtime.provider import Provider
 from jumpout_export.runtime.providers import PROVIDERS
+
+
+def info(json: Json = False) -> None:
+    """Show what runs here: versions, the compiled extension, CUDA, ONNX Runtime's providers and why one cannot."""
+    import json as json_module
+
+    found = facts()
+    if json:
+        text = json_module.dumps(found, indent=2)
+    else:
+        width = max(map(len, found))
+        text = "\n".join(f"{name:<{width}}  {value}" for name, value in found.items())
+    say(lambda: typer.echo(text))
 
 
 def facts() -> dict[str, object]:

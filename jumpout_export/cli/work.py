@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import typer
@@ -17,7 +19,7 @@ from torch import nn
 
 from jumpout_export import loading, render
 from jumpout_export.cli.progress import progress_on_stderr
-from jumpout_export.cli.ranks import rank
+from jumpout_export.cli.ranks import own_share, rank
 from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.model.batches import Progress, split_batch
@@ -93,6 +95,46 @@ def _load_program(spec: str, weights: Path | None, programs: bool) -> nn.Module:
         raise LoadError(f"--weights {weights}: the exported program {spec} holds its own weights")
     network: nn.Module = as_module(load_program(Path(spec)))
     return network
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network and its batches, as the arguments that every command has name them.
+
+    Attributes:
+        network: on the device, with its weights.
+        batches: this process's part of them; the network can run the first one.
+    """
+
+    network: nn.Module
+    batches: Any
+
+    def some(self) -> list[Any]:
+        """Returns the batches that a file is verified on."""
+        return list(itertools.islice(self.batches, 4))
+
+
+def build_job(
+    spec: str,
+    weights: Path | None,
+    device: str,
+    data: str | None,
+    shapes: list[str] | None,
+    batch_size: int,
+    seed: int,
+    *,
+    programs: bool = False,
+) -> Job:
+    """Returns the network that `build_model` and the batches that `read_batches` make, tried on the first one.
+
+    Raises:
+        LoadError: if one of the arguments is wrong, or the network cannot run the first batch.
+        NotVerifiableError: if CUDA is asked for and unusable.
+    """
+    network = build_model(spec, weights, device, programs=programs)
+    batches = own_share(read_batches(data, shapes, batch_size, seed))
+    try_first_batch(network, batches)
+    return Job(network, batches)
 
 
 def try_first_batch(network: nn.Module, batches: Any) -> None:
@@ -218,6 +260,12 @@ def _published(report: Report) -> str:
 
 def _silent(what: str, done: int, total: int | None) -> None:
     """Progress of the processes that do not speak."""
+
+
+def finish(report: Report, json: bool, directory: Path | None) -> NoReturn:
+    """Shows the report and ends the command with its exit code; raises what `show` raises."""
+    show(report, json, directory)
+    raise typer.Exit(exit_code(report))
 
 
 def exit_code(report: Report) -> int:

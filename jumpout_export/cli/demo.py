@@ -1,0 +1,40 @@
+"""The command demo, and what to look at after it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jumpout_export.cli.options import Json, Seed
+from jumpout_export.cli.work import check_folder, exit_code, say, show, working
+from jumpout_export.demo import EPOCHS, run_demo
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/demo"),
+    data: Annotated[Path | None, typer.Option(help="folder of images instead of the embedded digits")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the training images")] = EPOCHS,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Train on real images, check and recalibrate BatchNorm, export, verify and report."""
+    check_folder(out, "--out")
+    with working() as progress:
+        report = run_demo(out, data, seed, epochs, progress)
+    show(report, json, out)
+    if not json:
+        # `make demo` leaves the environment of .venv inactive.
+        program = "jumpout-export" if shutil.which("jumpout-export") else f"{sys.executable} -m jumpout_export"
+        hint = (
+            f"\nEverything is in {out}. Look next at:\n"
+            f"  {out / 'report.html'}   the report, for a browser\n"
+            f"  cd {out} && {program} verify model.onnx --against model:network --weights weights.safetensors "
+            "--data data.npz\n"
+            f"  cd {out} && {program} check-bn model:network --weights weights_as_trained.safetensors --data data.npz"
+        )
+        say(lambda: typer.echo(hint))
+    raise typer.Exit(exit_code(report))

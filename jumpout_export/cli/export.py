@@ -1,0 +1,135 @@
+"""The command export, and the check of BatchNorm whose verdict it records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jumpout_export.batchnorm.check import check_batchnorm
+from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+from jumpout_export.cli.options import (
+    BatchSize,
+    Data,
+    Device,
+    DtypeOption,
+    Dynamic,
+    ExternalData,
+    InputShape,
+    Json,
+    ModelOrProgram,
+    NumImages,
+    Providers,
+    ReportDir,
+    Seed,
+    Weights,
+)
+from jumpout_export.cli.work import (
+    Job,
+    build_job,
+    check_folder,
+    finish,
+    is_program,
+    parse_dynamic,
+    parse_providers,
+    working,
+)
+from jumpout_export.errors import LoadError
+from jumpout_export.export.arguments import check_arguments
+from jumpout_export.export.publish import export_onnx
+from jumpout_export.model.batches import Progress
+from jumpout_export.model.norms import serves_with_statistics
+from jumpout_export.report import BatchNormReport
+from jumpout_export.verify.precision import dtypes
+
+
+def export(
+    model: ModelOrProgram,
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="the file to write; appears only if it passed")],
+    weights: Weights = None,
+    data: Data = None,
+    input_shape: InputShape = None,
+    recalibrate: Annotated[bool, typer.Option("--recalibrate", help="recalibrate BatchNorm on the data first")] = False,
+    providers: Providers = "cpu",
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX opset, 18 or later; the converter's own, 18, by default")
+    ] = None,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch/--static", help="leave the batch size open")] = True,
+    dynamic: Dynamic = None,
+    dtype: DtypeOption = None,
+    external_data: ExternalData = False,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="module path that may stay random in eval mode; repeatable")
+    ] = None,
+    keep_debug_info: Annotated[
+        bool, typer.Option("--keep-debug-info", help="keep source lines and file names in the file")
+    ] = False,
+    golden: Annotated[
+        Path | None, typer.Option(help="folder for golden data, in ONNX's test_data_set_0 layout")
+    ] = None,
+    images: NumImages = 4096,
+    batch_size: BatchSize = 128,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    json: Json = False,
+    report: ReportDir = None,
+) -> None:
+    """Fold, convert and verify a model; OUT.onnx appears only if every check passed."""
+    chosen = parse_providers(providers)
+    dynamic_axes = parse_dynamic(dynamic)
+    torch_dtype = dtypes()[dtype] if dtype else None
+    check_arguments(out, golden, opset, torch_dtype)
+    check_folder(report, "--report")
+    with working() as progress:
+        job = build_job(model, weights, device, data, input_shape, batch_size, seed, programs=True)
+        if recalibrate and is_program(model):
+            raise LoadError(f"--recalibrate: the exported program {model} has no BatchNorm layers; give the factory")
+        batchnorm = _check_before(job, model, data, recalibrate, images, progress)
+        result = export_onnx(
+            job.network,
+            out,
+            next(iter(job.batches)),
+            calibration=job.some(),
+            providers=chosen,
+            opset=opset,
+            dynamic_batch=dynamic_batch,
+            dynamic_axes=dynamic_axes,
+            dtype=torch_dtype,
+            external_data=external_data or None,
+            allow=tuple(allow or ()),
+            keep_debug_info=keep_debug_info,
+            batchnorm=batchnorm,
+            golden=golden,
+            seed=seed,
+            progress=progress,
+        )
+    finish(result, json, report)
+
+
+def _check_before(
+    job: Job,
+    model: str,
+    data: str | None,
+    recalibrate: bool,
+    images: int,
+    progress: Progress,
+) -> BatchNormReport | None:
+    """Returns the check whose verdict an export records, recalibrated before if asked for; None where there is none."""
+    if is_program(model):
+        typer.echo(
+            f"BatchNorm was not checked: the exported program {model} is a graph without BatchNorm layers; for that "
+            "run check-bn on the factory",
+            err=True,
+        )
+        return None
+    if data is None:
+        if recalibrate:
+            raise LoadError("--recalibrate needs real images: give --data")
+        typer.echo("BatchNorm was not checked: that needs --data", err=True)
+        return None
+    if not any(map(serves_with_statistics, job.network.modules())):
+        return None
+    if recalibrate:
+        recalibrate_batchnorm(job.network, job.batches, images=images, progress=progress)
+    return check_batchnorm(job.network, job.batches, images=images, progress=progress)

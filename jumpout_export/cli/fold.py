@@ -1,0 +1,27 @@
+"""The command fold: takes the noise out of a file that is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jumpout_export.cli.options import Json, OnnxFile, ReportDir, Seed
+from jumpout_export.cli.work import check_folder, finish
+from jumpout_export.disk import check_target
+from jumpout_export.fold.file.fold_file import TARGET, fold_onnx
+
+
+def fold(
+    file: OnnxFile,
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="the file to write; appears only if it passed")],
+    seed: Seed = 0,
+    json: Json = False,
+    report: ReportDir = None,
+) -> None:
+    """Rewrite an ONNX file that carries training-time noise into a deterministic one, with proof, or refuse."""
+    check_target(out, TARGET)
+    check_folder(report, "--report")
+    result = fold_onnx(file, out, seed=seed)
+    finish(result, json, report)

@@ -1,0 +1,54 @@
+"""The commands verify and inspect: is the file the model, and is nothing of training in it?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jumpout_export.cli.options import (
+    BatchSize,
+    Data,
+    Device,
+    InputShape,
+    Json,
+    OnnxFile,
+    Providers,
+    ReportDir,
+    Seed,
+    Weights,
+)
+from jumpout_export.cli.work import build_job, check_folder, finish, parse_providers, working
+from jumpout_export.verify.inspect import inspect_onnx
+from jumpout_export.verify.verify import verify_onnx
+
+
+def verify(
+    file: OnnxFile,
+    against: Annotated[
+        str, typer.Option(metavar="MODEL", help="package.module:factory of the torch model, or file.pt2")
+    ],
+    weights: Weights = None,
+    data: Data = None,
+    input_shape: InputShape = None,
+    providers: Providers = "cpu",
+    batch_size: BatchSize = 128,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    json: Json = False,
+    report: ReportDir = None,
+) -> None:
+    """Verify an ONNX file against a torch model in ONNX Runtime."""
+    check_folder(report, "--report")
+    chosen = parse_providers(providers)
+    with working() as progress:
+        job = build_job(against, weights, device, data, input_shape, batch_size, seed, programs=True)
+        result = verify_onnx(file, job.network, job.some(), chosen, seed=seed, progress=progress)
+    finish(result, json, report)
+
+
+def inspect(file: OnnxFile, json: Json = False, report: ReportDir = None) -> None:
+    """Prove without running it that an ONNX file holds nothing random and nothing in training mode."""
+    check_folder(report, "--report")
+    result = inspect_onnx(file)
+    finish(result, json, report)
