@@ -16,6 +16,7 @@ from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError
 from jumpout_export.export.publish import export_onnx
+from jumpout_export.extras import require
 from jumpout_export.loading import ImageFolder, read_image, save_weights
 from jumpout_export.model.batches import Progress
 from jumpout_export.nn.modules import Jumpout
@@ -186,10 +187,9 @@ def load_digits(seed: int) -> Images:
     Raises:
         ImportError: if scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits as digits
-    except ImportError as error:
-        raise ImportError("the demo's images need scikit-learn: pip install 'jumpout-export[demo]'") from error
+    require("sklearn.datasets", "demo", "the demo's images need scikit-learn: ")
+    from sklearn.datasets import load_digits as digits
+
     data = digits()
     inputs = torch.from_numpy(data.images).float().div(16).unsqueeze(1)
     labels = torch.from_numpy(data.target).long()

@@ -1,8 +1,30 @@
-"""The optional packages the export needs."""
+"""The optional packages, and the command that installs each."""
 
 from __future__ import annotations
 
 import importlib
+
+
+def pip_line(extra: str) -> str:
+    """Returns the command that installs the packages of an extra."""
+    return f"pip install 'jumpout-export[{extra}]'"
+
+
+def require(module: str, extra: str, text: str) -> None:
+    """Imports a package of an extra.
+
+    Args:
+        module: its name.
+        extra: the extra.
+        text: of the error before the command that installs it; `{error}` in it stands for why it was not imported.
+
+    Raises:
+        ImportError: if it is missing.
+    """
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(text.format(error=error) + pip_line(extra)) from error
 
 
 def require_onnx(*names: str) -> None:
@@ -23,5 +45,5 @@ def require_onnx(*names: str) -> None:
                 raise ImportError(f"only a part of {name} is left; uninstall every package of it first")
         except ImportError as error:
             raise ImportError(
-                f"{name} cannot be imported ({error}); install it with pip install 'jumpout-export[onnx]'", name=name
+                f"{name} cannot be imported ({error}); install it with {pip_line('onnx')}", name=name
             ) from error

@@ -2,6 +2,8 @@
 
 All are pydantic models: `report.model_dump_json()` is what `--json` prints and `report.json` holds; the JSON Schema is
 in `docs/`. A report is truthy exactly when it passed.
+
+Over 300 lines because it is the one schema of all commands, and two thirds are what each field means and its unit.
 """
 
 from __future__ import annotations

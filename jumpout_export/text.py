@@ -17,3 +17,9 @@ def first_line(error: BaseException) -> str:
 def count(n: int, noun: str) -> str:
     """Returns `1 layer`, `5 layers`, `4,096 images`."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def some_of(names: list[str], most: int = 5) -> str:
+    """Returns the first names, separated by commas, and how many more there are; `nothing` for none."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "nothing"

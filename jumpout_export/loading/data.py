@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from jumpout_export.errors import LoadError
-from jumpout_export.loading.network import call_named, some_of
+from jumpout_export.extras import require
+from jumpout_export.loading.network import call_named
+from jumpout_export.text import some_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _MAX_ARRAY_BYTES = 64 << 30
@@ -177,10 +179,9 @@ def read_image(file: Path) -> Tensor:
         LoadError: if the file is no readable image.
         ImportError: if Pillow is missing.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("reading images needs Pillow: pip install 'jumpout-export[data]'") from error
+    require("PIL.Image", "data", "reading images needs Pillow: ")
+    from PIL import Image
+
     if not file.is_file():  # opening a pipe would wait for ever
         raise LoadError(f"image {file} cannot be read: it is no plain file")
     try:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from jumpout_export.errors import LoadError
 from jumpout_export.model.wrappers import PARTS
+from jumpout_export.text import some_of
 
 _CONTAINER_KEYS = ("state_dict", "model_state_dict", "model")
 
@@ -147,9 +148,3 @@ def _named_as(expected: Container[str], state: dict[str, Tensor]) -> dict[str, T
             break
         state = {name.partition(".")[2]: value for name, value in state.items()}
     return state
-
-
-def some_of(names: list[str], most: int = 5) -> str:
-    """Returns the first names, and how many more there are."""
-    shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "nothing"

@@ -6,10 +6,11 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
+from jumpout_export.extras import pip_line
 from jumpout_export.text import first_line
 
-INSTALL_CPU = "pip install 'jumpout-export[onnx]'"
-INSTALL_CUDA = "pip install 'jumpout-export[onnx-gpu]'"
+INSTALL_CPU = pip_line("onnx")
+INSTALL_CUDA = pip_line("onnx-gpu")
 
 
 def installed_packages() -> dict[str, str]:

@@ -35,7 +35,7 @@ def test_the_build_says_what_it_is():
 
 
 def test_what_the_package_needs_at_run_time_lies_in_it():
-    for file in ("py.typed", "_C.pyi", "render/report.html.j2"):
+    for file in ("py.typed", "_C.pyi", "render/writers/report.html.j2"):
         assert (PACKAGE / file).is_file(), file
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from jumpout_export.extras import require
 from jumpout_export.render.names import numbered_all
 from jumpout_export.render.numbers import number
 from jumpout_export.render.plots.style import COLOURS, MARKERS, SERIES, styled_axes
@@ -42,13 +43,9 @@ def plot_monitor(
     Raises:
         ImportError: if matplotlib is not installed; the message names the command that installs it.
     """
-    try:
-        __import__("matplotlib")
-    except ImportError as error:
-        raise ImportError(
-            f"the plot needs matplotlib, which could not be imported ({error}); "
-            "install it with: pip install 'jumpout-export[report]'"
-        ) from error
+    require(
+        "matplotlib", "report", "the plot needs matplotlib, which could not be imported ({error}); install it with: "
+    )
     panels = 2 if history.rate else 1
     with styled_axes("monitor", 0.6 + 2.4 * panels, _WIDTH) as (upper, finish):
         figure: Any = upper.figure

@@ -6,6 +6,7 @@ import re
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from jumpout_export.extras import require
 from jumpout_export.render.blocks import Document, Plots, places
 from jumpout_export.render.plots.style import COLOURS, themed
 from jumpout_export.render.writers.document import build_document
@@ -62,13 +63,8 @@ def page(document: Document, plots: dict[str, str]) -> str:
 
 
 def _require(module: str) -> None:
-    try:
-        __import__(module)
-    except ImportError as error:
-        raise ImportError(
-            f"report.html and its plots need {module}, which could not be imported ({error}); "
-            "install it with: pip install 'jumpout-export[report]'"
-        ) from error
+    needed = f"report.html and its plots need {module}, which could not be imported"
+    require(module, "report", f"{needed} ({{error}}); install it with: ")
 
 
 def _prose(text: str) -> Markup:
