@@ -250,9 +250,11 @@ def modules_after(statement: str) -> set[str]:
 HEAVY = {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "matplotlib", "jinja2", "sklearn", "PIL", "typer", "rich"}
 
 
+@pytest.mark.integration
 def test_importing_the_package_stays_light():
     assert not modules_after("import jumpout_export") & HEAVY
 
 
+@pytest.mark.integration
 def test_a_heavy_import_is_found():
     assert modules_after("import jumpout_export, onnx") & HEAVY >= {"onnx"}

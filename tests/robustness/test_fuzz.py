@@ -20,6 +20,7 @@ def fuzzed(kind, folder):
     return worker("fuzz_worker", kind, SEED, COUNTS.get(kind, 1), folder, timeout=SECONDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COUNTS)
 def test_mutated_files_end_in_a_verdict_or_a_documented_error(kind, tmp_path):
     done = fuzzed(kind, tmp_path)
