@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from jumpout_export.batchnorm.judge.rows import Judge, unusable
 from jumpout_export.batchnorm.measure.collect import Collected, collect
-from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn
+from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn, batch_count
 from jumpout_export.batchnorm.measure.layers import batchnorm_layers
 from jumpout_export.batchnorm.measure.states import SERVING, undisturbed
 from jumpout_export.model.wrappers import COMPILED, DISTRIBUTED, plain_names, unwrap
@@ -123,7 +123,7 @@ class BatchNormMonitor:
         self._layers = batchnorm_layers(model)
         self._options: dict[str, Any] = {"images": images, "forward_fn": forward_fn, "device": device}
         Feed(model, batches, **self._options)  # says now what is wrong with them, not at the first look
-        if _is_empty(batches):
+        if batch_count(batches) == 0:
             raise ValueError("batches is empty: there is nothing to look at; pass at least one held-out batch")
         self._model: nn.Module | None = model
         self._batches: Iterable[Any] = batches
@@ -280,10 +280,3 @@ _TAGS = {
     "rate": "jumpout/rate",
     "capped": "jumpout/capped",
 }
-
-
-def _is_empty(batches: Iterable[Any]) -> bool:
-    try:
-        return len(batches) == 0  # type: ignore[arg-type]
-    except TypeError:  # a loader over an iterable data set has no length
-        return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,12 +130,7 @@ def other_sizes(batch: Batch, axes: Axes, runs: Callable[[Batch], bool], most: i
         runs: whether the model takes a batch.
         most: how many to yield.
     """
-    sizes = {
-        name: value.shape[axis]
-        for value, further in zip(tensors(batch), axes.further, strict=True)
-        for axis, name in further.items()
-        if axis < value.ndim
-    }
+    sizes = _sizes(batch, axes)
     # First every axis by another amount, so that two which the file has tied to each other come apart.
     ranks = [range(len(sizes)), [0] * len(sizes)] if len(sizes) > 1 else [range(1)]
     found, tried = 0, set()
@@ -154,12 +149,16 @@ def other_sizes(batch: Batch, axes: Axes, runs: Callable[[Batch], bool], most: i
 
 def describe_sizes(batch: Batch, axes: Axes) -> str:
     """Returns the sizes along the further open axes, such as `height=9 width=11`."""
-    pairs = {
+    return " ".join(f"{name}={size}" for name, size in _sizes(batch, axes).items())
+
+
+def _sizes(batch: Batch, axes: Axes) -> dict[str, int]:
+    return {
         name: value.shape[axis]
         for value, further in zip(tensors(batch), axes.further, strict=True)
         for axis, name in further.items()
+        if axis < value.ndim
     }
-    return " ".join(f"{name}={size}" for name, size in pairs.items())
 
 
 def cut(value: Tensor, axis: int, size: int) -> Tensor:
@@ -245,15 +244,10 @@ def _batched(model: nn.Module, batch: Batch, said: Sequence[str | None]) -> tupl
         return tuple(batched)
     size = batch.size + 1
 
-    def moved(fixed: Iterable[int]) -> Batch:
-        kept = set(fixed)
-        return with_tensors(
-            batch,
-            [
-                cut(value, 0, size) if batched[index] and index not in kept else value
-                for index, value in enumerate(values)
-            ],
-        )
+    def moved(kept: Collection[int]) -> Batch:
+        longer = [whether and index not in kept for index, whether in enumerate(batched)]
+        pairs = zip(values, longer, strict=True)
+        return with_tensors(batch, [cut(value, 0, size) if whether else value for value, whether in pairs])
 
     for count in range(len(open_questions) + 1):
         for fixed in itertools.combinations(open_questions, count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,12 @@ def split_batch(batch: Any, model: nn.Module, device: torch.device | str | None 
         raise TypeError(f"a batch must hold at least one tensor as input, got {type(batch).__name__} without one")
     split = Batch(args, kwargs, labels)
     return split if device is None else split.to(device)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Returns where a module's first parameter is, or else its first buffer; the CPU if it has neither."""
+    first = next(itertools.chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -20,7 +20,7 @@ Parameters = Mapping[str, inspect.Parameter]
 # Positional inputs, keyword inputs, and (N,) class labels or None.
 Split = tuple[tuple[Any, ...], dict[str, Any], Tensor | None]
 
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def by_name(entries: dict[str, Any], forward: Parameters) -> Split:
@@ -200,7 +200,7 @@ def _batch_size(value: Any) -> int | None:
 
 def _positional(forward: Parameters) -> tuple[int, int | None]:
     """How many positional inputs `forward` requires, and accepts (None: any number)."""
-    parameters = [parameter for parameter in forward.values() if parameter.kind in _POSITIONAL]
+    parameters = [parameter for parameter in forward.values() if parameter.kind in POSITIONAL]
     required = sum(parameter.default is parameter.empty for parameter in parameters)
     unbounded = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in forward.values())
     return required, None if unbounded else len(parameters)
@@ -208,6 +208,6 @@ def _positional(forward: Parameters) -> tuple[int, int | None]:
 
 def _receiver(index: int, forward: Parameters) -> inspect.Parameter:
     """The parameter that gets the positional input `index`."""
-    parameters = [parameter for parameter in forward.values() if parameter.kind in _POSITIONAL]
+    parameters = [parameter for parameter in forward.values() if parameter.kind in POSITIONAL]
     rest = [parameter for parameter in forward.values() if parameter.kind is inspect.Parameter.VAR_POSITIONAL]
     return [*parameters, *rest][min(index, len(parameters))]

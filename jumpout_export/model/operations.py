@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -76,14 +77,15 @@ def record(
         keep: called with the index and the result of every operation, before anything can change the result in place.
         constants: gets what the operations make of weights and numbers alone, copied where it is no part of a weight.
     """
-    names = {id(tensor): name for name, tensor in _named_weights(model)}
+    weights = itertools.chain(model.named_parameters(), model.named_buffers())
+    names = {id(tensor): name for name, tensor in weights}
     batch = fresh(batch)
     stack: list[str] = []
-    seen = _Recorder(names, [value for value in tensors(batch) if isinstance(value, Tensor)], stack, keep, constants)
+    seen = _Recorder(names, _tensors(tensors(batch)), stack, keep, constants)
     with plain_calls(model), rng_restored(), torch.no_grad(), no_fast_path(), module_stack(model, stack), seen:
         result = batch(model)
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-    return Recording(seen.operations, result, [max(seen.producers(leaf), default=None) for leaf in leaves], names)
+    producers = [max(seen.producers(leaf), default=None) for leaf in _tensors(result)]
+    return Recording(seen.operations, result, producers, names)
 
 
 @contextlib.contextmanager
@@ -112,9 +114,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self._constants = constants
         self.operations: list[Operation] = []
-        self._names = names
-        self._stack = stack
-        self._keep = keep
+        self._names, self._stack, self._keep = names, stack, keep
         self._producers: dict[int, tuple[int, ...]] = {}
         self._written: dict[int, tuple[int, ...]] = {}
         self._data = {id(tensor) for tensor in inputs}
@@ -123,16 +123,15 @@ class _Recorder(TorchDispatchMode):
     def producers(self, tensor: Tensor) -> tuple[int, ...]:
         """The operations that this tensor's values come from: what made it, and what wrote into its storage since."""
         made = self._producers.get(id(tensor), ())
-        return tuple(
-            dict.fromkeys((*made, *(i for i in self._written.get(_storage(tensor), ()) if i > max(made, default=-1))))
-        )
+        since = [index for index in self._written.get(_storage(tensor), ()) if index > max(made, default=-1)]
+        return tuple(dict.fromkeys((*made, *since)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        reads = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        reads = _tensors((args, kwargs))
         inputs = tuple(dict.fromkeys(index for tensor in reads for index in self.producers(tensor)))
         result = func(*args, **kwargs)
-        results = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        results = _tensors(result)
         self._alive.append((reads, results))
         from_data = any(id(tensor) in self._data for tensor in reads) or any(
             self.operations[index].from_data for index in inputs
@@ -166,7 +165,8 @@ class _Recorder(TorchDispatchMode):
             if self._keep is not None:
                 self._keep(index, tensor)
             if self._constants is not None and not from_data:
-                self._constants.append(tensor.detach() if _shares(tensor, reads) else tensor.detach().clone())
+                shared = any(_storage(tensor) == _storage(read) for read in reads)
+                self._constants.append(tensor.detach() if shared else tensor.detach().clone())
         for tensor in _changed(func, args):
             storage = _storage(tensor)
             self._written[storage] = (*self._written.get(storage, ()), len(self.operations) - 1)
@@ -193,14 +193,9 @@ def _only_reshaped(result: Tensor, source: Tensor) -> bool:
     )
 
 
-def _shares(result: Tensor, sources: list[Tensor]) -> bool:
-    return any(_storage(result) == _storage(source) for source in sources)
-
-
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

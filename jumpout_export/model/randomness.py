@@ -100,17 +100,14 @@ def tensor_bytes(tensor: Tensor) -> Tensor:
 @contextlib.contextmanager
 def rng_restored() -> Iterator[None]:
     """Restores the states of torch's (CPU and CUDA), NumPy's and Python's global generators on the way out."""
-    cuda = torch.cuda.is_initialized()
-    saved = torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else [], np.random.get_state()
-    python = random.getstate()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(saved[0])
-        if cuda:
-            torch.cuda.set_rng_state_all(saved[1])
-        np.random.set_state(saved[2])
-        random.setstate(python)
+    numpy, python = np.random.get_state(), random.getstate()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)
+            random.setstate(python)
 
 
 def is_generator(value: Any) -> bool:
@@ -154,11 +151,9 @@ class _RandomOperators(TorchDispatchMode):
             return func(*args, **kwargs)
         before = _torch_states()
         result = func(*args, **kwargs)
-        if _has_generator(args, kwargs) or any(
-            not torch.equal(a, b) for a, b in zip(before, _torch_states(), strict=True)
-        ):
-            file, line = user_frame()
-            self.calls.append(RandomCall(str(func), self._stack[-1] if self._stack else "", file, line))
+        given = any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
+        if given or not same_bits(before, _torch_states()):
+            self.calls.append(RandomCall(str(func), self._stack[-1] if self._stack else "", *user_frame()))
         return result
 
 
@@ -172,10 +167,6 @@ def _torch_states() -> list[Tensor]:
 def _numpy_state() -> tuple[Any, ...]:
     name, keys, *rest = np.random.get_state(legacy=True)
     return (name, np.asarray(keys).tobytes(), *rest)
-
-
-def _has_generator(args: Any, kwargs: Any) -> bool:
-    return any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from jumpout_export.model.batches import Batch, split_batch
+from jumpout_export.model.inputs import POSITIONAL, fields_of
 
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 # What numpy, ONNX and ONNX Runtime's CPU provider all have. bfloat16: ONNX Runtime has no bfloat16 convolution on CPU.
 DTYPES = (
     torch.float32,
@@ -82,12 +82,7 @@ def onnx_batch(example: Any, model: nn.Module) -> Batch:
                 f"example: input `{name}` has dtype {str(value.dtype).removeprefix('torch.')}, "
                 f"allowed are {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)}"
             )
-    return on_device(batch, "cpu")
-
-
-def on_device(batch: Batch, device: torch.device | str) -> Batch:
-    """Returns the batch with its inputs on `device`."""
-    return with_tensors(batch, [value.to(device) for value in tensors(batch)])
+    return batch.to("cpu")
 
 
 def tensors(batch: Batch) -> list[Any]:
@@ -113,7 +108,7 @@ def input_names(model: nn.Module, batch: Batch) -> list[str]:
     would have one name, the parameter's name comes before the key.
     """
     parameters = inspect.signature(model.forward).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind in _POSITIONAL]
+    names = [parameter.name for parameter in parameters if parameter.kind in POSITIONAL]
     count = len(batch.args)
     if len(names) < count:
         rest = count - len(names)
@@ -178,7 +173,7 @@ def _split(example: Any, model: nn.Module) -> Batch:
     entry = example[0] if isinstance(example, tuple | list) and len(example) == 1 else example
     whole = dict(entry) if isinstance(entry, Mapping) else None
     parameters = list(inspect.signature(model.forward).parameters.values())
-    alone = whole is not None and len(parameters) == 1 and parameters[0].kind in _POSITIONAL
+    alone = whole is not None and len(parameters) == 1 and parameters[0].kind in POSITIONAL
     if alone and parameters[0].name not in (whole or {}) and _means_mapping(parameters[0].annotation):
         return Batch((whole,), {})
     try:
@@ -201,9 +196,7 @@ def _entries(result: Any) -> Mapping[Any, Any] | None:
     """The entries of a result that names them."""
     if isinstance(result, Mapping):
         return result
-    if dataclasses.is_dataclass(result) and not isinstance(result, type):
-        return {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-    return None
+    return None if isinstance(result, tuple) else fields_of(result)
 
 
 def _leaves(result: Any) -> list[Any]:

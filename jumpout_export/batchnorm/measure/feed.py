@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DistributedSampler
 
 from jumpout_export.batchnorm.measure.distributed import ALONE, Ranks
-from jumpout_export.model.batches import Progress, split_batch
+from jumpout_export.model.batches import Progress, device_of, split_batch
 from jumpout_export.model.inputs import tensors_in
 from jumpout_export.model.randomness import (
     get_generator_state,
@@ -114,7 +114,7 @@ class Feed:
         self._limit = ranks.share(images)
         self.ranks = ranks
         self._forward_fn = forward_fn
-        self._device = device if device is not None else _device_of(model)
+        self._device = device if device is not None else device_of(model)
         self._progress = progress
         self._images: int | None = None
         self._first_images: list[Tensor] | None = None
@@ -239,12 +239,6 @@ def batch_count(batches: Iterable[Any]) -> int | None:
         return len(batches)  # type: ignore[arg-type]
     except TypeError:  # a DataLoader over an iterable data set has a __len__, which raises this
         return None
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jumpout_export.batchnorm.measure.layers import Layer
+from jumpout_export.model.batches import device_of
 
 # Image i belongs to fold i % FOLDS: interleaved, so that no split into batches changes the folds.
 FOLDS = 32
@@ -128,14 +129,10 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 
 def _units(layer: Layer) -> tuple[Tensor, Tensor]:
     if not layer.tracked:
-        zeros = torch.zeros(layer.channels, dtype=torch.float64, device=_device(layer.module))
+        zeros = torch.zeros(layer.channels, dtype=torch.float64, device=device_of(layer.module))
         return zeros, torch.ones_like(zeros)
     mean, var = layer.statistics()
     unusable = layer.unusable_channels()
     shift = torch.where(unusable, 0.0, mean.double())
     scale = torch.where(unusable, 1.0, var.double() + layer.eps).sqrt()
     return shift, scale
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))

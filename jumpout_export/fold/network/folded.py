@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,9 +18,10 @@ from jumpout_export.fold.network.proof import Folded, fold_with_proof
 from jumpout_export.fold.network.replaced import action_of, is_known, layers_of, replaced, reported
 from jumpout_export.fold.network.state import untouched
 from jumpout_export.fold.network.subject import Subject, subject_of
+from jumpout_export.model.batches import device_of
 from jumpout_export.model.norms import is_batchnorm
 from jumpout_export.model.randomness import rng_restored
-from jumpout_export.model.signature import example_batch, on_device
+from jumpout_export.model.signature import example_batch
 from jumpout_export.model.stochastic import stochastic_layers
 from jumpout_export.report import Check
 from jumpout_export.text import first_line, joined
@@ -76,7 +76,7 @@ def fold(model: nn.Module | ExportedProgram | Subject, example: Any = None, *, a
         actions = {layer.path: action_of(layer) if is_known(layer.module) else "keep" for layer in layers}
         folded = Folded(replaced(original, actions, allow), original, reported(layers, actions))
     else:
-        batch = on_device(example_batch(example, original), _device(original))
+        batch = example_batch(example, original).to(device_of(original))
         with untouched(subject.module), rng_restored(), torch.no_grad():
             folded = fold_with_proof(original, batch, allow)
     return replace(folded, layers=(*subject.layers, *folded.layers), notes=(*subject.notes, *folded.notes))
@@ -121,8 +121,3 @@ def _refuse_layers_that_stay_random(model: nn.Module, allow: tuple[str, ...]) ->
             "so no deterministic graph equals it",
             paths,
         )
-
-
-def _device(model: nn.Module) -> torch.device:
-    first = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if first is None else first.device
