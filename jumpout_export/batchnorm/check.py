@@ -129,7 +129,7 @@ def check_batchnorm(
         layers=rows,
         not_observed=[layer.name for layer in layers if layer.name not in seen[0].moments],
     )
-    report.notes += notes + _notes(report, images, sorted_by_class=any(ranks.gather(watch.sorted)))
+    report.notes += notes + _notes(report, images, sorted_by_class=any(ranks.gather(watch.labels.sorted)))
     report.notes += unseen(model) + averaged_copy(model) + first_batch_notes(feed, layers) + padding_notes(batches)
     if outputs:
         report.outputs, note = _outputs(feed, layers, seen[0])
@@ -142,28 +142,23 @@ class _Watch:
     """Follows the pass: whether it may end, and whether the batches are fit for it."""
 
     def __init__(self, layers: list[Layer], judge: Judge, looks: Looks, batches: Iterable[Any]) -> None:
-        self._layers, self._looks, self._labels = layers, looks, LabelRuns()
+        self._layers, self._looks = layers, looks
         self._batches = batch_count(batches)
-        self.judge = judge
+        self.judge, self.labels = judge, LabelRuns()
         self.stopped = False
         self.level = LEVEL
 
     def enough(self, step: Step, seen: list[Collected]) -> bool:
         """Takes one more batch and returns whether every layer is decided."""
-        self._labels.add(step.labels)
+        self.labels.add(step.labels)
         if self._batches is not None and seen[0].batches == 1:
             self._looks.end_at(self._batches * seen[0].images)
         level = self._looks.due(seen[0].images)
         self.level = self._looks.last
         # The first images of a sorted loader say nothing about the others.
-        if level is not None and not self._labels.sorted and self.judge.decides(self._layers, seen[0], level):
+        if level is not None and not self.labels.sorted and self.judge.decides(self._layers, seen[0], level):
             self.stopped, self.level = True, level
         return self.stopped
-
-    @property
-    def sorted(self) -> bool:
-        """Whether the labels come in runs."""
-        return self._labels.sorted
 
 
 def _measured(seen: list[Collected], watch: _Watch) -> tuple[Measured, list[str]]:
@@ -216,10 +211,8 @@ def _draw_more(feed: Feed, layers: list[Layer], moving: list[Layer], measured: M
 
 def _advice(feed: Feed, layers: list[Layer]) -> dict[str, AlphaAdvice]:
     """What the law of the scaled mask says, by the batches of the first process: it needs few."""
-    advice: dict[str, AlphaAdvice] = {}
     with feed.ranks.together():
-        if feed.ranks.rank == 0:
-            advice = advise(feed, layers)
+        advice = advise(feed, layers) if feed.ranks.rank == 0 else {}
     return feed.ranks.gather(advice)[0]
 
 
@@ -250,10 +243,9 @@ def _notes(report: BatchNormReport, asked: int, *, sorted_by_class: bool) -> lis
         notes.append(
             f"{len(drifting)} of {len(report.layers)} BatchNorm layers drift; the origin is {label(report.origin)}."
         )
-    if report.verdict == "inconclusive":
-        undecided = [row for row in report.layers if row.verdict == "inconclusive"]
-        if undecided:
-            notes.append(f"{len(undecided)} of {len(report.layers)} BatchNorm layers are undecided.")
+    undecided = [row for row in report.layers if row.verdict == "inconclusive"]
+    if report.verdict == "inconclusive" and undecided:
+        notes.append(f"{len(undecided)} of {len(report.layers)} BatchNorm layers are undecided.")
     return notes
 
 

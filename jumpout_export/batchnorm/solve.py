@@ -68,11 +68,7 @@ def solve_exact(feed: Feed, layers: Sequence[Layer], tolerance: float = TOLERANC
     more where the last depth holds several layers, fewer where layers are settled already. Correcting all layers on
     every pass would also end there, but by way of W = 1e17 in a network of 20 layers.
 
-    Args:
-        feed: the model and its batches.
-        layers: the layers to correct.
-        tolerance: a layer is settled if its W would change by no more.
-        most: stop after this many passes, settled or not; None for as many as it takes.
+    A layer is settled if its W would change by no more than `tolerance`. After `most` passes it ends, settled or not.
 
     Raises:
         ValueError: if a layer's input holds NaN or infinity, its statistics do not fit its dtype, no layer was

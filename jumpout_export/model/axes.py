@@ -122,14 +122,7 @@ def declared_axes(shapes: Sequence[Sequence[int | str | None]], names: Sequence[
 
 
 def other_sizes(batch: Batch, axes: Axes, runs: Callable[[Batch], bool], most: int = 2) -> Iterator[Batch]:
-    """Yields the batch with other sizes along every further open axis at once, as far as PyTorch runs them.
-
-    Args:
-        batch: what to cut, or to repeat from its beginning.
-        axes: of the inputs.
-        runs: whether the model takes a batch.
-        most: how many to yield.
-    """
+    """Yields the batch, cut or repeated, with up to `most` other sizes of all further open axes that a model takes."""
     sizes = _sizes(batch, axes)
     # First every axis by another amount, so that two which the file has tied to each other come apart.
     ranks = [range(len(sizes)), [0] * len(sizes)] if len(sizes) > 1 else [range(1)]

@@ -18,10 +18,7 @@ _TRAINING = 5
 def batch_statistics_calls(model: nn.Module, run: Callable[[], Any], known: Collection[str] = ()) -> list[Call]:
     """Returns the calls of `batch_norm` with `training=True` while `run()` ran `model`, in call order, each place once.
 
-    Args:
-        model: the model that `run` runs.
-        run: runs it.
-        known: paths of modules whose own calls are not looked for, such as BatchNorm layers.
+    The own calls of modules with `known` paths, such as BatchNorm layers, are left out.
     """
     stack: list[str] = []
     with module_stack(model, stack), _BatchNormCalls(stack, known) as seen, torch.no_grad():

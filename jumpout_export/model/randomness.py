@@ -50,9 +50,7 @@ def random_calls(model: nn.Module, run: Callable[[], Any]) -> list[RandomCall]:
 def repeated(run: Callable[[], Any], *, other_seed: bool) -> tuple[Any, bool]:
     """Returns what `run()` returns, and whether a second run gives the same bits; NaNs agree with NaNs.
 
-    Args:
-        run: runs the model; all global generators are restored afterwards.
-        other_seed: whether the second run starts with other states of the global generators, or with the same ones.
+    The second run starts with the same states of the global generators, or with other ones; all are restored.
     """
     with torch.no_grad():
         with rng_restored():

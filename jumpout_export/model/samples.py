@@ -39,13 +39,9 @@ class Sample:
 def samples(
     batches: Iterable[Batch], axes: Axes, seed: int, runs: Callable[[Batch], bool] = lambda _: True
 ) -> Iterator[Sample]:
-    """Yields what to compare on.
+    """Yields what to compare on: batches, at least one, are taken one at a time, and every open axis is moved.
 
-    Args:
-        batches: the images; at least one batch. Taken one at a time.
-        axes: which axes of the file's inputs are open; every open one is moved.
-        seed: of the random inputs.
-        runs: whether the model takes a batch; asked for other sizes along further open axes.
+    `runs` is asked whether the model takes other sizes along further open axes; `seed` is of the random inputs.
     """
     iterator = iter(batches)
     first = next(iterator)
@@ -87,12 +83,9 @@ def _sizes(axes: Axes) -> tuple[int, ...]:
 
 
 def rows(batch: Batch, index: range, batched: Sequence[bool] | None = None) -> Batch:
-    """Returns these images of a batch; numbers beyond its end start again at its first.
+    """Returns the images with these numbers; numbers beyond the batch's end start again at its first.
 
-    Args:
-        batch: the images.
-        index: their numbers.
-        batched: whether the first axis of each input is the batch; without it, wherever it is as long as the batch.
+    `batched` says which inputs' first axis is the batch; without it, all that are as long as the batch.
     """
     chosen = torch.tensor(index) % batch.size
     pairs = zip(tensors(batch), _batched(batch, batched), strict=True)

@@ -43,31 +43,21 @@ def advise(feed: Feed, layers: Sequence[Layer], images: int = 512) -> dict[str, 
 
     Only BatchNorms that read a Jumpout or nn.Dropout layer directly or through one linear layer are there;
     `noise_paths` says what counts. Noise further upstream is not in the law. The prediction is of ln(P / T) as the
-    check measures it: pooled over many batches, eps added to both variances. The model is left as it was found.
-
-    Args:
-        feed: the model and its batches.
-        layers: the layers of the model; those that are frozen or no BatchNorm are passed over.
-        images: the one pass over the batches ends with the batch that reaches this many images.
+    check measures it: pooled over many batches, eps added to both variances. The model is left as it was found, after
+    one pass that ends with the batch that reaches `images`.
 
     Raises:
         ValueError: if `images` is not positive.
     """
-    found = {}
     paths = noise_paths(feed, layers, images)
-    for layer in layers:
-        advice = _advice(paths[layer.name], layer.eps) if layer.name in paths else None
-        if advice is not None:
-            found[layer.name] = advice
-    return found
+    found = {layer.name: _advice(paths[layer.name], layer.eps) for layer in layers if layer.name in paths}
+    return {name: advice for name, advice in found.items() if advice is not None}
 
 
 def advice_sentence(advice: AlphaAdvice, measured_stochastic: float | None = None) -> str:
     """Says in one sentence what the layer does to the variance and which alpha would have kept it.
 
-    Args:
-        advice: one entry of `advise`.
-        measured_stochastic: the measured ln(P / T) of the median channel, None or NaN where it was not measured.
+    The measured ln(P / T) of the median channel is None or NaN where it was not measured.
     """
     noise = f"The noise of {label(advice.path)} (alpha {advice.alpha:.2f})"
     trained = "the variance this layer is trained on"

@@ -39,12 +39,8 @@ def noise_paths(feed: Feed, layers: Sequence[Layer], images: int) -> dict[str, N
     the path; so does a BatchNorm whose calls read different layers. Memory does not depend on the number of images.
 
     Measured in the state P, noise off and BatchNorm on batch statistics: what the law relates the state T to. The
-    model is left exactly as it was found, also after an exception.
-
-    Args:
-        feed: the model and its batches.
-        layers: the layers of the model; those that are frozen or no BatchNorm are passed over.
-        images: the pass ends with the batch that reaches this many images.
+    model is left exactly as it was found, also after an exception. The pass ends with the batch that reaches `images`;
+    layers that are frozen or no BatchNorm are passed over.
 
     Raises:
         ValueError: if `images` is not positive.

@@ -62,14 +62,13 @@ class Parts:
     @property
     def attribution(self) -> Attribution:
         """The parts per channel, as the report holds them."""
-        log_ratio, delta = self.log_ratio.tolist(), self.delta.tolist()
+        parts = {"log_ratio": self.log_ratio.tolist(), "delta": self.delta.tolist()}
         return Attribution(
-            log_ratio_stale=log_ratio[0],
-            log_ratio_stochastic=log_ratio[1],
-            log_ratio_propagated=log_ratio[2],
-            delta_stale=delta[0],
-            delta_stochastic=delta[1],
-            delta_propagated=delta[2],
+            **{
+                f"{name}_{cause}": part
+                for name, three in parts.items()
+                for cause, part in zip(CAUSES, three, strict=True)
+            }
         )
 
 
@@ -107,11 +106,8 @@ def attribute(training: Estimate, renormalised: Estimate, serving: Estimate, usa
 def origin(rows: Sequence[BatchNormLayer], own: dict[str, bool]) -> str | None:
     """Returns the first drifting layer in call order that drifts on its own, that is not by what is propagated.
 
-    Where none does (many small drifts upstream add up, or P was not measured), the first drifting layer.
-
-    Args:
-        rows: the layers in call order.
-        own: by layer name, whether the drift of state P against the stored statistics is beyond the margin.
+    Where none does (many small drifts upstream add up, or P was not measured), the first drifting layer. `own` says by
+    name whether the drift of state P against the stored statistics is beyond the margin.
     """
     drifting = [row.name for row in rows if row.verdict == "drift"]
     return next((name for name in drifting if own.get(name, False)), next(iter(drifting), None))

@@ -21,13 +21,13 @@ SECOND_CAUSE = 0.25
 
 
 def verdict_sentence(
-    score: Score, verdict: BatchNormVerdict, images: int, warn: float, fail: float, *, guessed: bool = True
+    score: Score, verdict: BatchNormVerdict, images: int, warn: float, fail: float, *, guessed: bool
 ) -> str:
     """Says what a layer's verdict is and how much it is off."""
     if verdict == "ok":
         return f"Agrees: W is at most {score.high:.3f}."
     if verdict == "inconclusive":
-        return undecided_sentence(score, images, warn, guessed=guessed)
+        return _undecided(score, images, warn, guessed=guessed)
     degree = "Severe drift" if score.low > fail else "Drift"
     # A dead channel of a layer with eps = 0 has a ratio of exactly 0.
     ratio = float(score.log_ratio.exp().nanquantile(0.5))
@@ -38,7 +38,7 @@ def verdict_sentence(
     )
 
 
-def undecided_sentence(score: Score, images: int, warn: float, *, guessed: bool = True) -> str:
+def _undecided(score: Score, images: int, warn: float, *, guessed: bool) -> str:
     """Says why a layer is undecided, and how many images would decide."""
     between = f"Undecided: W lies between {score.low:.3f} and {score.high:.3f}, the margin is {warn:g}"
     if images < MIN_IMAGES:
@@ -60,17 +60,16 @@ def undecided_sentence(score: Score, images: int, warn: float, *, guessed: bool 
 
 
 def cause_sentences(
-    parts: Parts, name: str, origin: str | None, *, guessed: bool = True, frozen: bool = False
+    parts: Parts | None, name: str, origin: str | None, *, guessed: bool = True, frozen: bool = False
 ) -> list[str]:
-    """Says why a layer drifts, from its measured parts, and what to do about it.
+    """Says why a layer drifts, where its parts were measured, and what to do about it.
 
-    Args:
-        parts: the parts of its drift.
-        name: the layer.
-        origin: the layer where the drift starts, if it is called before this one.
-        frozen: whether training leaves its statistics alone.
-        guessed: whether the batch size of training is a guess.
+    `origin` is the layer where the drift starts, if it is called before this one.
     """
+    if parts is None:
+        if origin in (None, name):
+            return [f"{_FIX}."]
+        return [f"{label(origin)} before it drifts too and may be the reason; {FIX}."]
     shares = dict(zip(CAUSES, parts.shares, strict=True))
     first, second, _ = sorted(shares, key=lambda cause: shares[cause], reverse=True)
     also = f", {shares[second]:.0%} {second}" if shares[second] >= SECOND_CAUSE else ""
@@ -82,14 +81,7 @@ def cause_sentences(
     ]
 
 
-def without_cause(name: str, origin: str | None) -> list[str]:
-    """What to do about a drifting layer whose parts are not known."""
-    if origin in (None, name):
-        return [f"{_FIX}."]
-    return [f"{label(origin)} before it drifts too and may be the reason; {FIX}."]
-
-
-def facts(layer: Layer, moments: Moments | None, score: Score | None, warn: float = math.inf) -> list[str]:
+def facts(layer: Layer, moments: Moments | None, score: Score | None, warn: float) -> list[str]:
     """Returns sentences on what is special about a layer, most of them none."""
     found = []
     if layer.frozen:

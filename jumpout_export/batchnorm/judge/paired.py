@@ -1,4 +1,7 @@
-"""Statistics of a paired comparison: the same images before and after."""
+"""Statistics of a paired comparison: the same images before and after.
+
+Gained images are wrong before and right after, lost ones the other way round.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,6 @@ def mcnemar_p(gained: int, lost: int) -> float:
     """Returns the two-sided p-value of the exact McNemar test that images are as often gained as lost.
 
     Twice the smaller tail of Binomial(gained + lost, 1/2), at most 1 (McNemar 1947; exact form: Mosteller 1952).
-
-    Args:
-        gained: images wrong before and right after.
-        lost: images right before and wrong after.
     """
     n, least = gained + lost, min(gained, lost)
     # The tail in units of its largest term, C(n, least): C(n, k - 1) = C(n, k) k / (n - k + 1).
@@ -35,12 +34,7 @@ def accuracy_change_interval(gained: int, lost: int, images: int) -> tuple[float
     """Returns the 95% interval of the change in accuracy, by the adjusted Wald method of Bonett and Price.
 
     One image is added to both kinds of change (J. Educ. Behav. Stat. 37, 2012, 479-488); recommended by Fagerland,
-    Lydersen and Laake (Statistics in Medicine 33, 2014, 2850-2875).
-
-    Args:
-        gained: images wrong before and right after.
-        lost: images right before and wrong after.
-        images: all images, at least 1.
+    Lydersen and Laake (Statistics in Medicine 33, 2014, 2850-2875). There must be at least one image.
     """
     up, down = (gained + 1) / (images + 2), (lost + 1) / (images + 2)
     half = Z95 * math.sqrt((up + down - (up - down) ** 2) / (images + 2))

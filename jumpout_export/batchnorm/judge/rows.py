@@ -17,7 +17,7 @@ from jumpout_export.batchnorm.judge.score import Score, score_layer, stored_imag
 from jumpout_export.batchnorm.measure.collect import Collected
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import MOST_CALLS, Moments
-from jumpout_export.report import AlphaAdvice, BatchNormCall, BatchNormLayer
+from jumpout_export.report import AlphaAdvice, BatchNormCall, BatchNormLayer, BatchNormVerdict
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,14 @@ class Judge:
         stored = stored_images(layer.module, batch, guessed=self.guessed, calls=moments.calls)
         return score_layer(moments, layer.eps, stored, level)
 
+    def verdict(self, score: Score) -> BatchNormVerdict:
+        """Returns the verdict on a layer with this score."""
+        return score.verdict(self.warn, self.fail, guessed=self.guessed)
+
     def decides(self, layers: Sequence[Layer], seen: Collected, level: float) -> bool:
         """Whether every layer is decided, or nothing would decide it, at an interval of this level."""
         return all(
-            self.score(layer, moments, seen, level).verdict(self.warn, self.fail, guessed=self.guessed)
-            != "inconclusive"
+            self.verdict(self.score(layer, moments, seen, level)) != "inconclusive"
             for layer, moments in _observed(layers, seen)
             if layer.tracked and not unusable(layer) and moments.finite
         )
@@ -134,8 +137,7 @@ class _Row:
         moments = None if seen is None else seen.moments.get(self._layer.name)
         if seen is None or moments is None or not moments.finite:
             return False
-        score = self._judge.score(self._layer, moments, seen, self._measured.level)
-        return score.verdict(self._judge.warn, self._judge.fail, guessed=self._judge.guessed) == "drift"
+        return self._judge.verdict(self._judge.score(self._layer, moments, seen, self._measured.level)) == "drift"
 
     def explain(self, first: str | None, *, after_it: bool) -> None:
         """Writes the note, now that it is known which layer is the origin and whether this one is called after it."""
@@ -148,19 +150,14 @@ class _Row:
         elif self._score is None:
             sentences = [explain.not_finite_sentence(layer, self._poisoned)]
         else:
+            guessed = judge.guessed
             sentences = [
-                explain.verdict_sentence(
-                    self._score, row.verdict, row.images, judge.warn, judge.fail, guessed=judge.guessed
-                )
+                explain.verdict_sentence(self._score, row.verdict, row.images, judge.warn, judge.fail, guessed=guessed)
             ]
-            if row.verdict == "drift" and self._parts is not None:
-                sentences += explain.cause_sentences(
-                    self._parts, row.name, first, guessed=judge.guessed, frozen=layer.frozen
-                )
-            elif row.verdict == "drift":
-                sentences += explain.without_cause(row.name, first)
-            if row.verdict == "drift" and row.advice is not None:
-                sentences.append(advice_sentence(row.advice, row.stochastic))
+            if row.verdict == "drift":
+                sentences += explain.cause_sentences(self._parts, row.name, first, guessed=guessed, frozen=layer.frozen)
+                if row.advice is not None:
+                    sentences.append(advice_sentence(row.advice, row.stochastic))
         if layer.tracked:
             sentences += explain.facts(layer, self._moments, self._score, judge.warn)
         row.note = " ".join(sentences)
@@ -172,7 +169,7 @@ class _Row:
         score = self._score = judge.score(self._layer, moments, self._measured.serving, self._measured.level)
         broken = self._layer.unusable_channels().to(score.delta.device)
         row.w, row.w_low, row.w_high = score.w, score.low, score.high
-        row.verdict = score.verdict(judge.warn, judge.fail, guessed=judge.guessed)
+        row.verdict = judge.verdict(score)
         row.delta, row.log_ratio, row.delta_se, row.log_ratio_se = (
             values.masked_fill(broken, math.nan).tolist()
             for values in (score.delta, score.log_ratio, score.delta_se, score.log_ratio_se)

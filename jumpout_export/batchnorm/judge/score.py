@@ -64,13 +64,8 @@ class Score:
         """Equivalence with three values: what is not shown to be within the margin or beyond it is undecided.
 
         W is the systematic part: what the noise of a short moving average adds is taken off, because it is there in
-        healthy networks too. A layer whose average carries as much noise as severe drift is never ok, though.
-
-        Args:
-            warn: the margin.
-            fail: the margin of severe drift.
-            guessed: the batch size of training, on which that noise depends, is a guess. Drift must then stand out
-                three times from it.
+        healthy networks too. A layer whose average carries as much noise as severe drift is never ok, though. Where the
+        batch size of training, on which that noise depends, is a guess, drift must stand out three times from it.
         """
         if self.high < warn and self.stored_floor < fail:
             return "ok"
@@ -93,13 +88,9 @@ class Score:
 
 
 def score_layer(moments: Moments, eps: float, stored_images: float, level: float = 0.05) -> Score:
-    """Returns the score of one layer.
+    """Returns the score of one layer, whose interval misses the truth with probability `level`.
 
-    Args:
-        moments: of the layer's input, shifted and scaled by its stored statistics.
-        eps: the layer's eps.
-        stored_images: how many images the stored moving average holds; infinity for noiseless buffers.
-        level: the interval misses the truth with this probability.
+    `stored_images` is how many images the stored moving average holds; infinity for noiseless buffers.
     """
     total = estimate(moments, eps)
     # The stored average is a sample like ours, of another size: it errs the same way, only more or less.
@@ -128,14 +119,8 @@ def stored_images(module: Any, batch_size: float, *, guessed: bool = True, calls
     """Returns how many images' worth of noise the stored statistics carry: B (2 - m) / m for an average of momentum m.
 
     `momentum=None` averages all B * num_batches_tracked images. Infinity (no noise) where training never updated the
-    buffers.
-
-    Args:
-        module: the layer.
-        batch_size: B, images in a batch of training.
-        guessed: the batch size is that of the check, because a model does not store that of its training. It is then
-            taken to be at least 32.
-        calls: calls of the layer per forward, each of which updates the average.
+    buffers. Each of the `calls` per forward updates the average. Where B is `guessed`, because a model does not store
+    that of its training, it is the check's, and taken to be at least 32.
     """
     if guessed:
         batch_size = max(batch_size, MIN_TRAINING_BATCH)

@@ -71,17 +71,9 @@ def collect_states(
     it draws depends neither on the loader nor on the states before it, and the loader goes on from where it was.
 
     The first `required` states have to succeed. Another one that fails is given up, and `failure` says why; batches
-    that cannot be normalised by themselves are left out of it.
-
-    Args:
-        feed: the model and its batches.
-        layers: the layers to measure.
-        states: the states, in the order they run.
-        what: what the pass does, for the progress display.
-        renormalised: the layers that normalise by batch statistics where a state says so; None for `layers`.
-        enough: called after every batch with it and what was collected so far; True ends the pass.
-        required: how many of the states have to succeed.
-        draw: passes with another number draw other noise.
+    that cannot be normalised by themselves are left out of it. `renormalised` are the layers that normalise by batch
+    statistics where a state says so, by default all. The pass ends early once `enough`, called after every batch, says
+    so. Passes with another `draw` draw other noise.
 
     Raises:
         ValueError: as `collect`, in a state that has to succeed.

@@ -129,11 +129,7 @@ class Feed:
         return own
 
     def replay(self, what: str, visit: Callable[[Step], int]) -> Replayed:
-        """Calls `visit` with every step of one pass; it returns the number of images it saw.
-
-        Args:
-            what: what the pass does, for the progress display.
-            visit: runs the step.
+        """Calls `visit` with every step of one pass, for it to run and to return the number of images it saw.
 
         Raises:
             ValueError: if there is no image in the batches, they are others than on the pass before, or there is no

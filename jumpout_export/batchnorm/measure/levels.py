@@ -28,10 +28,6 @@ def depth_levels(feed: Feed, order: Sequence[Layer]) -> list[list[Layer]]:
     Where no input stays the same (a layer feeds on itself, the model draws random numbers of its own), or where the
     model cannot run on noise, groups are single layers in call order. A dependence that this one batch does not use
     is missed: the caller has to measure in the end.
-
-    Args:
-        feed: the model and its batches, of which the first is run.
-        order: the layers in call order.
     """
     groups: list[list[Layer]] = []
 

@@ -60,11 +60,7 @@ def preserved(model: nn.Module) -> Iterator[Found]:
 
 
 class Found:
-    """A model as it was found.
-
-    Args:
-        model: the model; nothing of it is changed before `put_into` or `restore`.
-    """
+    """A model as it was found; nothing of it is changed before `put_into` or `restore`."""
 
     def __init__(self, model: nn.Module) -> None:
         self.training = model.training
