@@ -139,20 +139,12 @@ def recalibrate_batchnorm(
         )
     before = [current(new.layer) for new in solution.corrected]
     names = [old.layer.name for old in before]
-    done = _write(solution, Recalibration(names, solution.passes, effect, note, before))
+    done = Recalibration(names, solution.passes, effect, note, before)
     try:
+        for new in solution.corrected:
+            new.put()
         ranks.require_same_statistics(chosen)
     except BaseException:
         done.undo()
         raise
     return done
-
-
-def _write(solution: Solution, done: Recalibration) -> Recalibration:
-    try:
-        for new in solution.corrected:
-            new.put()
-        return done
-    except BaseException:
-        done.undo()
-        raise

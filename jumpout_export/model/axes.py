@@ -67,12 +67,7 @@ def choose_axes(
 
     An input whose first axis merely happens to be as long as the batch is told from one that has an entry per image:
     the model runs with another batch size and that input as it is, or one entry changes the results of other images.
-
-    Args:
-        model: in eval mode; copies of it are run.
-        batch: an example.
-        dynamic_batch: whether the batch size is open.
-        dynamic_axes: further open axes, {input: {axis: name}}; axis 0 named `batch` says that it is the batch.
+    For that, copies of the model are run. Of `dynamic_axes`, {input: {axis: name}}, axis 0 named `batch` is the batch.
 
     Raises:
         ValueError: if `dynamic_axes` names an input, an axis or a name that cannot be.
@@ -92,12 +87,9 @@ def choose_axes(
 
 
 def declared_axes(shapes: Sequence[Sequence[int | str | None]], names: Sequence[str], batch: Batch) -> Axes:
-    """Returns the axes that a file declares open.
+    """Returns the axes that a file declares open; an example batch says what the file does not.
 
-    Args:
-        shapes: of the file's inputs: a size, the name of an open axis, or None for an open one without a name.
-        names: of the file's inputs.
-        batch: an example, for what the file does not say.
+    The shapes of its inputs hold sizes, names of open axes, or None for an open one without a name.
     """
     values = tensors(batch)
     if len(values) != len(shapes):  # reported by whoever compares the names

@@ -69,13 +69,11 @@ def record(
     keep: Callable[[int, Tensor], None] | None = None,
     constants: list[Tensor] | None = None,
 ) -> Recording:
-    """Returns the operations that the model runs on a batch; generators are restored, hooks removed.
+    """Returns the operations that the model runs on copies of a batch; generators are restored, hooks removed.
 
-    Args:
-        model: in eval mode. It is run as it is, so pass a copy of one that keeps state.
-        batch: its inputs; the model gets copies.
-        keep: called with the index and the result of every operation, before anything can change the result in place.
-        constants: gets what the operations make of weights and numbers alone, copied where it is no part of a weight.
+    The model, in eval mode, is run as it is, so pass a copy of one that keeps state. `keep` is called with index and
+    result of every operation, before anything can change the result in place. `constants` gets what the operations make
+    of weights and numbers alone, copied where it is no part of a weight.
     """
     weights = itertools.chain(model.named_parameters(), model.named_buffers())
     names = {id(tensor): name for name, tensor in weights}

@@ -201,10 +201,9 @@ def _entries(result: Any) -> Mapping[Any, Any] | None:
 
 def _leaves(result: Any) -> list[Any]:
     entries = _entries(result)
-    values = list(result) if isinstance(result, tuple | list) else [] if entries is None else list(entries.values())
     if entries is None and not isinstance(result, tuple | list):
         return pytree.tree_leaves(result)
-    return [leaf for value in values for leaf in _leaves(value)]
+    return [leaf for value in (result if entries is None else entries.values()) for leaf in _leaves(value)]
 
 
 def first_and_all(inputs: Any, model: nn.Module, name: str) -> tuple[Batch, Iterator[Batch]]:

@@ -68,23 +68,18 @@ def plain_calls(model: nn.Module) -> Iterator[None]:
     DataParallel does not spread a batch over devices, where replicas would count for themselves, and
     DistributedDataParallel does not send its buffers around, for which all ranks would need as many batches.
     """
-    saved: list[tuple[nn.Module, str, Any]] = []
     with contextlib.ExitStack() as stack:
         # Only what has imported it can have compiled anything; importing it takes a second.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            for module in model.modules():
-                if isinstance(module, nn.DataParallel):
-                    saved.append((module, "device_ids", module.device_ids))
-                    module.device_ids = []
-                elif isinstance(module, nn.parallel.DistributedDataParallel):
-                    saved.append((module, "require_forward_param_sync", module.require_forward_param_sync))
-                    module.require_forward_param_sync = False
-            yield
-        finally:
-            for module, name, value in saved:
-                setattr(module, name, value)
+        for module in model.modules():
+            if isinstance(module, nn.DataParallel):
+                stack.callback(setattr, module, "device_ids", module.device_ids)
+                module.device_ids = []
+            elif isinstance(module, nn.parallel.DistributedDataParallel):
+                stack.callback(setattr, module, "require_forward_param_sync", module.require_forward_param_sync)
+                module.require_forward_param_sync = False
+        yield
 
 
 def _wrapper(module: Any) -> str | None:

@@ -54,14 +54,7 @@ class NoisePath:
     square: Tensor | float = 0.0
 
     def add(self, x: Tensor, active: Tensor, power: Tensor | None = None, bias: Tensor | None = None) -> None:
-        """Takes one call of the BatchNorm.
-
-        Args:
-            x: (N, C, *) its input.
-            active: see `active` above.
-            power: (C,) of the linear layer's input, see `mask_power`; None where no linear layer stands.
-            bias: (C,) of the linear layer.
-        """
+        """Takes one call of the BatchNorm with input x, (N, C, *); power and bias, (C,), are the linear layer's."""
         count = x.numel() // x.shape[1]
         offset = torch.zeros(x.shape[1], dtype=torch.float64) if bias is None else bias.cpu()
         pixels = (0, *range(2, x.ndim))
@@ -100,11 +93,8 @@ def mask_power(linear: Any, x: Tensor, channels: int | None) -> Tensor | None:
     i runs over the taps and input channels that one output pixel reads; what is padded with zeros has no noise. It is
     the convolution of x^2 with w^2, and because that is linear the images are summed before it.
 
-    Args:
-        linear: nn.Linear or nn.Conv1d to 3d.
-        x: its input with the noise off.
-        channels: where whole channels of a map are dropped: how many it has. One mask then covers all values of a
-            channel, so that their weighted sum is squared instead of each.
+    Where whole channels of a map are dropped, `channels` is how many it has. One mask then covers all values of a
+    channel, so that their weighted sum is squared instead of each.
     """
     if isinstance(linear, nn.Linear):
         if x.ndim != 2:

@@ -72,23 +72,14 @@ class _OneValueError(BaseException):
 
 @dataclass(frozen=True)
 class _Signal:
-    """What the trace knows of a tensor that the noise of one layer reaches.
-
-    Attributes:
-        source: the stochastic layer.
-        active: see `NoisePath`.
-        channels: of the map whose whole channels are dropped; None where elements are.
-        linear: the linear layer behind it, whose output this is.
-        power: see `mask_power`, of that layer.
-        bias: of that layer, read while it runs: FSDP may take it away afterwards.
-    """
+    """What the trace knows of a tensor that the noise of one layer reaches; `NoisePath` and `mask_power` say more."""
 
     source: StochasticLayer
     active: Tensor
-    channels: int | None
-    linear: nn.Module | None = None
+    channels: int | None  # of the map whose whole channels are dropped; None where elements are
+    linear: nn.Module | None = None  # the layer behind it, whose output this is
     power: Tensor | None = None
-    bias: Tensor | None = None
+    bias: Tensor | None = None  # read while the linear layer runs: FSDP may take it away afterwards
 
 
 class _Trace:

@@ -73,16 +73,10 @@ class Parts:
 
 
 def attribute(training: Estimate, renormalised: Estimate, serving: Estimate, usable: Tensor) -> Parts:
-    """Returns the parts of one layer's drift.
+    """Returns the parts of one layer's drift, from T, P and E; channels that are not `usable`, (C,) bool, are NaN.
 
     The share of part k in the squared drift sum_c W_c^2 is sum_c [delta_k delta + lambda_k lambda (sqrt(r) - 1)^2 /
     lambda^2], lambda = ln r: what is left of the sum with all parts in the places of one, so that shares add up to 1.
-
-    Args:
-        training: state T against the stored statistics, (C,).
-        renormalised: state P.
-        serving: state E.
-        usable: (C,) bool, channels whose stored statistics can be compared with; the others are NaN in the result.
     """
     log_ratio = _steps(training.log_ratio, renormalised.log_ratio, serving.log_ratio)
     delta = _steps(training.delta, renormalised.delta, serving.delta)

@@ -82,14 +82,10 @@ class Estimate:
         return (1 + t2 / freedom) ** (-(freedom - 1) / 2)
 
 
-def estimate(moments: Moments, eps: float) -> Estimate:
-    """Returns the estimate from all images of one layer whose eps is `eps`."""
-    return Estimate(moments.total, scaled_eps(moments, eps), moments.unbias, per_instance=moments.per_instance)
-
-
-def scaled_eps(moments: Moments, eps: float) -> Tensor:
-    """Returns (C,) eps in units of tau^2."""
-    return eps / moments.scale.square()
+def estimate(moments: Moments, eps: float, sums: Tensor | None = None) -> Estimate:
+    """Returns the estimate for a layer whose eps is `eps`, from all images or from (..., 6, C) sums over some."""
+    sums = moments.total if sums is None else sums
+    return Estimate(sums, eps / moments.scale.square(), moments.unbias, per_instance=moments.per_instance)
 
 
 def discoveries(p_values: Tensor, rate: float = FALSE_DISCOVERY_RATE) -> Tensor:

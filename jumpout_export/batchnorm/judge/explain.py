@@ -16,6 +16,11 @@ from jumpout_export.report import BatchNormVerdict, Cause
 CALL = "recalibrate_batchnorm(model, batches)"
 FIX = f"recalibrate it with {CALL}"
 _FIX = FIX[0].upper() + FIX[1:]
+_MOMENTUM: dict[float | None, str] = {
+    None: "Momentum is None: it stores the plain average of all training batches, the earliest included.",
+    0: "Momentum is 0, so training never updates its statistics.",
+    1: "Momentum is 1, so it stores the statistics of the last batch only.",
+}
 # A second cause with less of the drift than this is not worth a sentence.
 SECOND_CAUSE = 0.25
 
@@ -89,12 +94,8 @@ def facts(layer: Layer, moments: Moments | None, score: Score | None, warn: floa
     found += _kind(layer)
     if layer.batches_tracked == 0:
         found.append("Never trained: num_batches_tracked is 0 (or its checkpoint does not store the counter).")
-    if layer.momentum == 0 and not layer.fixed:
-        found.append("Momentum is 0, so training never updates its statistics.")
-    if layer.momentum is None:
-        found.append("Momentum is None: it stores the plain average of all training batches, the earliest included.")
-    if layer.momentum == 1:
-        found.append("Momentum is 1, so it stores the statistics of the last batch only.")
+    if not layer.fixed and layer.momentum in _MOMENTUM:
+        found.append(_MOMENTUM[layer.momentum])
     if moments is not None and moments.calls > 1:
         found.append(f"Called {moments.calls} times per forward; the calls are pooled.")
     if score is not None:

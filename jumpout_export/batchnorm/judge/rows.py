@@ -12,7 +12,7 @@ from torch import Tensor
 from jumpout_export.batchnorm.advice.alpha import advice_sentence
 from jumpout_export.batchnorm.judge import explain
 from jumpout_export.batchnorm.judge.attribute import Parts, attribute, origin
-from jumpout_export.batchnorm.judge.estimate import Estimate, discoveries, estimate, scaled_eps
+from jumpout_export.batchnorm.judge.estimate import Estimate, discoveries, estimate
 from jumpout_export.batchnorm.judge.score import Score, score_layer, stored_images
 from jumpout_export.batchnorm.measure.collect import Collected
 from jumpout_export.batchnorm.measure.layers import Layer
@@ -22,12 +22,9 @@ from jumpout_export.report import AlphaAdvice, BatchNormCall, BatchNormLayer, Ba
 
 @dataclass(frozen=True)
 class Judge:
-    """By what the layers are judged.
+    """By what the layers are judged: the margins of drift and of severe drift, and the images in a batch of training.
 
-    Attributes:
-        warn: the margin of drift.
-        fail: the margin of severe drift.
-        training_batch_size: images in a batch of training; None where it has to be guessed.
+    That number is None where it has to be guessed.
     """
 
     warn: float
@@ -60,14 +57,9 @@ class Judge:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the check measured.
+    """What the check measured: the states E, P and T, the last two None where they were not measured.
 
-    Attributes:
-        serving: state E.
-        renormalised: state P, or None where it was not measured.
-        training: state T, or None.
-        level: the intervals miss the truth with this probability.
-        advice: by layer name, what the law of the scaled mask says.
+    The intervals miss the truth with probability `level`; `advice` is what the law of the scaled mask says, by layer.
     """
 
     serving: Collected
@@ -222,7 +214,7 @@ def _summarise(row: BatchNormLayer, serving: Estimate, usable: Tensor) -> None:
 
 
 def _call(moments: Moments, sums: Tensor, eps: float, usable: Tensor) -> BatchNormCall:
-    one = Estimate(sums, scaled_eps(moments, eps), moments.unbias, per_instance=moments.per_instance)
+    one = estimate(moments, eps, sums)
     known = usable & torch.isfinite(one.log_ratio)
     if not known.any():
         return BatchNormCall(w=math.nan, median_log_ratio=math.nan, delta_rms=math.nan)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jumpout_export.batchnorm.judge.estimate import Estimate, estimate, scaled_eps, student_quantile
+from jumpout_export.batchnorm.judge.estimate import estimate, student_quantile
 from jumpout_export.batchnorm.measure.moments import Moments, N
 from jumpout_export.model import norms
 from jumpout_export.report import BatchNormVerdict
@@ -141,9 +141,7 @@ def _half_width(moments: Moments, eps: float, level: float) -> float:
     if moments.images < MIN_IMAGES:
         return math.inf
     folds = moments.sums[moments.sums[:, N].amax(dim=1) > 0]
-    without = Estimate(
-        moments.total - folds, scaled_eps(moments, eps), moments.unbias, per_instance=moments.per_instance
-    )
+    without = estimate(moments, eps, moments.total - folds)
     w2 = (without.w2 - without.noise).mean(dim=-1)
     freedom = len(folds) - 1
     return student_quantile(freedom, level) * math.sqrt(freedom * float(w2.var(correction=0)))

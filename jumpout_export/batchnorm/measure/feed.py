@@ -67,15 +67,8 @@ class Feed:
     and are restored after it. Wrappers do not get in the way: see `plain_calls`. A model that writes into its input
     gets a copy, so that a list of batches stays what it is.
 
-    Args:
-        model: the model.
-        batches: anything that can be iterated more than once, of batches that `split_batch` understands.
-        images: a pass ends with the batch that reaches this many images; None for all, which an endless loader
-            never gives.
-        forward_fn: `forward_fn(model, batch)` replaces the call; it gets the batch as the loader yields it.
-        device: where batches go; None: where the model's first parameter is.
-        progress: called with the number of images done by this process.
-        ranks: the processes that share the images; `batches` holds this one's, and each runs its share of `images`.
+    The arguments are those of `check_batchnorm`, with the processes that share the images as `ranks`: `batches` holds
+    this one's, and each runs its share of `images`, or with None all, which an endless loader never gives.
 
     Attributes:
         first: the first step of the first pass, for a closer look once the pass is done; None before.
@@ -137,12 +130,7 @@ class Feed:
         """
         images = batches = 0
         total: int | None = None
-        with (
-            self.ranks.together(),
-            rng_restored(),
-            _generators_restored(self._batches),
-            plain_calls(self.model),
-        ):
+        with self.ranks.together(), rng_restored(), _generators_restored(self._batches), plain_calls(self.model):
             if self._limit == 0:
                 raise ValueError(f"{self.ranks.size} processes are more than images were asked for; start fewer")
             for batch in self._batches:
@@ -243,17 +231,11 @@ def _generators_restored(batches: Any) -> Iterator[None]:
     batch_sampler, dataset = getattr(batches, "batch_sampler", None), getattr(batches, "dataset", None)
     samplers = (getattr(batches, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     owners = (batches, *samplers, dataset, getattr(dataset, "transform", None))
-    saved = [
-        (value, get_generator_state(value))
-        for owner in owners
-        for value in getattr(owner, "__dict__", {}).values()
-        if is_generator(value)
-    ]
-    try:
+    values = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
+    with contextlib.ExitStack() as stack:
+        for generator in filter(is_generator, values):
+            stack.callback(set_generator_state, generator, get_generator_state(generator))
         yield
-    finally:
-        for generator, state in saved:
-            set_generator_state(generator, state)
 
 
 def padding_notes(batches: Any) -> list[str]:

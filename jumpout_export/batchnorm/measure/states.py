@@ -17,17 +17,11 @@ from jumpout_export.model.randomness import get_generator_state, is_generator, s
 
 @dataclass(frozen=True)
 class State:
-    """What is on while statistics are collected.
-
-    Attributes:
-        name: for people.
-        stochastic: modules are in training mode, so that dropout and jumpout draw.
-        batch_statistics: BatchNorm normalises by the statistics of the batch instead of the running ones.
-    """
+    """What is on while statistics are collected."""
 
     name: str
-    stochastic: bool
-    batch_statistics: bool
+    stochastic: bool  # modules are in training mode, so that dropout and jumpout draw
+    batch_statistics: bool  # BatchNorm normalises by the statistics of the batch instead of the running ones
 
 
 SERVING = State("serving", stochastic=False, batch_statistics=False)
@@ -139,17 +133,7 @@ def _resize_like(tensor: Tensor, saved: Tensor) -> None:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Keeps weights that a forward in this context makes, cast or gathered, from a training step after it."""
-    with _without_autocast_cache():
-        try:
-            yield
-        finally:
-            _give_back_shards(model)
-
-
-@contextlib.contextmanager
-def _without_autocast_cache() -> Iterator[None]:
-    """Leaves no cast weights for a training step in the same autocast region.
+    """Keeps weights that a forward in this context makes, cast or gathered, from a training step after it.
 
     By then they may be older than the weights, and torch 2.9 casts them without gradients (pytorch#158232).
     """
@@ -159,6 +143,7 @@ def _without_autocast_cache() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(enabled)
+        _give_back_shards(model)
 
 
 def _give_back_shards(model: nn.Module) -> None:
