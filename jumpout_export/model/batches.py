@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from jumpout_export.model.inputs import LABEL_KEYS, MAYBE_LABEL_KEYS, by_name, by_position, fields_of, tensors_in
+from jumpout_export.model.inputs import LABEL_KEYS, MAYBE_LABEL_KEYS, Split, by_name, by_position, fields_of, tensors_in
 from jumpout_export.model.wrappers import unwrap
 
 # Called as progress(what, done, total) during long work; total is None where it is not known.
@@ -69,27 +69,25 @@ def split_batch(batch: Any, model: nn.Module, device: torch.device | str | None 
         TypeError: if the batch is none of these, holds no tensor, or does not say which entries are inputs.
     """
     forward = inspect.signature(unwrap(model).forward).parameters
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    labels: Tensor | None
+    split: Split
     if isinstance(batch, Tensor):
-        args, kwargs, labels = (batch,), {}, None
+        split = (batch,), {}, None
     elif isinstance(batch, Mapping):
-        args, kwargs, labels = by_name(dict(batch), forward)
+        split = by_name(dict(batch), forward)
     elif (fields := fields_of(batch)) is not None:
         named = fields.keys() & {*forward, *LABEL_KEYS, *MAYBE_LABEL_KEYS}
-        args, kwargs, labels = by_name(fields, forward) if named else by_position(tuple(fields.values()), forward)
+        split = by_name(fields, forward) if named else by_position(tuple(fields.values()), forward)
     elif isinstance(batch, tuple | list):
-        args, kwargs, labels = by_position(tuple(batch), forward)
+        split = by_position(tuple(batch), forward)
     else:
         raise TypeError(
             "a batch must be a tensor, a tuple or list (inputs, labels), a dict, a named tuple or a data class, got "
             f"{type(batch).__name__}"
         )
-    if next(tensors_in((args, kwargs)), None) is None:
+    found = Batch(*split)
+    if next(tensors_in((found.args, found.kwargs)), None) is None:
         raise TypeError(f"a batch must hold at least one tensor as input, got {type(batch).__name__} without one")
-    split = Batch(args, kwargs, labels)
-    return split if device is None else split.to(device)
+    return found if device is None else found.to(device)
 
 
 def device_of(module: nn.Module) -> torch.device:

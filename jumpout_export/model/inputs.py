@@ -165,11 +165,9 @@ def _is_one_hot_like(value: Any, first: Any) -> bool:
     if _batch_size(value) != _batch_size(first):
         return False
     # Zeros and ones in the shape of the input are a mask.
-    hot = value.shape != first.shape if isinstance(first, Tensor) else True
-    return (hot and bool(((value == 0) | (value == 1)).all())) or _is_distribution(value)
-
-
-def _is_distribution(value: Tensor) -> bool:
+    mask = isinstance(first, Tensor) and value.shape == first.shape
+    if not mask and bool(((value == 0) | (value == 1)).all()):
+        return True
     return value.is_floating_point() and bool((value >= 0).all() and ((value.sum(dim=1) - 1).abs() < 1e-3).all())
 
 
@@ -208,6 +206,6 @@ def _positional(forward: Parameters) -> tuple[int, int | None]:
 
 def _receiver(index: int, forward: Parameters) -> inspect.Parameter:
     """The parameter that gets the positional input `index`."""
-    parameters = [parameter for parameter in forward.values() if parameter.kind in POSITIONAL]
-    rest = [parameter for parameter in forward.values() if parameter.kind is inspect.Parameter.VAR_POSITIONAL]
-    return [*parameters, *rest][min(index, len(parameters))]
+    kinds = (*POSITIONAL, inspect.Parameter.VAR_POSITIONAL)  # a signature has them in this order
+    parameters = [parameter for parameter in forward.values() if parameter.kind in kinds]
+    return parameters[min(index, len(parameters) - 1)]

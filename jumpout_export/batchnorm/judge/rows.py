@@ -78,14 +78,13 @@ def layer_rows(layers: Sequence[Layer], measured: Measured, judge: Judge) -> tup
     poisoned: Layer | None = None
     for layer in order:
         made.append(_Row(layer, measured, judge, poisoned))
-        if poisoned is None and unusable(layer):
-            poisoned = layer
+        poisoned = poisoned or (layer if unusable(layer) else None)
     rows = [one.row for one in made]
     first = origin(rows, {one.row.name: one.drifts_by_itself() for one in made if one.row.verdict == "drift"})
-    before = first is not None
+    reached: str | None = None
     for one in made:
-        before = before and one.row.name != first
-        one.explain(first, after_it=first is not None and not before)
+        reached = first if one.row.name == first else reached
+        one.explain(reached)
     return rows, first
 
 
@@ -131,10 +130,9 @@ class _Row:
             return False
         return self._judge.verdict(self._judge.score(self._layer, moments, seen, self._measured.level)) == "drift"
 
-    def explain(self, first: str | None, *, after_it: bool) -> None:
-        """Writes the note, now that it is known which layer is the origin and whether this one is called after it."""
+    def explain(self, first: str | None) -> None:
+        """Writes the note, now that it is known which layer is the origin; None if this one is called before it."""
         layer, row, judge = self._layer, self.row, self._judge
-        first = first if after_it else None
         if not layer.tracked:
             sentences = [explain.untracked_sentence(layer)]
         elif unusable(layer):

@@ -151,17 +151,14 @@ class _Pass:
         seen = self.collected
         try:
             step.run()
-        except _OneValueError:
-            self.forward.discard()
-            if must_succeed:
-                raise
-            seen.skipped += step.size or 0
-            return 0
         except Exception as error:
             self.forward.discard()
             if must_succeed:
                 raise
-            seen.failure = f"{type(error).__name__}: {error}"
+            if isinstance(error, _OneValueError):
+                seen.skipped += step.size or 0
+            else:
+                seen.failure = f"{type(error).__name__}: {error}"
             return 0
         reached = self.forward.end_forward()
         images = reached if step.size is None else step.size

@@ -96,12 +96,9 @@ class Ranks:
             raise  # a rank is lost, or this one is about to be
         except BaseException as error:  # what only ends a loop early is no Exception, and is raised again
             raised = error
-        failed = isinstance(raised, Exception)
-        messages = self.gather(f"{type(raised).__name__}: {raised}" if failed else None)
-        if failed and raised is not None:
-            raise raised
+        messages = self.gather(f"{type(raised).__name__}: {raised}" if isinstance(raised, Exception) else None)
         for rank, message in enumerate(messages):
-            if message is not None:
+            if message is not None and not isinstance(raised, Exception):
                 raise NotVerifiableError(f"rank {rank} failed, so the others stop too: {message}")
         if raised is not None:
             raise raised
@@ -171,12 +168,10 @@ def merge_fields(ranks: Ranks, own: Any) -> None:
 
     Numbers and tensors are added, flags hold if they hold everywhere, other attributes are objects of the same kind.
     """
-    if ranks.size == 1:
-        return
-    everyone = ranks.gather(own)
-    for other in everyone[1:]:
-        _add_fields(everyone[0], other)
-    vars(own).update(vars(everyone[0]))
+    first, *others = ranks.gather(own)
+    for other in others:
+        _add_fields(first, other)
+    vars(own).update(vars(first))
 
 
 def _add_fields(to: Any, other: Any) -> None:
