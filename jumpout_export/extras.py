@@ -22,7 +22,7 @@ def require(module: str, extra: str, text: str) -> None:
         ImportError: if it is missing.
     """
     try:
-        importlib.import_module(module)
+        __import__(module)
     except ImportError as error:
         raise ImportError(text.format(error=error) + pip_line(extra)) from error
 

@@ -129,6 +129,7 @@ def test_no_random_inputs_exits_3(folder, run):
     assert not os.path.exists("out.onnx")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_without_a_package_it_exits_3_and_names_the_extra(folder, package):
     code = f"import sys; sys.modules[{package!r}] = None; from jumpout_export.cli.app import main; main()"

@@ -184,6 +184,7 @@ def test_a_single_value_with_any_stride_has_its_bytes():
     assert same_bits(column.as_strided((1,), (3,)), column.clone())
 
 
+@pytest.mark.integration
 def test_torch_cond_is_looked_into_and_runs_afterwards():
     class Branch(nn.Module):
         def __init__(self, otherwise):

@@ -9,6 +9,8 @@ import torch
 from support.project import PROJECT
 from torch import nn
 
+pytestmark = pytest.mark.integration
+
 BENCHMARKS = PROJECT / "benchmarks"
 TOOLS = PROJECT / "tools"
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.project import PROJECT
 
 import jumpout_export
@@ -15,6 +16,7 @@ PACKAGE = Path(jumpout_export.__file__).parent
 WITHOUT_EDITABLE = "import sys; sys.meta_path = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]; "
 
 
+@pytest.mark.integration
 def test_a_checkout_without_the_extension_names_the_command_that_builds_it(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "jumpout_export", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     code = WITHOUT_EDITABLE + "import jumpout_export"
@@ -39,6 +41,7 @@ def test_what_the_package_needs_at_run_time_lies_in_it():
         assert (PACKAGE / file).is_file(), file
 
 
+@pytest.mark.integration
 def test_an_unknown_instruction_set_is_named():
     code = "import torch, jumpout_export; jumpout_export.jumpout(torch.ones(3))"
     result = subprocess.run(

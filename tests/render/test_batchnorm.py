@@ -220,6 +220,7 @@ def test_the_nesting_test_can_fail():
         Nesting("<section><p></p>")
 
 
+@pytest.mark.integration
 def test_a_page_of_many_layers_lists_all_of_them_and_stays_small():
     report = full(160)
     wide = [

@@ -186,6 +186,7 @@ def test_many_checks_are_grouped_and_folded_away_and_failures_are_not():
     assert "<details><summary>✗ fail cpu/all: 1 failed" in render_markdown(report)
 
 
+@pytest.mark.integration
 def test_the_same_report_gives_the_same_bytes_in_another_process():
     report = pipeline(fail=True)
     first = render_html(report)

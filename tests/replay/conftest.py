@@ -127,6 +127,13 @@ def build(*arguments):
     assert done.returncode == 0, done.stderr
 
 
+def pytest_collection_modifyitems(items):
+    """What runs the C++ programs waits for them to be built."""
+    for item in items:
+        if {"replay", "sanitized"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.integration)
+
+
 @pytest.fixture(scope="session")
 def replay():
     build()

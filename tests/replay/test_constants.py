@@ -7,7 +7,7 @@ from support.project import PROJECT
 
 from jumpout_export.cli import work
 from jumpout_export.export.golden import FOLDER
-from jumpout_export.onnxfile.metadata import PREFIX, RANDOM, TOLERANCE
+from jumpout_export.onnxfile.metadata import RANDOM, TOLERANCE
 from jumpout_export.onnxfile.training import RANDOM_OPERATORS
 from jumpout_export.runtime.providers import PROVIDERS
 
@@ -59,7 +59,7 @@ def test_providers_have_the_same_names():
 
 def test_the_metadata_has_the_same_keys():
     keys = {text for file in SOURCES.glob("*.*") if file.suffix in (".cpp", ".h") for text in texts(code(file.name))}
-    assert {key for key in keys if "jumpout_export" in key} == {RANDOM, PREFIX + TOLERANCE}
+    assert {key for key in keys if "jumpout_export" in key} == {RANDOM, TOLERANCE}
 
 
 def test_golden_data_lies_in_the_same_folder():

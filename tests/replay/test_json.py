@@ -17,8 +17,6 @@ from support.project import PROJECT
 from jumpout_export.render.writers.terminal import render_terminal
 from jumpout_export.report import Report, VerifyReport
 
-pytestmark = pytest.mark.integration
-
 VALIDATOR = jsonschema.Draft202012Validator(json.loads((PROJECT / "docs" / "report.schema.json").read_text()))
 
 

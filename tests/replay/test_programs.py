@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from support.project import PROJECT
 
-pytestmark = pytest.mark.integration
-
 
 def test_cuda_without_its_provider_is_undecided_and_says_what_is_missing(replay, mixed):
     import onnxruntime

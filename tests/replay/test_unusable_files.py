@@ -9,8 +9,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.mark.parametrize(
     "name", ["model.onnx", "test_data_set_0/input_0.pb", "test_data_set_0/input_2.pb", "test_data_set_0/output_5.pb"]

@@ -17,8 +17,6 @@ from jumpout_export.export.golden import tolerance_line
 from jumpout_export.verify.values.reference import Expected
 from jumpout_export.verify.values.scale import Scale, in_channels, relative
 
-pytestmark = pytest.mark.integration
-
 
 def test_a_right_model_passes_and_says_how_well(replay, digits):
     done = replay(digits / "model.onnx", "--threads", "2", "--repeat", "3")

@@ -20,7 +20,6 @@ from PIL import Image
 from support.onnx_files import parsed
 from torch import nn
 
-from jumpout_export import loading
 from jumpout_export.cli.work import FAILED, PASSED, WRONG_USAGE
 from jumpout_export.runtime import limits
 
@@ -287,7 +286,7 @@ def test_hostile_arrays_are_refused_and_nothing_in_them_is_executed(folder, refu
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(folder, refused, monkeypatch):
-    monkeypatch.setattr(loading, "_MAX_ARRAY_BYTES", 1 << 30)
+    monkeypatch.setattr("jumpout_export.loading.data._MAX_ARRAY_BYTES", 1 << 30)
     with (
         zipfile.ZipFile("data.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open("inputs.npy", "w") as entry,
