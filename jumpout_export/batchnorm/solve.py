@@ -41,17 +41,11 @@ class Corrected:
 
 @dataclass(frozen=True)
 class Solution:
-    """The corrected layers in call order, each one that the forward reached.
+    """The corrected layers in call order, each one that the forward reached."""
 
-    Attributes:
-        corrected: their statistics.
-        passes: passes over the data that it took.
-        remaining: the largest W still measured in a layer that is not settled, 0 where all are.
-    """
-
-    corrected: list[Corrected]
-    passes: int
-    remaining: float = 0.0
+    corrected: list[Corrected]  # their statistics
+    passes: int  # passes over the data that it took
+    remaining: float = 0.0  # the largest W still measured in a layer that is not settled, 0 where all are
 
 
 def current(layer: Layer) -> Corrected:

@@ -32,19 +32,12 @@ _MOST_CANDIDATES = 4
 
 @dataclass(frozen=True)
 class Axes:
-    """What each input's axes are, inputs in the order of the graph.
+    """What each input's axes are, inputs in the order of the graph."""
 
-    Attributes:
-        batched: whether the input's first axis is the batch.
-        size: the fixed batch size, None where it is open.
-        further: the other open axes, by number; axes of one name have one size.
-        anonymous: names in `further` that were made up here.
-    """
-
-    batched: tuple[bool, ...]
-    size: int | None
-    further: tuple[Mapping[int, str], ...]
-    anonymous: frozenset[str] = frozenset()
+    batched: tuple[bool, ...]  # whether the input's first axis is the batch
+    size: int | None  # the fixed batch size, None where it is open
+    further: tuple[Mapping[int, str], ...]  # the other open axes, by number; axes of one name have one size
+    anonymous: frozenset[str] = frozenset()  # names in `further` that were made up here
 
     @property
     def names(self) -> tuple[str, ...]:

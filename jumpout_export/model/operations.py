@@ -21,46 +21,29 @@ from jumpout_export.model.wrappers import plain_calls
 
 @dataclass(frozen=True)
 class Operation:
-    """One result of one operation; an operation with several results is several of these.
+    """One result of one operation; an operation with several results is several of these."""
 
-    Attributes:
-        name: for example `aten.convolution.default`.
-        module: path of the innermost module that was running, empty for the model itself.
-        shape: of the result.
-        dtype: of the result.
-        inputs: indices of the operations whose results it reads.
-        weights: names of the parameters and buffers it reads, also through operations on weights alone.
-        from_data: whether it depends on the model's inputs.
-        arguments: what it was called with. Tensors that are no weights may have been changed in place since.
-        source: file and line of the user's source, empty and 0 where they are unknown.
-    """
-
-    name: str
-    module: str
-    shape: torch.Size
-    dtype: torch.dtype
-    inputs: tuple[int, ...]
-    weights: tuple[str, ...]
-    from_data: bool
+    name: str  # for example `aten.convolution.default`
+    module: str  # path of the innermost module that was running, empty for the model itself
+    shape: torch.Size  # of the result
+    dtype: torch.dtype  # of the result
+    inputs: tuple[int, ...]  # indices of the operations whose results it reads
+    weights: tuple[str, ...]  # names of the parameters and buffers it reads, also through operations on weights alone
+    from_data: bool  # whether it depends on the model's inputs
+    # what it was called with; tensors that are no weights may have been changed in place since
     arguments: tuple[Any, ...]
-    source: tuple[str, int]
+    source: tuple[str, int]  # file and line of the user's source, empty and 0 where they are unknown
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What a model did on one batch.
+    """What a model did on one batch."""
 
-    Attributes:
-        operations: in the order in which they ran. Views that only reshape are left out.
-        result: what the model returned.
-        producers: per tensor in the result, the index of the operation it comes from; None for an input or a weight.
-        names: of the parameters and buffers by their `id`, those that were only reshaped too.
-    """
-
-    operations: list[Operation]
-    result: Any
+    operations: list[Operation]  # in the order in which they ran; views that only reshape are left out
+    result: Any  # what the model returned
+    # per tensor in the result, the index of the operation it comes from; None for an input or a weight
     producers: list[int | None]
-    names: dict[int, str]
+    names: dict[int, str]  # of the parameters and buffers by their `id`, those that were only reshaped too
 
 
 def record(

@@ -21,19 +21,12 @@ _MOVED = 3
 
 @dataclass(frozen=True)
 class Sample:
-    """A batch to compare on.
+    """A batch to compare on."""
 
-    Attributes:
-        group: `batch=7`, `data` (the images in batches as they came), `sizes batch=3 height=9` or `random batch=7`.
-        batch: the inputs.
-        start: number of the first image within the group.
-        batched: whether the first axis of each input is the batch.
-    """
-
-    group: str
-    batch: Batch
-    start: int = 0
-    batched: Sequence[bool] | None = None
+    group: str  # `batch=7`, `data` (the images in batches as they came), `sizes batch=3 height=9` or `random batch=7`
+    batch: Batch  # the inputs
+    start: int = 0  # number of the first image within the group
+    batched: Sequence[bool] | None = None  # whether the first axis of each input is the batch
 
 
 def samples(

@@ -37,19 +37,13 @@ DETERMINISTIC_IN_EVAL = frozenset({"RReLU", "MultiheadAttention", "LSTM", "GRU",
 
 @dataclass(frozen=True)
 class StochasticLayer:
-    """One stochastic layer of a model.
+    """One stochastic layer of a model."""
 
-    Attributes:
-        path: module path; the same module used twice is listed once, under its first path.
-        module: the layer.
-        action: what a fold makes of it: `identity`, `relu` (a fused ReLU remains) or `keep` (deterministic in eval).
-        settings: its settings, as its `extra_repr` prints them.
-    """
-
-    path: str
-    module: nn.Module
+    path: str  # module path; the same module used twice is listed once, under its first path
+    module: nn.Module  # the layer
+    # what a fold makes of it: `identity`, `relu` (a fused ReLU remains) or `keep` (deterministic in eval)
     action: Action
-    settings: str
+    settings: str  # its settings, as its `extra_repr` prints them
 
     @property
     def kind(self) -> str:

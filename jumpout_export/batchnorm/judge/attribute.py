@@ -31,20 +31,13 @@ _TYPICAL = 5
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of one layer's drift, in the order of `CAUSES`.
+    """The parts of one layer's drift, in the order of `CAUSES`."""
 
-    Attributes:
-        log_ratio: (3, C) parts of ln r; they add up to it.
-        delta: (3, C) parts of delta, in units of tau; they add up to it.
-        median: parts of the median of ln r over channels; they add up to it.
-        of_variance: share of each part in the layer's squared drift by way of the variance.
-        of_mean: by way of the mean. All six add up to 1; a negative one worked against the drift.
-    """
-
-    log_ratio: Tensor
-    delta: Tensor
-    median: tuple[float, float, float]
-    of_variance: tuple[float, float, float]
+    log_ratio: Tensor  # (3, C) parts of ln r; they add up to it
+    delta: Tensor  # (3, C) parts of delta, in units of tau; they add up to it
+    median: tuple[float, float, float]  # parts of the median of ln r over channels; they add up to it
+    of_variance: tuple[float, float, float]  # share of each part in the layer's squared drift by way of the variance
+    # the same by way of the mean; all six add up to 1, and a negative one worked against the drift
     of_mean: tuple[float, float, float]
 
     @property

@@ -25,35 +25,20 @@ GUESSED_NOISE = 3.0
 
 @dataclass(frozen=True)
 class Score:
-    """How far one layer's stored statistics (R) are from the measured ones (E), in units of tau = sqrt(s2 + eps).
+    """How far one layer's stored statistics (R) are from the measured ones (E), in units of tau = sqrt(s2 + eps)."""
 
-    Attributes:
-        delta: (C,) (m - mu) / tau.
-        log_ratio: (C,) ln r, with r = (v + eps) / (s2 + eps).
-        delta_se: (C,) standard error of delta from the sampling of images.
-        log_ratio_se: (C,) the same of log_ratio.
-        p_values: (C,) of the hypothesis that both are noise, that of the stored average included.
-        w: debiased RMS over channels of sqrt(delta^2 + (sqrt(r) - 1)^2).
-        low: lower end of its interval, which covers the sampling of images and the noise in the stored average.
-        high: upper end.
-        floor: what noise alone makes of w: that of the images and that left in the stored moving average.
-        stored_floor: what the noise in the stored moving average alone makes of w.
-        stored_images: how many images the stored moving average holds.
-        constant: (C,) bool, channels whose input never varied.
-    """
-
-    delta: Tensor
-    log_ratio: Tensor
-    delta_se: Tensor
-    log_ratio_se: Tensor
-    p_values: Tensor
-    w: float
-    low: float
-    high: float
-    floor: float
-    stored_floor: float
-    stored_images: float
-    constant: Tensor
+    delta: Tensor  # (C,) (m - mu) / tau
+    log_ratio: Tensor  # (C,) ln r, with r = (v + eps) / (s2 + eps)
+    delta_se: Tensor  # (C,) standard error of delta from the sampling of images
+    log_ratio_se: Tensor  # (C,) the same of log_ratio
+    p_values: Tensor  # (C,) of the hypothesis that both are noise, that of the stored average included
+    w: float  # debiased RMS over channels of sqrt(delta^2 + (sqrt(r) - 1)^2)
+    low: float  # lower end of its interval, which covers the sampling of images and the noise in the stored average
+    high: float  # upper end
+    floor: float  # what noise alone makes of w: that of the images and that left in the stored moving average
+    stored_floor: float  # what the noise in the stored moving average alone makes of w
+    stored_images: float  # how many images the stored moving average holds
+    constant: Tensor  # (C,) bool, channels whose input never varied
 
     @property
     def channel_w(self) -> Tensor:

@@ -25,21 +25,13 @@ _SEEDS = 1 << 24
 
 @dataclass
 class Collected:
-    """What one pass saw in one state.
+    """What one pass saw in one state."""
 
-    Attributes:
-        moments: by layer name, in call order; a layer that the forward did not reach is missing.
-        images: images the model saw.
-        batches: batches they came in.
-        skipped: images in batches left out because a layer cannot normalise one value per channel by itself.
-        failure: why this state was given up, empty if it was not; its moments are then of no use.
-    """
-
-    moments: dict[str, Moments]
-    images: int = 0
-    batches: int = 0
-    skipped: int = 0
-    failure: str = ""
+    moments: dict[str, Moments]  # by layer name, in call order; a layer that the forward did not reach is missing
+    images: int = 0  # images the model saw
+    batches: int = 0  # batches they came in
+    skipped: int = 0  # images in batches left out because a layer cannot normalise one value per channel by itself
+    failure: str = ""  # why this state was given up, empty if it was not; its moments are then of no use
 
 
 def collect(feed: Feed, layers: Sequence[Layer], state: State, what: str) -> Collected:

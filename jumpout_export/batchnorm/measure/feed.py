@@ -35,17 +35,11 @@ _SAMPLE = 4
 
 @dataclass(frozen=True)
 class Step:
-    """One batch, ready to run.
+    """One batch, ready to run."""
 
-    Attributes:
-        run: calls the model on the batch and returns its output.
-        size: number of images, or None where only the model or `forward_fn` knows.
-        labels: (N,) integer class labels, or None.
-    """
-
-    run: Callable[[], Any]
-    size: int | None
-    labels: Tensor | None
+    run: Callable[[], Any]  # calls the model on the batch and returns its output
+    size: int | None  # number of images, or None where only the model or `forward_fn` knows
+    labels: Tensor | None  # (N,) integer class labels, or None
 
 
 class PassDoneError(BaseException):
