@@ -19,19 +19,12 @@ _INNER = (_TORCH, f"{_PACKAGE}/", "<")
 
 @dataclass(frozen=True)
 class Call:
-    """A call that a running model made.
+    """A call that a running model made."""
 
-    Attributes:
-        operator: for example `aten.bernoulli_.float`.
-        module: path of the innermost module that was running; empty for the root or where it is unknown.
-        file: the user's source file, empty where it is unknown.
-        line: line in that file, 0 where it is unknown.
-    """
-
-    operator: str
-    module: str = ""
-    file: str = ""
-    line: int = 0
+    operator: str  # for example `aten.bernoulli_.float`
+    module: str = ""  # path of the innermost module that was running; empty for the root or where it is unknown
+    file: str = ""  # the user's source file, empty where it is unknown
+    line: int = 0  # line in that file, 0 where it is unknown
 
     def __str__(self) -> str:
         where = f" in module `{self.module}`" if self.module else " in the model's own forward"

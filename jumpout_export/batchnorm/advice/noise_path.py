@@ -29,29 +29,19 @@ class NoisePath:
 
     The BatchNorm's input is a bias plus u = sum_i w_i x_i; without a linear layer between, u = x. Sums are over images
     and pixels, (C,) float64 on the CPU each.
-
-    Attributes:
-        path: module path of the stochastic layer.
-        module: the stochastic layer.
-        linear: the linear layer between the two, or None.
-        channelwise: whole channels are dropped instead of elements.
-        active: the fractions of active units that normalise the rate: one per call of the stochastic layer, with
-            `normalize="sample"` one per sample, 1 where nothing normalises it.
-        count: values per channel.
-        power: sum of what `mask_power` sums.
-        total: sum of u.
-        square: sum of u^2.
     """
 
-    path: str
-    module: nn.Module
-    linear: nn.Module | None = None
-    channelwise: bool = False
+    path: str  # module path of the stochastic layer
+    module: nn.Module  # the stochastic layer
+    linear: nn.Module | None = None  # the linear layer between the two, or None
+    channelwise: bool = False  # whole channels are dropped instead of elements
+    # the fractions of active units that normalise the rate: one per call of the stochastic layer, with
+    # `normalize="sample"` one per sample, 1 where nothing normalises it
     active: list[Tensor] = field(default_factory=list)
-    count: int = 0
-    power: Tensor | float = 0.0
-    total: Tensor | float = 0.0
-    square: Tensor | float = 0.0
+    count: int = 0  # values per channel
+    power: Tensor | float = 0.0  # sum of what `mask_power` sums
+    total: Tensor | float = 0.0  # sum of u
+    square: Tensor | float = 0.0  # sum of u^2
 
     def add(self, x: Tensor, active: Tensor, power: Tensor | None = None, bias: Tensor | None = None) -> None:
         """Takes one call of the BatchNorm with input x, (N, C, *); power and bias, (C,), are the linear layer's."""
