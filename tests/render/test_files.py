@@ -96,6 +96,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     assert (tmp_path / "taken").read_text() == "x"
 
 
+@pytest.mark.integration
 def test_the_list_of_plots_is_complete(tmp_path):
     # A plot missing in it would outlive its report.
     full = report()

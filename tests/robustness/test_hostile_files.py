@@ -285,6 +285,7 @@ def test_hostile_arrays_are_refused_and_nothing_in_them_is_executed(folder, refu
     refused("export", "hostile_factory:model", "out.onnx", "--data", "data.npz", codes={WRONG_USAGE}, text=text)
 
 
+@pytest.mark.integration
 def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(folder, refused, monkeypatch):
     monkeypatch.setattr("jumpout_export.loading.data._MAX_ARRAY_BYTES", 1 << 30)
     with (

@@ -72,6 +72,7 @@ def test_a_made_up_provider_is_verified_on_and_has_its_own_verdict(toys, file, n
     assert checks["cpu/all/repeatable"].limit == 0
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -87,12 +88,14 @@ def test_one_that_cannot_be_used_was_not_run_and_says_why(toys, file, network, n
     assert re.fullmatch(reason, report.providers[name].reason)
 
 
+@pytest.mark.integration
 def test_an_error_of_the_device_is_none_of_the_file(monkeypatch, file):
     monkeypatch.setitem(PROVIDERS, "breaking", Breaking("breaking", "CPUExecutionProvider"))
     with pytest.raises(NotVerifiableError, match="BREAKING cannot be used: the toy is broken"):
         open_session(file, "breaking", "all")
 
 
+@pytest.mark.integration
 def test_a_provider_on_which_nodes_do_not_run_fails(monkeypatch, file, network):
     class Elsewhere(Provider):
         def open(self, model, **options):

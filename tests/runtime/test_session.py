@@ -60,6 +60,7 @@ def test_every_node_of_a_cpu_session_is_on_the_cpu(file):
     assert PROVIDERS["cpu"].elsewhere(session_of(file)) == []
 
 
+@pytest.mark.integration
 def test_a_cpu_session_is_no_proof_for_cuda_and_its_nodes_are_named(file):
     nodes = placed(session_of(file))
     check = check_placement("cuda/off", "cuda", nodes, file)
@@ -85,6 +86,7 @@ def test_nodes_of_subgraphs_and_without_a_name_are_named_too(tmp_path):
     assert "a node without name (If)" in check.note
 
 
+@pytest.mark.integration
 def test_no_node_at_all_proves_nothing(file):
     check = check_placement("cuda/all", "cuda", [], file)
     assert (check.verdict, check.note) == ("fail", "no node runs on CUDAExecutionProvider")
@@ -159,6 +161,7 @@ def test_a_value_of_an_inner_graph_that_hides_a_shape_is_no_shape(tmp_path):
     assert check_placement("cuda/all", "cuda", nodes, path).measured == 2
 
 
+@pytest.mark.integration
 @without_cuda
 @pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available:UserWarning")
 def test_a_session_that_silently_runs_on_the_cpu_fails_for_cuda(file, network, monkeypatch):
@@ -192,6 +195,7 @@ def test_runs_that_differ_on_a_gpu_are_reported_and_each_is_compared(tmp_path, m
     assert checks["cuda/all/data, second run/worst error"].verdict == verdict
 
 
+@pytest.mark.integration
 @without_cuda
 def test_cuda_that_cannot_be_used_opens_nothing(file):
     with pytest.raises(NotVerifiableError, match=r"CUDA cannot be used: the installed onnxruntime .* has no CUDAExec"):
@@ -205,6 +209,7 @@ def test_a_file_that_cannot_be_loaded_is_the_files_fault(tmp_path):
     assert not isinstance(caught.value, NotVerifiableError)
 
 
+@pytest.mark.integration
 def test_a_session_knows_its_names(file):
     session = open_session(file, "cpu", "off")
     assert (session.inputs, session.outputs, session.nodes) == (["input"], ["output"], [])

@@ -14,6 +14,7 @@ from jumpout_export.export.publish import export_onnx
 from jumpout_export.verify.verify import verify_onnx
 
 
+@pytest.mark.integration
 def test_nan_in_the_file_fails(corrupt):
     report = corrupt(lambda proto: shifted(proto, "linear.bias", math.nan))
     assert "output `output` has" in found(report)["cpu/off/finite"].note

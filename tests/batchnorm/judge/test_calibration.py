@@ -68,12 +68,14 @@ def test_healthy_channels_are_flagged_no_more_often_than_the_level_says(healthy)
     assert channels > 0.02  # and not because the test has no power
 
 
+@pytest.mark.integration
 def test_without_the_noise_of_the_stored_average_the_same_channels_are_flagged(healthy):
     channels, layers = significant(healthy, math.inf)
     assert channels > 0.4
     assert layers > 0.9
 
 
+@pytest.mark.integration
 def test_healthy_layers_do_not_drift_and_their_w_is_zero_on_average(healthy):
     scores = [score_layer(moments, norm.eps, HELD) for norm, moments in healthy]
     assert rate_is_at_most(sum(score.low > 0 for score in scores) / TRIALS, 0.025, TRIALS)
@@ -108,6 +110,7 @@ def test_intervals_of_w_cover_the_drift_beside_the_noise_of_training(drifting):
     assert covered(drifting, HELD) > 0.95 - 6 * math.sqrt(0.05 * 0.95 / TRIALS)
 
 
+@pytest.mark.integration
 def test_intervals_without_that_noise_fail_the_same_test(drifting):
     assert covered(drifting, math.inf) < 0.8
 
@@ -147,6 +150,7 @@ def test_several_looks_err_no_more_often_than_one(wrong):
     assert rate_is_at_most(wrong["ours"], LEVEL, SEQUENCES)
 
 
+@pytest.mark.integration
 def test_looks_at_95_percent_each_fail_the_same_test(wrong):
     assert not rate_is_at_most(wrong["95% each"], LEVEL, SEQUENCES)
 

@@ -180,6 +180,7 @@ def test_workers_that_live_on_and_go_on_drawing_are_an_error():
         feed.replay("test", lambda step: len(step.run()))
 
 
+@pytest.mark.integration
 def test_a_loader_that_shuffles_with_a_generator_of_its_own_is_an_error():
     hidden = torch.Generator().manual_seed(0)
 

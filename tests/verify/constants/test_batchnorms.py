@@ -197,6 +197,7 @@ def test_a_file_from_before_a_recalibration_fails_with_the_layers_named(name, fi
     assert all(f"`{path}` channel " in check.note for path in norms)
 
 
+@pytest.mark.integration
 def test_what_cannot_be_located_is_named_and_no_failure(files, tmp_path):
     """The file of another network, and a BatchNorm that is never called."""
     model, images, _ = files("conv")
