@@ -1,25 +1,109 @@
-"""What an export is asked for: what every step of it reads."""
+"""What an export is asked for, what is known of it so far, and the report it becomes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from jumpout_export.export.draft import Draft
+from jumpout_export.errors import NotFoldableError
 from jumpout_export.fold.network.subject import Subject
 from jumpout_export.model.batches import Batch, Progress
+from jumpout_export.onnxfile.data import describe_data, sha256_of
+from jumpout_export.report import BatchNormReport, Check, ExportReport, FoldedLayer, VerifyReport
 from jumpout_export.verify.precision import Precision
 
 _STEPS = 5
 
 
+class RefusedError(Exception):
+    """There is nothing for the next step to do; the draft says why.
+
+    Attributes:
+        reason: why nothing was compared.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass
+class Draft:
+    """Collects checks, notes and facts while a model is exported.
+
+    Attributes:
+        target: the file to write.
+        batchnorm: the check of the exported weights, where one was made.
+        checks: so far.
+        notes: so far.
+        folded: what became of each stochastic layer.
+        opset: of the file, 0 before there is one.
+        metadata: of the file.
+    """
+
+    target: Path
+    batchnorm: BatchNormReport | None
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    folded: tuple[FoldedLayer, ...] = ()
+    opset: int = 0
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check failed."""
+        return any(check.verdict == "fail" for check in self.checks)
+
+    def add(self, checks: Iterable[Check], notes: Iterable[str] = ()) -> None:
+        """Adds checks and notes."""
+        self.checks += checks
+        self.notes += notes
+
+    def not_foldable(self, error: NotFoldableError, subject: Subject) -> RefusedError:
+        """Adds the failed check of a model without a deterministic eval network, and how to allow its noise."""
+        can_be_allowed = error.check == "randomness" and error.modules and subject.can_allow
+        hint = _how_to_allow(error.modules) if can_be_allowed else ""
+        self.add([Check(name=error.check, verdict="fail", note=f"{error}{hint}")])
+        return RefusedError("the model has no deterministic eval network")
+
+    def not_converted(self, why: object) -> RefusedError:
+        """Adds the failed check of a network that cannot be converted as asked."""
+        self.add([Check(name="convert", verdict="fail", note=str(why))])
+        return RefusedError("the model was not converted")
+
+    def report(self, result: VerifyReport, file: Path | None = None, data: Path | None = None) -> ExportReport:
+        """Returns the report; passed only if the comparison in `result` and every check did.
+
+        Args:
+            result: the comparison.
+            file: the finished file that is published if the report passed.
+            data: the file its weights lie in.
+        """
+        self.add(result.checks, result.notes)
+        passed = bool(result) and all(check.verdict == "pass" for check in self.checks)
+        # Of a file that is not published nobody needs a hash: it would be taken for that of an older one.
+        data_files = {data.name: data.stat().st_size} if passed and data else {}
+        self.notes += [f"ship both files, {self.target.name} and {describe_data(data_files)}"] * bool(data_files)
+        return ExportReport(
+            passed=passed,
+            providers=result.providers,
+            first_divergence=result.first_divergence,
+            checks=self.checks,
+            path=str(self.target),
+            sha256=sha256_of(file) if passed and file else "",
+            data_files=data_files,
+            notes=self.notes,
+            folded=list(self.folded),
+            opset=self.opset,
+            batchnorm=self.batchnorm,
+            provenance=self.metadata,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The arguments of `export_onnx`, checked.
-
-    A step takes the job and what earlier steps returned, and returns what it made; what it found goes to the draft. It
-    raises `RefusedError` where there is nothing for the next step to do, with the reason in the draft.
+    """The arguments of `export_onnx`, checked; those of the same name are what it was given.
 
     Attributes:
         subject: what is exported.
@@ -27,16 +111,7 @@ class Job:
         batches: to verify on; read once.
         target: the file to write.
         golden_folder: for golden data, if any is wanted.
-        providers: to verify on.
         precision: to export in.
-        opset: to write, or None for the converter's own.
-        dynamic_batch: whether the batch size is left open.
-        dynamic_axes: further open axes.
-        external_data: whether weights go to a second file; by size if None.
-        allow: modules that may draw random numbers in eval mode.
-        keep_debug_info: whether source lines stay in the file.
-        seed: of random inputs.
-        progress: called as progress(what, done, total).
         draft: of the report.
     """
 
@@ -61,3 +136,9 @@ class Job:
         """Says which step begins, of how many."""
         if self.progress is not None:
             self.progress(f"export: {step}", done, _STEPS)
+
+
+def _how_to_allow(modules: Iterable[str]) -> str:
+    paths = tuple(dict.fromkeys(modules))
+    options = " ".join(f"--allow {path or repr('')}" for path in paths)
+    return f". Noise of torch that is wanted in the served file (Monte-Carlo dropout) is allowed by module: {options}"

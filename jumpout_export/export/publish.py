@@ -11,12 +11,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from jumpout_export.export.arguments import check_arguments
-from jumpout_export.export.draft import Draft, RefusedError
-from jumpout_export.export.job import Job
-from jumpout_export.export.prepare import prepare
-from jumpout_export.export.prove import inspect, verify
-from jumpout_export.export.replace import replace
-from jumpout_export.export.write import beside, write
+from jumpout_export.export.job import Draft, Job, RefusedError
+from jumpout_export.export.steps import beside, inspect, prepare, replace, verify, write
 from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all, onnx_batch

@@ -1,33 +1,13 @@
-"""The last step of an export: a verified one takes the place of an older one, with its weights and golden data."""
+"""A finished file takes the place of an older one, with its weights and golden data, whenever the process is killed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from jumpout_export.disk import locked, replace_file, writing
-from jumpout_export.export.golden import FOLDER, staged_golden
-from jumpout_export.export.job import Job
-from jumpout_export.export.prepare import Prepared
-from jumpout_export.export.write import Written
+from jumpout_export.disk import locked, replace_file
+from jumpout_export.export.golden import FOLDER
 from jumpout_export.onnxfile.data import data_files
-from jumpout_export.report import ExportReport, VerifyReport
 from jumpout_export.signals import defer_signals
-
-
-def replace(job: Job, prepared: Prepared, written: Written, result: VerifyReport) -> ExportReport:
-    """Returns the report; if it passed, the file is at its place, with its weights and golden data.
-
-    Requires everything that was found in the draft. Ensures that otherwise nothing appears there.
-
-    Raises:
-        ValueError: if something cannot be written.
-    """
-    report = job.draft.report(result, written.file, written.data)
-    if report:
-        with writing(job.target), staged_golden(prepared.golden, job.golden_folder) as staged:
-            replace_export(written.file, written.data, job.target, staged)
-    job.tell("done", 5)
-    return report
 
 
 def replace_export(file: Path, data: Path | None, target: Path, golden: Path | None) -> None:

@@ -6,13 +6,9 @@ from torch import nn
 
 from jumpout_export.errors import ConversionError
 from jumpout_export.export import publish
-from jumpout_export.export.draft import Draft, RefusedError
-from jumpout_export.export.job import Job
-from jumpout_export.export.prepare import prepare
-from jumpout_export.export.prove import inspect, verify
+from jumpout_export.export.job import Draft, Job, RefusedError
 from jumpout_export.export.publish import export_onnx
-from jumpout_export.export.replace import replace
-from jumpout_export.export.write import Written, beside, write
+from jumpout_export.export.steps import Written, beside, inspect, prepare, replace, verify, write
 from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.batches import Batch
 from jumpout_export.report import VerifyReport

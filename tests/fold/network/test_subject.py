@@ -9,7 +9,7 @@ from torch.export import Dim
 
 from jumpout_export import export_onnx
 from jumpout_export.errors import ConversionError, NotFoldableError
-from jumpout_export.export.draft import Draft
+from jumpout_export.export.job import Draft
 from jumpout_export.export.provenance import provenance
 from jumpout_export.fold.network.audit import audit_model
 from jumpout_export.fold.network.folded import fold

@@ -1,0 +1,221 @@
+"""The steps of an export, in their order: prepare, write, inspect, verify, replace.
+
+A step takes the job and what earlier steps returned, and returns what it made; what it found goes to the job's draft.
+It raises `RefusedError` where there is nothing for the next step to do, with the reason in the draft.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from jumpout_export.disk import private_folder, writing
+from jumpout_export.errors import ArgumentError, ConversionError, NotFoldableError
+from jumpout_export.export.convert import convert
+from jumpout_export.export.golden import Golden, compute_golden, staged_golden
+from jumpout_export.export.job import Draft, Job, RefusedError
+from jumpout_export.export.provenance import provenance, with_tolerance
+from jumpout_export.export.replace import replace_export
+from jumpout_export.fold.network.audit import audit_model
+from jumpout_export.fold.network.folded import STATE_PASSED, fold
+from jumpout_export.model.axes import Axes, choose_axes
+from jumpout_export.model.batches import Batch
+from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.report import Check, ExportReport, VerifyReport
+from jumpout_export.runtime.loads import inspect_file
+from jumpout_export.text import first_line
+from jumpout_export.verify.noise.on_purpose import is_random
+from jumpout_export.verify.noise.purpose import Deterministic, no_golden, purpose_of
+from jumpout_export.verify.values.loss import Loss
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is converted, and what the file will be compared with.
+
+    Attributes:
+        network: the folded copy, in the precision of the file, on the CPU.
+        original: the same with nothing replaced.
+        batch: the example in that precision.
+        axes: which axes of the inputs are left open.
+        loss: how far the precision takes the network from the model.
+        golden: data to lie beside the file; None if none is wanted, or it cannot be had.
+    """
+
+    network: nn.Module
+    original: nn.Module
+    batch: Batch
+    axes: Axes
+    loss: Loss
+    golden: Golden | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """The file as it was converted.
+
+    Attributes:
+        file: under the name of the target.
+        data: the file beside it that its weights lie in, or None.
+    """
+
+    file: Path
+    data: Path | None
+
+
+def prepare(job: Job) -> Prepared:
+    """Audits and folds the model, and brings it to the precision of the file.
+
+    Requires nothing. Ensures that the model is deterministic in eval mode, and says so in the draft.
+
+    Raises:
+        RefusedError: if the model fails the audit, has no deterministic eval network, or not as asked.
+        ValueError: if an argument does not fit the model.
+    """
+    draft, subject = job.draft, job.subject
+    job.tell("audit", 0)
+    audit = audit_model(subject)
+    draft.add(audit.checks, audit.notes)
+    if draft.failed:
+        raise RefusedError("the model failed the audit")
+    job.tell("fold", 1)
+    try:
+        folded = fold(subject, job.batch, allow=job.allow)
+    except NotFoldableError as error:
+        raise draft.not_foldable(error, subject) from error
+    draft.add([STATE_PASSED], folded.notes)
+    draft.folded = folded.layers
+    draft.metadata = provenance(subject, folded.layers, draft.batchnorm, job.precision)
+    network, original = folded.model.cpu(), folded.original.cpu()
+    if job.golden_folder and is_random(original, job.batch, job.allow):
+        raise ArgumentError("golden", no_golden(job.allow))
+    if job.dynamic_batch and (fixed := subject.fixed_batch()):
+        raise draft.not_converted(fixed)
+    axes = choose_axes(network, job.batch, job.dynamic_batch, job.dynamic_axes)
+    try:
+        prepared, prepared_original = (job.precision.prepare(model, job.batch) for model in (network, original))
+    except ConversionError as error:
+        raise draft.not_converted(error) from error
+    draft.metadata |= job.precision.metadata()
+    batch, loss = job.precision.batch(job.batch), job.precision.loss(original, prepared)
+    golden = _golden(draft, prepared_original, prepared, batch, axes) if job.golden_folder else None
+    return Prepared(prepared, prepared_original, batch, axes, loss, golden)
+
+
+@contextlib.contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """Yields a hidden folder in the target's own, so that the last step is a rename; it is gone at the end.
+
+    Raises:
+        ValueError: if it cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(target):
+            folder = stack.enter_context(private_folder(target))
+        yield folder
+
+
+def write(job: Job, prepared: Prepared, folder: Path) -> Written:
+    """Converts the network.
+
+    Requires a folder in the file system of the target. Ensures that the file is as asked and valid, with the metadata
+    of the draft.
+
+    Raises:
+        RefusedError: if the network cannot be converted as asked.
+        ValueError: if the file cannot be written.
+    """
+    draft, file = job.draft, folder / job.target.name
+    job.tell("convert", 2)
+    try:
+        conditions = job.subject.conditions(prepared.axes)
+        with writing(job.target):
+            converted = convert(
+                prepared.network,
+                prepared.batch,
+                file,
+                opset=job.opset,
+                axes=prepared.axes,
+                external_data=job.external_data,
+                keep_debug_info=job.keep_debug_info,
+                metadata=with_tolerance(draft.metadata, prepared.golden.tolerance if prepared.golden else {}),
+            )
+    except ConversionError as error:
+        raise draft.not_converted(error) from error
+    draft.opset = converted.opset
+    said = (*converted.said, *conditions, *converted.restrictions)
+    draft.add(
+        [Check(name="convert", verdict="pass", note=f"opset {converted.opset}")],
+        [f"the converter says: {line}" for line in said],
+    )
+    return Written(file, converted.data)
+
+
+def inspect(job: Job, written: Written) -> Deterministic:
+    """Inspects the file, and returns what it is meant to be: deterministic, or random on purpose.
+
+    Requires a file that can be read. Ensures that one which is random on purpose says so, in its own metadata too.
+    """
+    job.tell("inspect", 3)
+    file = load_onnx(written.file)
+    purpose = purpose_of(file, job.allow)
+    purpose.mark(written.file, file)
+    job.draft.metadata |= purpose.metadata
+    job.draft.add(purpose.excused(inspect_file(written.file, file)), purpose.notes)
+    return purpose
+
+
+def verify(job: Job, prepared: Prepared, written: Written, purpose: Deterministic) -> VerifyReport:
+    """Returns the comparison of the file in ONNX Runtime with the model.
+
+    Requires a file that `inspect` has seen. Ensures that nothing but the draft changes.
+
+    Raises:
+        ValueError: if golden data is asked for of a file that is random on purpose.
+    """
+    job.tell("verify", 4)
+    if job.golden_folder:
+        purpose.refuse_golden()
+    result = purpose.verify(
+        written.file,
+        prepared.original,
+        prepared.network,
+        job.batches,
+        job.providers,
+        loss=prepared.loss,
+        axes=prepared.axes,
+        seed=job.seed,
+        progress=job.progress,
+    )
+    job.draft.add(prepared.loss.checks())
+    return result
+
+
+def replace(job: Job, prepared: Prepared, written: Written, result: VerifyReport) -> ExportReport:
+    """Returns the report; if it passed, the file is at its place, with its weights and golden data.
+
+    Requires everything that was found in the draft. Ensures that otherwise nothing appears there.
+
+    Raises:
+        ValueError: if something cannot be written.
+    """
+    report = job.draft.report(result, written.file, written.data)
+    if report:
+        with writing(job.target), staged_golden(prepared.golden, job.golden_folder) as staged:
+            replace_export(written.file, written.data, job.target, staged)
+    job.tell("done", 5)
+    return report
+
+
+def _golden(draft: Draft, original: nn.Module, network: nn.Module, batch: Batch, axes: Axes) -> Golden | None:
+    """The golden data; without any, a failed check says why."""
+    try:
+        return compute_golden(original, network, batch, axes)
+    except Exception as error:  # the user's forward may raise anything
+        note = f"PyTorch itself cannot run the first images of the example: {first_line(error)}"
+        draft.add([Check(name="golden", verdict="fail", note=note)])
+        return None
