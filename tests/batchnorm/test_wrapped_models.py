@@ -17,6 +17,14 @@ from jumpout_export import recalibrate_batchnorm
 from jumpout_export.model.randomness import same_bits
 
 
+@pytest.fixture
+def group(tmp_path):
+    """A gloo group of this process alone."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 class Checkpointed(Net):
     def __init__(self, reentrant):
         super().__init__()
@@ -105,11 +113,3 @@ def test_a_layer_under_two_names_is_one_row_that_names_both():
     assert "Also `alias`: one module under several names, which is one layer." in report.layers[1].note
     recalibrate_batchnorm(model, [images()], layers=["alias"])
     assert check(model).layers[1].w == pytest.approx(0, abs=1e-6)
-
-
-@pytest.fixture
-def group(tmp_path):
-    """A gloo group of this process alone."""
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()

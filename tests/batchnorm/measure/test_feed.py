@@ -172,6 +172,7 @@ def test_a_data_set_with_a_generator_of_its_own_repeats_itself(generator, draw):
     assert torch.cat(first).frac().unique().numel() > 20
 
 
+@pytest.mark.integration
 def test_workers_that_live_on_and_go_on_drawing_are_an_error():
     loader = DataLoader(Augmented(), 4, num_workers=1, persistent_workers=True)
     feed = Feed(nn.Identity(), loader)
@@ -180,7 +181,6 @@ def test_workers_that_live_on_and_go_on_drawing_are_an_error():
         feed.replay("test", lambda step: len(step.run()))
 
 
-@pytest.mark.integration
 def test_a_loader_that_shuffles_with_a_generator_of_its_own_is_an_error():
     hidden = torch.Generator().manual_seed(0)
 
