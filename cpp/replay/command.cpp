@@ -25,7 +25,7 @@ int run_command(const std::vector<std::string>& words, std::ostream& out, std::o
   Options options;
   try {
     if (std::find(words.begin(), words.end(), "--help") != words.end()) {
-      out << kUsage;
+      out << usage();
       return kPassed;
     }
     options = parse_options(words);

@@ -19,14 +19,20 @@ std::string in_shell(const std::string& word) {
 
 }  // namespace
 
-const char kUsage[] =
-    R"(usage: jumpout-replay MODEL.onnx [--data DIR] [--provider cpu|cuda] [--threads N] [--repeat N] [--dump DIR] [--json]
+std::string usage() {
+  std::string others;
+  for (const Provider& provider : providers()) {
+    if (!provider.is_fallback) others += ", or " + provider.option + ": every node must run there";
+  }
+  return "usage: jumpout-replay MODEL.onnx [--data DIR] [--provider " + provider_options("|") +
+         R"(] [--threads N] [--repeat N] [--dump DIR] [--json]
 
 Runs an exported model on its golden inputs in ONNX Runtime and compares with its golden outputs, under the tolerance
 in the model's metadata.
 
   --data DIR       a folder test_data_set_*, or one that holds such folders; default: where the model is
-  --provider NAME  cpu (default), or cuda: every node must run there
+  --provider NAME  )" +
+         fallback().option + " (default)" + others + R"(
   --threads N      threads for one request, default 1
   --repeat N       timed runs, default 20
   --dump DIR       write the outputs there as raw bytes, DIR/test_data_set_0/output_0.raw
@@ -34,6 +40,7 @@ in the model's metadata.
 
 exit codes: 0 passed, 1 a check failed, 2 wrong usage or an unusable file, 3 could not be verified here
 )";
+}
 
 Arguments::Arguments(const std::vector<std::string>& words, const std::vector<std::string>& values,
                      const std::vector<std::string>& flags) {
@@ -85,19 +92,11 @@ Options parse_options(const std::vector<std::string>& words) {
   options.model = arguments.model();
   options.data = arguments.text("--data", "");
   options.dump = arguments.text("--dump", "");
-  options.provider = parse_provider(arguments.text("--provider", "cpu"));
+  options.provider = parse_provider(arguments.text("--provider", fallback().option));
   options.threads = arguments.number("--threads", options.threads, 1024);
   options.repeat = arguments.number("--repeat", options.repeat, 1000000);
   options.json = arguments.has("--json");
   return options;
-}
-
-const char* option_name(Provider provider) { return provider == Provider::kCpu ? "cpu" : "cuda"; }
-
-Provider parse_provider(const std::string& name) {
-  if (name == "cpu") return Provider::kCpu;
-  if (name == "cuda") return Provider::kCuda;
-  throw UsageError("--provider must be cpu or cuda, got " + one_line(name));
 }
 
 }  // namespace replay

@@ -28,16 +28,13 @@ class Arguments {
 struct Options {
   std::string model, data, dump;
   std::string command;  // as a shell takes it
-  Provider provider = Provider::kCpu;
+  Provider provider = fallback();
   int threads = 1, repeat = 20;
   bool json = false;
 };
 
 Options parse_options(const std::vector<std::string>& words);
-// What --provider calls it.
-const char* option_name(Provider provider);
-Provider parse_provider(const std::string& name);
 
-extern const char kUsage[];
+std::string usage();
 
 }  // namespace replay

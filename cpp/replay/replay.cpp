@@ -70,8 +70,8 @@ Report replay(const Options& options) {
   Report report;
   report.model = options.model;
   report.library = library_version();
-  report.provider = option_name(options.provider);
-  report.must_repeat = options.provider == Provider::kCpu;  // a GPU may add in another order each time
+  report.provider = options.provider.option;
+  report.must_repeat = options.provider.must_repeat;
   report.threads = options.threads;
   report.repeats = options.repeat;
 

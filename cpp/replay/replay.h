@@ -6,7 +6,7 @@
 
 #include "compare.h"
 #include "options.h"
-#include "providers.h"
+#include "placement.h"
 
 namespace replay {
 

@@ -125,7 +125,7 @@ std::string to_json(const Options& options, const std::string& verdict, const st
   utsname machine{};
   uname(&machine);
   return "{\"kind\": \"verify\", \"passed\": " + std::string(verdict == kPass ? "true" : "false") +
-         ", \"providers\": {" + json(option_name(options.provider)) + ": {\"verdict\": " + json(verdict) +
+         ", \"providers\": {" + json(options.provider.option) + ": {\"verdict\": " + json(verdict) +
          ", \"reason\": " + json(reason) + "}}, \"checks\": [" + joined(rows, ", ") +
          "], \"first_divergence\": null, \"path\": " + json(options.model) +
          ", \"sha256\": " + json(sha256_of(options.model)) + ", \"data_files\": {}, \"notes\": [" +
@@ -139,7 +139,7 @@ std::string to_json(const Options& options, const std::string& verdict, const st
 
 std::string to_json(const Options& options, const Report& report) {
   // The label of a session as in Python: the provider, and that all of ONNX Runtime's optimizations are on.
-  const std::vector<Check> checks = checks_of(std::string(option_name(options.provider)) + "/all", report);
+  const std::vector<Check> checks = checks_of(options.provider.option + "/all", report);
   std::string reason;
   for (const Check& check : checks) {
     if (reason.empty() && check.verdict == kFail) reason = check.name + ": " + check.note;
@@ -150,7 +150,7 @@ std::string to_json(const Options& options, const Report& report) {
 }
 
 std::string to_json(const Options& options, const Error& error) {
-  const std::string provider = option_name(options.provider), reason = error.what();
+  const std::string provider = options.provider.option, reason = error.what();
   if (error.code() == kNotVerifiable) {
     return to_json(options, kNotRun, reason, {{provider, kNotRun, reason, std::nullopt, std::nullopt}}, {});
   }

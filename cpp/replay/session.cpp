@@ -3,6 +3,7 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
+#include <map>
 
 #include "errors.h"
 
@@ -34,12 +35,6 @@ Ort::Env& environment() {
 }
 
 void append_cuda(Ort::SessionOptions& options) {
-  const std::vector<std::string> available = Ort::GetAvailableProviders();
-  const std::string name = provider_name(Provider::kCuda);
-  if (std::find(available.begin(), available.end(), name) == available.end()) {
-    throw NotVerifiable("the ONNX Runtime library " + library_version() + " has no " + name +
-                        "; build against one that has, such as the one in the wheel onnxruntime-gpu");
-  }
   // A node that the provider lacks, or one that computes a shape, then runs on the CPU: see `misplaced`.
   OrtCUDAProviderOptionsV2* cuda = nullptr;
   Ort::ThrowOnError(api().CreateCUDAProviderOptions(&cuda));
@@ -50,6 +45,18 @@ void append_cuda(Ort::SessionOptions& options) {
   const char* const values[] = {"0", "HEURISTIC"};
   Ort::ThrowOnError(api().UpdateCUDAProviderOptions(cuda, keys, values, std::size(keys)));
   options.AppendExecutionProvider_CUDA_V2(*cuda);
+}
+
+// By ONNX Runtime's name; the fallback needs none.
+const std::map<std::string, void (*)(Ort::SessionOptions&)> kAppend = {{"CUDAExecutionProvider", append_cuda}};
+
+void append(const Provider& provider, Ort::SessionOptions& options) {
+  const std::vector<std::string> available = Ort::GetAvailableProviders();
+  if (std::find(available.begin(), available.end(), provider.name) == available.end()) {
+    throw NotVerifiable("the ONNX Runtime library " + library_version() + " has no " + provider.name +
+                        "; build against one that has, such as the one in the wheel onnxruntime-gpu");
+  }
+  kAppend.at(provider.name)(options);
 }
 
 Signature signature(const std::string& model, const std::string& name, const Ort::TypeInfo& info) {
@@ -81,7 +88,7 @@ Session::Session(const std::filesystem::path& model, const SessionSettings& sett
     // Idle threads would otherwise spin and take the cores from everybody else.
     options.AddConfigEntry("session.intra_op.allow_spinning", "0");
     if (!settings.profile.empty()) options.EnableProfiling(settings.profile.c_str());
-    if (settings.provider == Provider::kCuda) append_cuda(options);
+    if (!settings.provider.is_fallback) append(settings.provider, options);
     runtime_->session = Ort::Session(env, model.c_str(), options);
     const Ort::Session& session = runtime_->session;
     Ort::AllocatorWithDefaultOptions allocator;
@@ -95,8 +102,8 @@ Session::Session(const std::filesystem::path& model, const SessionSettings& sett
     }
   } catch (const Ort::Exception& error) {
     const std::string reason = one_line(error.what());
-    if (settings.provider == Provider::kCpu) throw UsageError(file_ + ": ONNX Runtime cannot load it: " + reason);
-    throw NotVerifiable(file_ + ": ONNX Runtime opens no CUDA session: " + reason);
+    if (settings.provider.is_fallback) throw UsageError(file_ + ": ONNX Runtime cannot load it: " + reason);
+    throw NotVerifiable(file_ + ": ONNX Runtime opens no session on " + settings.provider.name + ": " + reason);
   }
   for (const Signature& input : inputs_) runtime_->input_names.push_back(input.name.c_str());
   for (const Signature& output : outputs_) runtime_->output_names.push_back(output.name.c_str());
@@ -150,9 +157,5 @@ std::string Session::end_profile() {
 }
 
 std::string library_version() { return OrtGetApiBase()->GetVersionString(); }
-
-const char* provider_name(Provider provider) {
-  return provider == Provider::kCpu ? "CPUExecutionProvider" : "CUDAExecutionProvider";
-}
 
 }  // namespace replay

@@ -8,14 +8,13 @@
 #include <vector>
 
 #include "golden.h"
+#include "provider.h"
 #include "tensor.h"
 
 namespace replay {
 
-enum class Provider { kCpu, kCuda };
-
 struct SessionSettings {
-  Provider provider = Provider::kCpu;
+  Provider provider = fallback();
   int threads = 1;           // that one request is spread over
   std::string profile = "";  // start of the name of a profile to write until end_profile(); none if empty
 };
@@ -51,8 +50,5 @@ class Session {
 
 // Version of the ONNX Runtime library, such as 1.23.2.
 std::string library_version();
-
-// What the provider is called in ONNX Runtime.
-const char* provider_name(Provider provider);
 
 }  // namespace replay

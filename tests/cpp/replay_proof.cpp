@@ -3,7 +3,7 @@
 
 #include "errors.h"
 #include "options.h"
-#include "providers.h"
+#include "placement.h"
 
 int main(int argc, char** argv) {
   if (argc != 4) return 2;

@@ -45,16 +45,12 @@ def test_the_page_shows_the_same_settings():
 
 
 def test_providers_have_the_same_names():
-    name = rf"kCpu \? {TEXT} : {TEXT};"
-    options = only(rf"option_name\(Provider provider\) \{{ return provider == Provider::{name} }}", code("options.cpp"))
-    runtime = only(
-        rf"provider_name\(Provider provider\) \{{\s*return provider == Provider::{name}\s*}}", code("session.cpp")
+    rows = re.findall(
+        rf"^\s*\{{{TEXT}, {TEXT}, {TEXT}, (true|false), (true|false)\}},$", code("provider.cpp"), re.MULTILINE
     )
-    assert dict(zip(options, runtime, strict=True)) == {
-        provider.name: provider.onnxruntime_name for provider in PROVIDERS.values()
-    }
-    parsed = re.findall(rf"if \(name == {TEXT}\) return Provider::k(\w+);", code("options.cpp"))
-    assert parsed == [(name, name.capitalize()) for name in PROVIDERS]
+    assert [(option, name, fallback == "true", repeat == "true") for option, name, _, fallback, repeat in rows] == [
+        (one.name, one.onnxruntime_name, one.is_fallback, one.must_repeat) for one in PROVIDERS.values()
+    ]
 
 
 def test_the_metadata_has_the_same_keys():

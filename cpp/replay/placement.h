@@ -42,6 +42,6 @@ struct Placement {
 
 // ONNX Runtime keeps what computes shapes on the CPU on purpose: the file `model` says which nodes these are, and is
 // read only if there is one on the CPU that should not be. Throws NotVerifiable if it cannot be.
-Placement place(const std::vector<ExecutedNode>& nodes, Provider provider, const std::filesystem::path& model);
+Placement place(const std::vector<ExecutedNode>& nodes, const Provider& provider, const std::filesystem::path& model);
 
 }  // namespace replay

@@ -1,4 +1,4 @@
-#include "providers.h"
+#include "placement.h"
 
 #include <stdlib.h>
 
@@ -69,17 +69,17 @@ std::vector<ExecutedNode> executed_nodes(const fs::path& profile) {
   return nodes;
 }
 
-Placement place(const std::vector<ExecutedNode>& nodes, Provider provider, const fs::path& model) {
+Placement place(const std::vector<ExecutedNode>& nodes, const Provider& provider, const fs::path& model) {
   Placement placement;
   std::optional<ShapeNodes> shapes;
   size_t there = 0;
   for (const ExecutedNode& node : nodes) {
     ++placement.nodes[node.provider];
-    if (node.provider == provider_name(provider)) {
+    if (node.provider == provider.name) {
       ++there;
       continue;
     }
-    const bool on_cpu = node.provider == provider_name(Provider::kCpu);
+    const bool on_cpu = node.provider == fallback().name;
     if (on_cpu && !shapes) shapes = read_shape_nodes(model);
     if (on_cpu && reads_shapes(*shapes, node)) {
       ++placement.shapes;
@@ -91,7 +91,7 @@ Placement place(const std::vector<ExecutedNode>& nodes, Provider provider, const
   if (placement.elsewhere > kMostNamed) {
     placement.problems.push_back(std::to_string(placement.elsewhere - kMostNamed) + " more nodes did too");
   }
-  if (!there && provider == Provider::kCuda) placement.problems.push_back("no node ran on the GPU");
+  if (!there && !provider.is_fallback) placement.problems.push_back("no node ran on " + provider.device);
   return placement;
 }
 
