@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 from jumpout_export.render.blocks import Block, Column, Document, Group, Items, Table
@@ -42,7 +43,7 @@ def _block(block: Block) -> str:
         return "\n".join([*title, *(f"- {_prose(sentence)}" for sentence in block.sentences)])
     if isinstance(block, Group):
         # Inside <summary> Markdown is not read, so the text is escaped as HTML.
-        summary = _html(f"{block.state.text} {block.title}: {block.summary}".strip())
+        summary = html.escape(f"{block.state.text} {block.title}: {block.summary}".strip(), quote=False)
         start = "<details open>" if block.is_open else "<details>"
         return f"{start}<summary>{summary}</summary>\n\n{_table(block.table)}\n\n</details>"
     return ""
@@ -80,7 +81,3 @@ def _code(text: str) -> str:
     fence = "`" * (max(map(len, re.findall(r"`+", text)), default=0) + 1)
     pad = " " if text[:1] == "`" or text[-1:] == "`" else ""
     return f"{fence}{pad}{text}{pad}{fence}" if text else "–"
-
-
-def _html(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
