@@ -425,6 +425,12 @@ def counted(name: str, problems: list[str], good: str = "none", most: int = 8) -
     return Check(name=name, measured=len(problems), limit=0, verdict="fail" if problems else "pass", note=note)
 
 
+def limited(name: str, measured: float, limit: float, note: str) -> Check:
+    """Returns a check that passes if what was measured is no more than the limit; NaN is more."""
+    verdict: CheckVerdict = "pass" if measured <= limit else "fail"
+    return Check(name=name, measured=measured, limit=limit, verdict=verdict, note=note)
+
+
 def not_run(providers: Iterable[str], reason: str) -> VerifyReport:
     """Returns the report of a comparison that was not reached."""
     verdicts = {provider: ProviderReport(verdict="not_run", reason=reason) for provider in providers}

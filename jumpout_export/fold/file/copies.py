@@ -17,12 +17,7 @@ _DRAWN = 0.5
 
 
 def observed_copy(model: ModelProto, sites: list[NoiseSite]) -> ModelProto:
-    """Returns a copy of the noisy model with more outputs: those that `observed` lists, for each site.
-
-    Args:
-        model: with the type of every value.
-        sites: of the main graph.
-    """
+    """Returns a copy of the noisy model with more outputs: those that `observed` lists, for sites of the main graph."""
     copy = type(model)()
     copy.CopyFrom(model)
     shown: set[str] = set()
@@ -46,11 +41,7 @@ def neutral_copy(model: ir.Model, noise: Noise) -> ModelProto:
     """Returns the model with all rates at zero and everything else, masks and scales included, as it was.
 
     Dropout nodes stay in training mode with ratio 0; a constant keep probability becomes 1 where a mask and its scale
-    use it, a tensor of rates becomes zeros; random numbers become 1/2.
-
-    Args:
-        model: the noisy model; changed in place.
-        noise: what was found in it.
+    use it, a tensor of rates becomes zeros; random numbers become 1/2. The model is changed in place.
     """
     import onnx_ir as ir
     from onnx_ir.passes import common
@@ -65,8 +56,7 @@ def neutral_copy(model: ir.Model, noise: Noise) -> ModelProto:
                 node.resize_outputs(1)
             elif node is not None:
                 node.resize_inputs(max(3, len(node.inputs)))
-                ratio = node.inputs[1]
-                node.replace_input_with(1, _constant(node, 0.0, ratio.dtype if ratio is not None else None))
+                _replace((node, 1), 0.0)
             continue
         for mask in site.factor.masks:
             for key in (mask.source, mask.threshold, mask.keep.base):
@@ -107,7 +97,7 @@ def _fill(value: ir.Value, number: float, like: ir.Value | None) -> None:
         shape = ir.node("Constant", [], {"value": ir.tensor(sizes, dtype=ir.DataType.INT64)})
     full = ir.node("ConstantOfShape", shape.outputs, {"value": _tensor([number], value.dtype)})
     for new in (shape, full):
-        new.outputs[0].name = f"neutral_{id(new):x}"
+        _name(new)
     graph = value.graph
     if producer is not None:
         producer.append((shape, full))
@@ -118,18 +108,19 @@ def _fill(value: ir.Value, number: float, like: ir.Value | None) -> None:
 
 
 def _replace(use: Use, number: float) -> None:
-    node, index = use
-    old = node.inputs[index]
-    node.replace_input_with(index, _constant(node, number, old.dtype if old is not None else None))
-
-
-def _constant(before: ir.Node, number: float, kind: ir.DataType | None) -> ir.Value:
+    """Puts a constant of the old value's type in the place of a node's input."""
     import onnx_ir as ir
 
-    new = ir.node("Constant", [], {"value": _tensor(number, kind)})
+    node, index = use
+    old = node.inputs[index]
+    new = ir.node("Constant", [], {"value": _tensor(number, old.dtype if old is not None else None)})
+    _name(new)
+    node.prepend(new)
+    node.replace_input_with(index, new.outputs[0])
+
+
+def _name(new: ir.Node) -> None:
     new.outputs[0].name = f"neutral_{id(new):x}"
-    before.prepend(new)
-    return new.outputs[0]
 
 
 def _tensor(number: Any, kind: ir.DataType | None) -> ir.TensorProtocol:

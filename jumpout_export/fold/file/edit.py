@@ -27,12 +27,8 @@ _UNCHECKED = "not checked since noise was taken out of the file"
 def take_out(model: ModelProto, graph: ir.Graph, noise: Noise) -> None:
     """Removes the noise from `model`: every site becomes its x, and what nobody needs any more goes.
 
-    A value that is an output of its graph keeps its name, through an Identity.
-
-    Args:
-        model: changed in place.
-        graph: the same model's main graph, in which the noise was found.
-        noise: what was found.
+    A value that is an output of its graph keeps its name, through an Identity. The model is changed in place; `graph`
+    is the same model's main graph, in which the noise was found.
     """
     protos = dict(zip(graph.all_nodes(), nodes_of(model.graph.node), strict=True))
     graphs = (graph, *graph.subgraphs())
@@ -124,10 +120,6 @@ def correct_metadata(model: ModelProto, layers: Sequence[FoldedLayer]) -> list[s
     That it is random on purpose is not true any more. What was measured with the noise on, the tolerance of golden
     data and the verdict on BatchNorm, is not known of the file without. The layers folded now are added to those
     folded before; versions, the type and the hash of PyTorch's weights stay. A file of another exporter has none of it.
-
-    Args:
-        model: the file without its noise, changed in place.
-        layers: what was folded away, empty if nothing was.
     """
     known = entries(model)
     wanted, notes = dict(known), []

@@ -21,7 +21,7 @@ from jumpout_export.onnxfile.load import MAX_BYTES, load_onnx
 from jumpout_export.onnxfile.metadata import entries
 from jumpout_export.onnxfile.sizes import MOST_ELEMENTS, impossible
 from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, default_opset, tensors
-from jumpout_export.report import Check, CheckVerdict, ExportReport, FoldedLayer, counted
+from jumpout_export.report import Check, ExportReport, FoldedLayer, counted, limited
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.runtime.providers import fallback
 from jumpout_export.runtime.session import open_session
@@ -81,22 +81,21 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
     if noise.refused:
         return report
     report.folded = [_layer(site) for site in noise.sites]
-    notes += _rewrite(model, reading, report.folded)
-    written = reading.model if reading.changes else model
+    notes += _rewrite(reading, report.folded)
     if not reading.changes:
         report.notes.append("there is nothing to fold")
     report.notes += [*notes, *(f"{where} is off and stays" for where in noise.kept)]
     # In the target's own folder, so that the last step is a rename.
     with writing(target), private_folder(target) as folder:
         file = folder / target.name
-        file.write_bytes(written.SerializeToString(deterministic=True) if notes else path.read_bytes())
+        file.write_bytes(reading.model.SerializeToString(deterministic=True) if notes else path.read_bytes())
         report.checks += inspect_file(file, load_onnx(file))
         if all(check.verdict == "pass" for check in report.checks):
             report.checks += _proof(file, reading, report.notes, seed)
         report.passed = all(check.verdict == "pass" for check in report.checks)
         if report.passed:
             report.sha256 = sha256_of(file)
-            report.provenance = entries(written)
+            report.provenance = entries(reading.model)
             replace_file(file, target)
     return report
 
@@ -104,14 +103,13 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
 def _unusable(path: Path, model: ModelProto) -> list[Check]:
     """The checks without which nothing can be read from the file, as far as it fails them."""
     checks = [check for check in inspect_file(path, model) if check.name.removeprefix("file/") in _NEEDED]
-    shadowing = [f"{function.name}" for function in model.functions if function.domain in DEFAULT_DOMAINS]
+    shadowing = [function.name for function in model.functions if function.domain in DEFAULT_DOMAINS]
     checks.append(counted("file/functions", [f"`{name}` has the name of an ONNX operator" for name in shadowing]))
     if all(check.verdict == "pass" for check in checks):
         files = {path, *(path.parent / name for name in external_files(model))}
         size = sum(file.stat().st_size for file in files)
         note = f"the file and its external data take {size / 2**30:.1f} GiB; one file holds 2 GiB"
-        verdict: CheckVerdict = "pass" if size <= MAX_BYTES else "fail"
-        checks.append(Check(name="file/size", measured=size, limit=MAX_BYTES, verdict=verdict, note=note))
+        checks.append(limited("file/size", size, MAX_BYTES, note))
     return [check for check in checks if check.verdict != "pass"]
 
 
@@ -130,9 +128,9 @@ def _take_in(model: ModelProto, path: Path) -> list[str]:
     return ["external data is taken into the file"]
 
 
-def _rewrite(model: ModelProto, reading: Reading, layers: list[FoldedLayer]) -> list[str]:
-    """Changes `reading.model`, or `model` if nothing is taken out; returns a note for each kind of change."""
-    noise, written = reading.noise, reading.model if reading.changes else model
+def _rewrite(reading: Reading, layers: list[FoldedLayer]) -> list[str]:
+    """Changes `reading.model`; returns a note for each kind of change."""
+    noise, written = reading.noise, reading.model
     notes = [f"function `{name}` is written out where it is called" for name in reading.inlined]
     if noise.found:
         before = count_nodes(written)

@@ -18,24 +18,20 @@ _MOST_POWERS = 8
 
 
 class Forms:
-    """Finds the form of each value, node after node in the order of the graph.
-
-    Args:
-        values: knows the values of the same nodes.
-    """
+    """Finds the form of each value, node after node in the order of the graph; `values` knows the same nodes."""
 
     def __init__(self, values: Values) -> None:
-        self.of: dict[ir.Value, Form] = {}
+        self.of: dict[ir.Value | None, Form] = {}
         self._values = values
-        self._scales: dict[ir.Value, Factor] = {}
+        self._scales: dict[ir.Value | None, Factor] = {}
 
     def add(self, node: ir.Node) -> None:
         """Takes in a node that `values` has taken in, and whose inputs were taken in before."""
-        scale = self._powers(node) if standard(node) and len(node.outputs) == 1 else None
-        if scale is not None:
+        if not standard(node) or len(node.outputs) != 1:
+            return
+        if scale := self._powers(node):
             self._scales[node.outputs[0]] = scale
-        form = self._form(node) if standard(node) and len(node.outputs) == 1 else None
-        if form is not None:
+        if form := self._form(node):
             self.of[node.outputs[0]] = form
 
     def finished(self, noised: Noised, eps: float) -> Noised | None:
@@ -68,10 +64,11 @@ class Forms:
 
     def _form(self, node: ir.Node) -> Form | None:
         op, first = node.op_type, node.inputs[0] if node.inputs else None
-        form = self.of.get(first) if first is not None else None
+        form = self.of.get(first)
         if op in ("RandomUniform", "RandomUniformLike"):
+            known = not any(node.attributes[name].is_ref() for name in ("low", "high") if name in node.attributes)
             unit = attribute(node, "low", 0.0) == 0 and attribute(node, "high", 1.0) == 1
-            return Uniform(node) if unit and not _by_reference(node, "low", "high") else None
+            return Uniform(node) if unit and known else None
         if op == "Bernoulli" and first is not None:
             keep = self._keep(first)
             return Factor(frozenset({Mask(node, keep, True)})) if _possible(keep) else None
@@ -95,7 +92,7 @@ class Forms:
 
     def _compared(self, node: ir.Node) -> Form | None:
         for index in (0, 1):
-            form, threshold = self._at(node, index), node.inputs[1 - index]
+            form, threshold = self.of.get(node.inputs[index]), node.inputs[1 - index]
             if isinstance(form, Uniform) and form.plus is None and threshold is not None:
                 low = _COMPARE[node.op_type] == (index == 0)
                 below = self._keep(threshold)
@@ -105,11 +102,11 @@ class Forms:
         return None
 
     def _arithmetic(self, node: ir.Node) -> Form | None:
-        op, one, two = node.op_type, self._at(node, 0), self._at(node, 1)
+        op, (one, two) = node.op_type, map(self.of.get, node.inputs)
         if op == "Mul":
             return self._product(node)
         if op == "Div":
-            return self._scaled(one, (node, 1), -1.0, node)
+            return self._scaled(one, (node, 1), -1.0)
         if op == "Sub":
             return _opposite(two) if self._values.number(node.inputs[0]) == 1 else None
         for index, form in enumerate((one, two)):
@@ -119,13 +116,13 @@ class Forms:
         return None
 
     def _product(self, node: ir.Node) -> Form | None:
-        for index in (0, 1):
-            form = self._at(node, index)
+        forms = [self.of.get(value) for value in node.inputs]
+        for index, form in enumerate(forms):
             if isinstance(form, Factor):
                 return self._masked(form, (node, 1 - index))
-        for index in (0, 1):
-            if isinstance(self._at(node, index), Noised) and self._at(node, 1 - index) is None:
-                return self._scaled(self._at(node, index), (node, 1 - index), 1.0, node)
+        for index, form in enumerate(forms):
+            if isinstance(form, Noised) and forms[1 - index] is None:
+                return self._scaled(form, (node, 1 - index), 1.0)
         return None
 
     def _selected(self, node: ir.Node, condition: Form | None) -> Form | None:
@@ -137,7 +134,8 @@ class Forms:
 
     def _masked(self, factor: Factor, use: Use) -> Form | None:
         """The factor times any value: another factor, a scale, or x."""
-        value, other = use[0].inputs[use[1]], self._at(*use)
+        value = use[0].inputs[use[1]]
+        other = self.of.get(value)
         if value is None or isinstance(other, Uniform):
             return None
         if isinstance(other, Factor):
@@ -148,12 +146,14 @@ class Forms:
         scale = self._scale(use, value, factor)
         return factor.times(scale) if scale is not None else Noised(value, factor)
 
-    def _scaled(self, form: Form | None, use: Use, power: float, node: ir.Node) -> Form | None:
+    def _scaled(self, form: Form | None, use: Use, power: float) -> Form | None:
         """The form times scale^power; None if the other value is no scale of it, or belongs to what comes after."""
-        if isinstance(form, Uniform) or form is None or self._at(*use) is not None:
+        node, index = use
+        value = node.inputs[index]
+        if isinstance(form, Uniform) or form is None or value in self.of:
             return None
         own = form.factor if isinstance(form, Noised) else form
-        scale = self._scale(use, use[0].inputs[use[1]], own)
+        scale = self._scale(use, value, own)
         product = own.times(scale, power) if scale is not None else None
         if product is None or isinstance(form, Factor):
             return product
@@ -182,7 +182,7 @@ class Forms:
         """The node's output as `_power` gives it, if the node computes a power or a product of powers."""
         op = node.op_type
         if op not in {"Pow", "Sqrt", "Reciprocal", "Mul", "Div"}:
-            return self._scales.get(node.inputs[0]) if self._moves(node) and node.inputs[0] is not None else None
+            return self._scales.get(node.inputs[0]) if _moves(node) else None
         first = self._power(node.inputs[0])
         if first is None:
             return None
@@ -202,7 +202,7 @@ class Forms:
             node = value.producer()
             if node is None or not standard(node):
                 break
-            inner = node.inputs[0] if self._moves(node) else None
+            inner = node.inputs[0] if _moves(node) else None
             if node.op_type == "Sub" and self._values.number(node.inputs[0]) == 1:
                 inner, complement = node.inputs[1], not complement
             if inner is None:
@@ -210,13 +210,10 @@ class Forms:
             value = inner
         return Keep(value, complement)
 
-    def _moves(self, node: ir.Node) -> bool:
-        """Whether the node leaves the numbers of its first input as they are, up to rounding."""
-        return node.op_type in MOVES or (node.op_type == "Cast" and _to_float(node))
 
-    def _at(self, node: ir.Node, index: int) -> Form | None:
-        value = node.inputs[index]
-        return self.of.get(value) if value is not None else None
+def _moves(node: ir.Node) -> bool:
+    """Whether the node leaves the numbers of its first input as they are, up to rounding."""
+    return node.op_type in MOVES or (node.op_type == "Cast" and _to_float(node))
 
 
 def _used_once(value: ir.Value) -> bool:
@@ -242,7 +239,3 @@ def _to_float(node: ir.Node) -> bool:
 
     floats = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     return attribute(node, "to", None) in [kind.value for kind in floats]
-
-
-def _by_reference(node: ir.Node, *names: str) -> bool:
-    return any(name in node.attributes and node.attributes[name].is_ref() for name in names)

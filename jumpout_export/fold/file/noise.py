@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -42,28 +42,28 @@ class Noise:
     """The noise of a model.
 
     Attributes:
+        where: the name of each node for a person.
+        inputs: inputs of all graphs.
+        values: what is known of each value.
+        opset: of ONNX's own operators.
         sites: what can be folded.
         refused: what cannot, one sentence each that names the node.
         kept: Dropout nodes that are off and stay.
         removed: random nodes and training Dropout nodes that are gone after the fold.
         alive: the nodes that are needed after the fold.
-        where: the name of each node for a person.
-        inputs: inputs of all graphs.
-        values: what is known of each value.
         doubts: values that are x times a whole dropout, but not of the shape of x, or not alone.
-        opset: of ONNX's own operators.
     """
 
+    where: dict[ir.Node, str]
+    inputs: set[ir.Value]
+    values: Values
+    opset: int
     sites: list[NoiseSite] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     removed: list[ir.Node] = field(default_factory=list)
     alive: set[ir.Node] = field(default_factory=set)
-    where: dict[ir.Node, str] = field(default_factory=dict)
-    inputs: set[ir.Value] = field(default_factory=set)
-    values: Values = field(default_factory=lambda: Values(set()))
     doubts: dict[ir.Value, str] = field(default_factory=dict)
-    opset: int = 0
 
     @property
     def found(self) -> bool:
@@ -85,32 +85,35 @@ class Noise:
 def find_noise(model: ir.Model, proto: ModelProto) -> Noise:
     """Returns what is random or in training mode in the main graph and its subgraphs; functions are not looked into.
 
-    Args:
-        model: with the types of its values.
-        proto: the protobuf that it was read from.
+    The model has the types of its values; `proto` is the protobuf that it was read from.
     """
     nodes = list(model.graph.all_nodes())
     where = {node: site.where for node, site in zip(nodes, main_sites(proto), strict=True)}
     inputs = {value for graph in (model.graph, *model.graph.subgraphs()) for value in graph.inputs}
-    noise = Noise(where=where, inputs=inputs, values=Values(inputs), opset=default_opset(proto))
+    noise = Noise(where, inputs, Values(inputs), default_opset(proto))
     forms = Forms(noise.values)
     for node in nodes:
         noise.values.add(node)
         forms.add(node)
     trains = {node: _trains(node, noise) for node in nodes if standard(node)}
-    dropouts = [node for node in trains if node.op_type == "Dropout" and trains[node] is not None]
-    noise.kept = [noise.where[node] for node in dropouts if not trains[node] and _said_off(node, noise)]
-    gone = [node for node in dropouts if trains[node] or not _said_off(node, noise)]
-    noise.sites = [*_dropouts(gone, noise), *_masks(nodes, forms, noise)]
+    known = [node for node in trains if node.op_type == "Dropout" and trains[node] is not None]
+    stay = [node for node in known if not trains[node] and _said_off(node, noise)]
+    noise.kept = [where[node] for node in stay]
+    gone = [node for node in known if node not in stay]
+    dropouts = [NoiseSite(node.outputs[0], x, where[node]) for node in gone for x in node.inputs[:1] if x is not None]
+    noise.sites = [*dropouts, *_masks(nodes, forms, noise)]
     noise.alive, reached = _alive(model.graph, noise)
     noise.sites = [site for site in noise.sites if site.y in reached]
     for node in nodes:
-        if standard(node) and node.op_type in RANDOM_OPERATORS:
-            _sort(node, noise, lambda node: _why_random(node, forms, noise))
+        random = standard(node) and node.op_type in RANDOM_OPERATORS
+        if node not in noise.alive:
+            noise.removed += [node] * (random or node in gone)
+        elif random:
+            noise.refused.append(f"{where[node]} {_why_random(node, forms, noise)}")
         elif node in gone:
-            _sort(node, noise, lambda node: _why_mask(node, noise))
-        elif node in noise.alive and trains.get(node, False) is not False:
-            noise.refused.append(f"{noise.where[node]} {_why_training(node, noise)}")
+            noise.refused.append(f"{where[node]} {_why_mask(node, noise)}")
+        elif trains.get(node, False) is not False:
+            noise.refused.append(f"{where[node]} {_why_training(node, noise)}")
     return noise
 
 
@@ -135,14 +138,6 @@ def _said_off(node: ir.Node, noise: Noise) -> bool:
     """Whether a Dropout that is off can stay: the file says so without anything computed, to a runtime that has it."""
     flag = _flag(node)
     return noise.opset >= 7 and (flag is None or flag.producer() is None or made_by(flag, "Constant") is not None)
-
-
-def _dropouts(training: list[ir.Node], noise: Noise) -> list[NoiseSite]:
-    return [
-        NoiseSite(node.outputs[0], node.inputs[0], noise.where[node])
-        for node in training
-        if node.inputs and node.inputs[0] is not None
-    ]
 
 
 def _masks(nodes: list[ir.Node], forms: Forms, noise: Noise) -> list[NoiseSite]:
@@ -193,13 +188,6 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield held.as_graph()
         elif held.type == ir.AttributeType.GRAPHS and not held.is_ref():
             yield from held.as_graphs()
-
-
-def _sort(node: ir.Node, noise: Noise, reason: Callable[[ir.Node], str]) -> None:
-    if node in noise.alive:
-        noise.refused.append(f"{noise.where[node]} {reason(node)}")
-    else:
-        noise.removed.append(node)
 
 
 def _why_mask(node: ir.Node, noise: Noise) -> str:

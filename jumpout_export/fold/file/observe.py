@@ -24,11 +24,9 @@ _CHANCE = 2e-9
 
 
 def observe(runs: list[dict[str, Any]], sites: list[NoiseSite]) -> Check:
-    """Returns whether each site makes 0 or x times the scale of x, and 0 as often as its mask says.
+    """Returns whether each site of the main graph makes 0 or x times the scale of x, and 0 as often as its mask says.
 
-    Args:
-        runs: what a copy of the noisy file made by `observed_copy` gave, several times on the same inputs.
-        sites: of the main graph.
+    The runs are what a copy made by `observed_copy` gave, several times on the same inputs.
     """
     problems, values = [], 0
     for site in sites:

@@ -107,24 +107,18 @@ class Draw:
 
 
 def draw_inputs(model: ModelProto, run: Callable[[Feeds], Any], seed: int) -> list[Draw]:
-    """Returns random inputs for the batch sizes 1, 2 and 3, or as few of them as the file can run.
-
-    Args:
-        model: the file.
-        run: runs the file; an exception means that it cannot run these inputs.
-        seed: of the random numbers.
+    """Returns random inputs for the batch sizes 1, 2 and 3, or those that `run`, which runs the file, does not refuse.
 
     Raises:
         NotVerifiableError: if the file runs none of them, or has an input that is no tensor of numbers.
         ValueError: if the declared inputs are too large to be made.
     """
-    values = graph_inputs(model.graph)
-    batch_axes = {_axes(value)[0] for value in values if _axes(value)} - {""}
+    inputs = [(value, _axes(value)) for value in graph_inputs(model.graph)]
     reason = "it has no input to vary"
-    for other in _SIZES if any(isinstance(axis, str) for value in values for axis in _axes(value)) else (None,):
+    for other in _SIZES if any(isinstance(axis, str) for _, axes in inputs for axis in axes) else (None,):
         draws: list[Draw] = []
         for batch in BATCHES:
-            draw = _draw(values, batch, other, batch_axes, np.random.default_rng(seed + batch))
+            draw = _draw(inputs, batch, other, np.random.default_rng(seed + batch))
             if draws and all(np.array_equal(draw.feeds[name], draws[0].feeds[name]) for name in draw.feeds):
                 break
             try:
@@ -145,23 +139,18 @@ def graph_inputs(graph: GraphProto) -> list[ValueInfoProto]:
 
 
 def _draw(
-    values: list[ValueInfoProto],
-    batch: int,
-    other: int | None,
-    batch_axes: set[int | str],
-    rng: np.random.Generator,
+    inputs: list[tuple[ValueInfoProto, list[int | str]]], batch: int, other: int | None, rng: np.random.Generator
 ) -> Draw:
-    shapes = {}
-    for value in values:
-        axes = enumerate(_axes(value))
-        shapes[value.name] = tuple(
-            axis if isinstance(axis, int) else batch if place == 0 or axis in batch_axes or other is None else other
-            for place, axis in axes
-        )
-    elements = sum(math.prod(shape) for shape in shapes.values())
+    # Every axis that is named as a first one is, and without other sizes to try every open axis, is as the batch.
+    named = {axes[0] for _, axes in inputs if axes}
+    sizes = [
+        [axis if isinstance(axis, int) else batch if axis in named or other is None else other for axis in axes]
+        for _, axes in inputs
+    ]
+    elements = sum(map(math.prod, sizes))
     if elements > MOST_INPUT_ELEMENTS:
         raise ValueError(f"the declared inputs have {elements} elements, at most {MOST_INPUT_ELEMENTS} are made")
-    feeds = {value.name: _random(value, shapes[value.name], rng) for value in values}
+    feeds = {value.name: _random(value, shape, rng) for (value, _), shape in zip(inputs, sizes, strict=True)}
     return Draw(f"batch={batch}" + (f", other axes {other}" if other else ""), feeds)
 
 
@@ -176,7 +165,7 @@ def _axes(value: ValueInfoProto) -> list[int | str]:
     return axes
 
 
-def _random(value: ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _random(value: ValueInfoProto, shape: list[int], rng: np.random.Generator) -> np.ndarray[Any, Any]:
     from onnx import helper
 
     try:

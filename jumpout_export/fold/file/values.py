@@ -42,14 +42,10 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 
 class Values:
-    """What is known of the values of a graph, node after node in the graph's order.
-
-    Args:
-        inputs: inputs of all graphs, whose values nobody knows; an initializer among them is only a default.
-    """
+    """What is known of the values of a graph, node after node in the graph's order."""
 
     def __init__(self, inputs: set[ir.Value]) -> None:
-        self._inputs = inputs
+        self._inputs = inputs  # of all graphs: nobody knows their values, an initializer among them is only a default
         self._numbers: dict[ir.Value, float | None] = {}
 
     def add(self, node: ir.Node) -> None:
