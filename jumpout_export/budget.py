@@ -95,12 +95,7 @@ class Budget:
         return min(float(limit.max()) for limit in self.limits)
 
     def line(self, channels: Tensor, median: float) -> str:
-        """Returns it as the metadata of a file has it, read by `cpp/replay/tolerance.cpp`.
-
-        Args:
-            channels: size of every channel in the median image.
-            median: size of the median channel.
-        """
+        """Returns it as `cpp/replay/tolerance.cpp` reads it in a file's metadata; the sizes are of the median image."""
         limits, cap = self.limits
         return f"cap={cap.item():g} median={median:.4g} sizes={_numbers(channels)} limits={_numbers(limits)}"
 
@@ -129,17 +124,11 @@ def ceiling(dtype: torch.dtype) -> float:
 
 
 def describe_budget(dtype: torch.dtype, has_reference: bool = True) -> str:
-    """Returns the limit as one line, for reports and provenance.
-
-    Args:
-        dtype: of the output, a floating-point type.
-        has_reference: whether the reference is float64.
-    """
+    """Returns the limit of a floating-point output as one line, for reports and provenance."""
     cap = f"at most {ceiling(dtype):g} in {str(dtype).removeprefix('torch.')}, of the channel's size"
-    if not has_reference:
-        return f"{WITHOUT_REFERENCE:g} eps, {cap} (the model does not run in float64)"
-    if dtype == torch.float64:
-        return f"{WITHOUT_REFERENCE:g} eps, {cap}"
+    if not has_reference or dtype == torch.float64:
+        why = "" if has_reference else " (the model does not run in float64)"
+        return f"{WITHOUT_REFERENCE:g} eps, {cap}{why}"
     return f"{FACTOR:g} x torch's own error against float64 + {_floor(dtype):g} eps, {cap}"
 
 

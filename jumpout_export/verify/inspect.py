@@ -85,11 +85,8 @@ def _about_noise(model: ModelProto, checks: list[Check]) -> list[str]:
 def _about_purpose(model: ModelProto) -> list[str]:
     """What the metadata says about noise that is wanted; it excuses nothing."""
     text = entries(model).get(RANDOM)
-    if text is None:
-        return []
-    if random_nodes(model):
-        return [f"the file's metadata says that it is {text}"]
-    return [f"the file's metadata says that it is {text}; but nothing in it is random"]
+    but = "" if random_nodes(model) else "; but nothing in it is random"
+    return [] if text is None else [f"the file's metadata says that it is {text}{but}"]
 
 
 def _with_nan(model: ModelProto, checks: list[Check]) -> list[str]:

@@ -17,7 +17,7 @@ from jumpout_export.fold.network.half import half_batch, half_copy
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.signature import tensors
 from jumpout_export.onnxfile.metadata import DTYPE, entries
-from jumpout_export.verify.values.loss import Loss, PrecisionLoss
+from jumpout_export.verify.values.loss import OWN_LOSS, Loss, PrecisionLoss
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -63,7 +63,7 @@ class Precision:
 
     def loss(self, _model: nn.Module, _network: nn.Module) -> Loss:
         """Returns what measures how far the prepared network is from the model."""
-        return Loss()
+        return OWN_LOSS
 
     def budget(self, model: nn.Module) -> torch.dtype:
         """Returns the type whose limits a file of the model has to keep."""
@@ -152,12 +152,12 @@ def precision_of(dtype: torch.dtype | None) -> Precision:
         return OWN
     if not isinstance(dtype, torch.dtype):
         raise ArgumentTypeError("dtype", f"{allowed}, got {dtype!r}")
-    found = next((known for known in _KNOWN if known.dtype == dtype), None)
-    if found is None and dtype in _REFUSED:
+    for known in _KNOWN:
+        if known.dtype == dtype:
+            return known
+    if dtype in _REFUSED:
         raise ArgumentError("dtype", f"{allowed}, got {dtype}: {_REFUSED[dtype]}")
-    if found is None:
-        raise ArgumentError("dtype", f"{allowed} (the model's own), got {dtype}")
-    return found
+    raise ArgumentError("dtype", f"{allowed} (the model's own), got {dtype}")
 
 
 def precision_of_file(file: ModelProto, batch: Batch) -> Precision:

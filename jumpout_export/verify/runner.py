@@ -22,7 +22,7 @@ from jumpout_export.verify.branches import Branches
 from jumpout_export.verify.divergence.samples import Suspects
 from jumpout_export.verify.values.compare import Comparison
 from jumpout_export.verify.values.independence import depends_on_others
-from jumpout_export.verify.values.loss import Loss
+from jumpout_export.verify.values.loss import OWN_LOSS, Loss
 from jumpout_export.verify.values.reference import Expected, Reference
 from jumpout_export.verify.values.scale import Scale, source
 from jumpout_export.verify.verdicts import Seen, report_of, with_what_no_value_shows
@@ -35,7 +35,7 @@ def run_providers(
     batches: Iterable[Batch],
     providers: tuple[str, ...],
     *,
-    loss: Loss | None = None,
+    loss: Loss = OWN_LOSS,
     axes: Axes | None = None,
     allow: Iterable[str] = (),
     seed: int = 0,
@@ -49,7 +49,7 @@ def run_providers(
         folded: the folded model, whose bits are compared with the original's.
         batches: inputs on the CPU, in the model's own precision; taken one at a time.
         providers: of `cpu`, `cuda`.
-        loss: gives batches in the file's precision, and takes in every one that is read; by default of the model's own.
+        loss: gives batches in the file's precision, and takes in every one that is read.
         axes: of the inputs, where they are known. A file says which are open, not which is the batch; without them an
             open first axis of the first input is.
         allow: module paths in which, and below which, random numbers may be drawn.
@@ -58,7 +58,6 @@ def run_providers(
     """
     iterator = iter(batches)
     given = next(iterator)
-    loss = Loss() if loss is None else loss
     first = loss.inputs(given)
     runner = _Runner(path, Seen(Reference(original, first, folded=folded, allow=allow)), progress)
     for provider in providers:

@@ -98,13 +98,9 @@ def _verdict(seen: Seen, provider: str, checks: list[Check]) -> ProviderReport:
     failed = [check for check in own if check.verdict != "pass"]
     if failed:
         return ProviderReport(verdict="fail", reason=f"{failed[0].name}: {failed[0].note}")
-    if not any(label.startswith(f"{provider}/") for label in _labels(seen)):
-        return ProviderReport(verdict="fail", reason="nothing was compared")
-    return ProviderReport(verdict="pass")
-
-
-def _labels(seen: Seen) -> list[str]:
-    return [comparison.label for _, comparison in seen.sessions if comparison.values]
+    if any(comparison.values and comparison.label.startswith(f"{provider}/") for _, comparison in seen.sessions):
+        return ProviderReport(verdict="pass")
+    return ProviderReport(verdict="fail", reason="nothing was compared")
 
 
 def _notes(seen: Seen) -> list[str]:
@@ -131,16 +127,9 @@ def with_what_no_value_shows(
     suspects: Suspects,
     branches: Check | None,
 ) -> VerifyReport:
-    """Returns the report with the verdicts on constants and branches, and with the first layer that differs.
+    """Returns the report on the values with the verdicts on constants and branches, and the first layer that differs.
 
-    Args:
-        report: on the values.
-        path: the file.
-        original: what it was compared with.
-        first: a batch.
-        size: the batch size that the file fixes, or None.
-        suspects: samples on which something differed.
-        branches: whether every branch was run; None for a file without any.
+    `size` is the batch size that the file fixes, or None; `branches` says whether all were run, None if it has none.
     """
     batchnorms, notes = batchnorms_in_file(path, original, first, size)
     images = rows(first, range(min(2, first.size) if size is None else size))

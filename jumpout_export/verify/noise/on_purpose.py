@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
@@ -31,7 +31,7 @@ from jumpout_export.text import first_line
 from jumpout_export.verify.noise.quiet import switched_off
 from jumpout_export.verify.noise.sums import NoiseComparison
 from jumpout_export.verify.runner import run_providers
-from jumpout_export.verify.values.loss import Loss
+from jumpout_export.verify.values.loss import OWN_LOSS, Loss
 
 # Independent runs on each side.
 RUNS = 1000
@@ -40,12 +40,7 @@ RUNS = 1000
 def is_random(model: nn.Module, batch: Batch, allow: Iterable[str]) -> bool:
     """Returns whether two runs differ where random numbers are allowed; then the file will be random on purpose.
 
-    That they agree proves nothing: rare noise may not show in two runs.
-
-    Args:
-        model: in eval mode, on the device of the batch; a copy is run.
-        batch: inputs.
-        allow: the modules whose noise is wanted; without any nothing is run.
+    That they agree proves nothing: rare noise may not show in two runs. A copy of the model is run, in eval mode.
     """
     if not tuple(allow):
         return False
@@ -60,31 +55,29 @@ def verify_random(
     providers: tuple[str, ...],
     *,
     allow: Iterable[str],
-    loss: Loss | None = None,
+    loss: Loss = OWN_LOSS,
     seed: int = 0,
     runs: int = RUNS,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Returns the comparison of a file that is random on purpose with its model.
+    """Returns the comparison of a file that is random on purpose with its model, whose noise is on.
 
-    Args:
-        path: the file; others are written into its folder.
-        original: the model in eval mode on the CPU, its noise on.
-        batches: inputs on the CPU, in the model's own precision.
-        providers: of `cpu`, `cuda`.
-        allow: the modules whose noise is wanted.
-        loss: gives batches in the file's precision, and takes in those that are read; by default of the model's own.
-        seed: of PyTorch's noise and the random inputs.
-        runs: of either side; more find smaller differences.
-        progress: called as progress(what, done, total).
+    Other files are written into the folder of `path`. `allow` are the modules whose noise is wanted; more `runs`, of
+    either side, find smaller differences. The other arguments are those of `run_providers`.
     """
-    iterator = iter(batches)
-    given = next(iterator)
-    loss = Loss() if loss is None else loss
-    report = _without_noise(
-        path, original, given, iterator, providers, allow=tuple(allow), loss=loss, seed=seed, progress=progress
-    )
-    first = loss.inputs(given)
+    batches = iter(batches)
+    given = next(batches)
+    first, quiet = loss.inputs(given), switched_off(original, tuple(allow))
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        folded = Path(folder) / path.name
+        if problem := _why_not_without_noise(path, folded, quiet, first, seed):
+            loss.add(given)
+            note = f"the network without noise was not compared, the distributions alone were: {problem}"
+            report = VerifyReport(passed=True, notes=[note])
+        else:
+            every = itertools.chain([given], batches)
+            report = run_providers(folded, quiet, quiet, every, providers, loss=loss, seed=seed, progress=progress)
+    report.checks = [_named("without noise/", check) for check in report.checks]
     # Where nothing was compared without noise, the distributions have to tell whether other batch sizes are right.
     sizes = (2,) if report.checks else (2, 1, 7)
     names = input_names(original, first)
@@ -114,47 +107,23 @@ def verify_random(
                 verdicts.append(Check(name=f"{label}/session", verdict="fail", note=first_line(error)))
         report.checks += verdicts
         failed = [check for check in verdicts if check.verdict == "fail"]
-        known = report.providers.get(provider, ProviderReport(verdict="pass"))
+        known = report.providers.setdefault(provider, ProviderReport(verdict="pass"))
         if failed and known.verdict == "pass":
             report.providers[provider] = ProviderReport(verdict="fail", reason=f"{failed[0].name}: {failed[0].note}")
-        else:
-            report.providers[provider] = known
     good = all(check.verdict == "pass" for check in report.checks)
     passed = good and all(entry.verdict == "pass" for entry in report.providers.values())
     return report.model_copy(update={"passed": passed})
 
 
-def _without_noise(
-    path: Path,
-    original: nn.Module,
-    given: Batch,
-    others: Iterator[Batch],
-    providers: tuple[str, ...],
-    *,
-    allow: tuple[str, ...],
-    loss: Loss,
-    seed: int,
-    progress: Progress | None,
-) -> VerifyReport:
-    """The usual comparison of the file and the model with dropout switched off, where both can be had."""
-    quiet, first = switched_off(original, allow), loss.inputs(given)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        folded = Path(folder) / path.name
-        try:
-            refuse_randomness(quiet, lambda: call(quiet, first))
-            problem = "" if fold_onnx(path, folded, seed=seed) else "the file's noise cannot be folded"
-        except NotFoldableError:
-            problem = "the model draws random numbers in other ways than dropout"
-        except JumpoutExportError as error:
-            problem = first_line(error)
-        if problem:
-            loss.add(given)
-            note = f"the network without noise was not compared, the distributions alone were: {problem}"
-            return VerifyReport(passed=True, notes=[note])
-        batches = itertools.chain([given], others)
-        report = run_providers(folded, quiet, quiet, batches, providers, loss=loss, seed=seed, progress=progress)
-    report.checks = [_named("without noise/", check) for check in report.checks]
-    return report
+def _why_not_without_noise(path: Path, folded: Path, quiet: nn.Module, first: Batch, seed: int) -> str:
+    """Writes `folded`, the file without noise, if the model with dropout switched off is without too, or says why."""
+    try:
+        refuse_randomness(quiet, lambda: call(quiet, first))
+        return "" if fold_onnx(path, folded, seed=seed) else "the file's noise cannot be folded"
+    except NotFoldableError:
+        return "the model draws random numbers in other ways than dropout"
+    except JumpoutExportError as error:
+        return first_line(error)
 
 
 def _named(prefix: str, check: Check) -> Check:

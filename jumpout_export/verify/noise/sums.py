@@ -22,7 +22,7 @@ from jumpout_export.model.batches import Batch
 from jumpout_export.model.randomness import rng_restored, same_bits
 from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import Output, fresh, outputs, tensors
-from jumpout_export.report import Check, counted
+from jumpout_export.report import Check, counted, limited
 from jumpout_export.runtime.session import Session
 
 # Runs before the counted ones; they say where a value's middle is.
@@ -34,8 +34,7 @@ _FALSE_ALARM = 1e-6
 def limit_of(values: int) -> float:
     """Returns what a right file's largest statistic exceeds with a probability of at most 1e-6.
 
-    Args:
-        values: number of output values; each has two statistics, of its mean and its spread, with two signs.
+    Each of the output values has two statistics, of its mean and its spread, with two signs.
     """
     return math.sqrt(2 * math.log(4 * max(values, 1) / _FALSE_ALARM))
 
@@ -50,16 +49,7 @@ class NoiseComparison:
     def __init__(
         self, session: Session, original: nn.Module, first: Batch, names: list[str], seed: int, images: int = 2
     ) -> None:
-        """Takes the session's fixed batch size, or so many images.
-
-        Args:
-            session: on the file.
-            original: the model in eval mode on the CPU, its noise on.
-            first: inputs on the CPU.
-            names: of the model's inputs.
-            seed: of PyTorch's noise.
-            images: of `first`, repeated if it has fewer.
-        """
+        """Takes the model in eval mode on the CPU, and as many images of `first` as the session fixes, or `images`."""
         self._session, self._names, self._seed = session, names, seed
         self._seeds = torch.Generator().manual_seed(seed)
         self._model = copy.deepcopy(original)
@@ -73,11 +63,7 @@ class NoiseComparison:
         return any(not same_bits(first, self._file()) for _ in range(8))
 
     def checks(self, runs: int) -> list[Check]:
-        """Returns the verdicts on names, shapes, types, finite values, randomness and distribution.
-
-        Args:
-            runs: of either side.
-        """
+        """Returns the verdicts on names, shapes, types, finite values, randomness and distribution of `runs` pairs."""
         with rng_restored(), _seed_drawn_anew(), torch.no_grad():
             torch.manual_seed(self._seed)
             expected = self._torch()
@@ -85,11 +71,10 @@ class NoiseComparison:
             if wrong:
                 return [counted("outputs", wrong)]
             good = f"inputs {', '.join(self._names)}; outputs {', '.join(output.name for output in expected)}"
-            checks = [counted("outputs", [], good)]
-            verdict = "pass" if self.is_random() else "fail"
-            note = "random on purpose: runs differ" if verdict == "pass" else "runs do not differ: the noise is gone"
-            checks.append(Check.model_validate({"name": "random", "verdict": verdict, "note": note}))
-            return [*checks, *self._distribution(expected, runs)]
+            random = Check(name="random", verdict="pass", note="random on purpose: runs differ")
+            if not self.is_random():
+                random = Check(name="random", verdict="fail", note="runs do not differ: the noise is gone")
+            return [counted("outputs", [], good), random, *self._distribution(expected, runs)]
 
     def _distribution(self, expected: list[Output], runs: int) -> list[Check]:
         pilots = [[output.tensor for output in self._torch()] for _ in range(_PILOTS)]
@@ -108,11 +93,8 @@ class NoiseComparison:
         if finite:
             return checks
         share, place = max(total.worst() for total in sums)
-        limit = limit_of(values)
-        verdict = "pass" if share <= limit else "fail"
         note = f"{place}; {runs} runs of either side, {values} values"
-        check = {"name": "distribution", "measured": share, "limit": limit, "verdict": verdict, "note": note}
-        return [*checks, Check.model_validate(check)]
+        return [*checks, limited("distribution", share, limit_of(values), note)]
 
     def _wrong(self, expected: list[Output]) -> list[str]:
         if self._session.inputs != self._names:

@@ -10,7 +10,7 @@ from torch import nn
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.run import cast, double_copy, run
 from jumpout_export.model.signature import input_names, outputs
-from jumpout_export.report import Check, counted
+from jumpout_export.report import Check, counted, limited
 from jumpout_export.text import count, first_line
 from jumpout_export.verify.values.reference import Expected
 from jumpout_export.verify.values.scale import Scale
@@ -34,18 +34,14 @@ class Loss:
         return []
 
 
+OWN_LOSS = Loss()
+
+
 class PrecisionLoss(Loss):
     """How far a network in another precision is from the model it was made of."""
 
     def __init__(self, name: str, model: nn.Module, network: nn.Module, inputs: Callable[[Batch], Batch]) -> None:
-        """Takes both in eval mode, on the CPU.
-
-        Args:
-            name: of the precision.
-            model: in its own.
-            network: made of it.
-            inputs: gives a batch as the network takes it.
-        """
+        """Takes the precision's name, both in eval mode on the CPU, and what gives a batch as the network takes it."""
         self._name, self._inputs = name, inputs
         self._model, self._network = double_copy(model), network
         self._scales: dict[str, Scale] = {}
@@ -59,7 +55,7 @@ class PrecisionLoss(Loss):
     def add(self, batch: Batch) -> None:
         """Compares both networks on a batch."""
         try:
-            self._add(batch, self._inputs(batch))
+            self._compare(batch, self._inputs(batch))
         except Exception as error:  # what the file is compared on fails the same way, and is reported then
             self._problem = first_line(error)
 
@@ -68,8 +64,7 @@ class PrecisionLoss(Loss):
 
         What is good enough below it, only the user knows.
         """
-        scales = {name: scale for name, scale in self._scales.items() if scale.own_errors.numel()}
-        errors = {name: scale.own_coarse for name, scale in scales.items()}
+        errors = {name: scale.own_coarse for name, scale in self._scales.items() if scale.own_errors.numel()}
         if self._problem:
             return [counted("precision", [f"the two networks could not be compared: {self._problem}"])]
         if not errors:
@@ -77,18 +72,15 @@ class PrecisionLoss(Loss):
         worst = max(errors, key=lambda name: errors[name])
         note = (
             f"{self._name} against the model's own precision, {count(self._images, 'image')}: output `{worst}` is off "
+            f"by up to {errors[worst]:.2%} of its size"
         )
-        note += f"by up to {errors[worst]:.2%} of its size"
         note += f"; top-1 agrees on {self._same} of {self._classified}" if self._classified else ""
-        failed = not errors[worst] <= MOST_LOSS
-        check = Check(name="precision", measured=errors[worst], limit=MOST_LOSS, verdict="pass", note=note)
-        if failed:
-            check = check.model_copy(
-                update={"verdict": "fail", "note": f"{note}; {self._name} does not hold this network"}
-            )
+        check = limited("precision", errors[worst], MOST_LOSS, note)
+        if check.verdict == "fail":
+            check.note += f"; {self._name} does not hold this network"
         return [check]
 
-    def _add(self, batch: Batch, inputs: Batch) -> None:
+    def _compare(self, batch: Batch, inputs: Batch) -> None:
         names = input_names(self._network, inputs)
         found, exact = run(self._network, inputs), run(self._model, cast(batch, torch.float64))
         for one, two in zip(outputs(found, names), outputs(exact, names), strict=True):
