@@ -134,7 +134,16 @@ def _plain_keys(cuda: bool) -> Any:
         return torch._C._dispatch_keys(torch.empty(0, device="cuda" if cuda else "cpu")).raw_repr()
 
 
-class _Jumpout(torch.autograd.Function):
+class _WithoutVmap(torch.autograd.Function):
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        raise RuntimeError(
+            "jumpout does not work under torch.func.vmap: its rate depends on the whole batch. Call it outside vmap, "
+            "or put the module in eval mode"
+        )
+
+
+class _Jumpout(_WithoutVmap):
     @staticmethod
     def forward(x: Tensor, seed: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
         return torch.ops.jumpout.forward(x, seed, *settings)
@@ -150,10 +159,6 @@ class _Jumpout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return _grad(ctx, grads[0]), None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        raise RuntimeError(_NO_VMAP)
 
 
 class _JumpoutWithTangent(_Jumpout):
@@ -194,7 +199,7 @@ class _JumpoutEager(torch.autograd.Function):
         return _grad(ctx, grads[0]), None, None, None, None
 
 
-class _JumpoutBackward(torch.autograd.Function):
+class _JumpoutBackward(_WithoutVmap):
     """dy -> dx is linear, so its own derivative is the same map: mask and scale once more."""
 
     @staticmethod
@@ -209,16 +214,6 @@ class _JumpoutBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return _grad(ctx, grads[0]), None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        raise RuntimeError(_NO_VMAP)
-
-
-_NO_VMAP = (
-    "jumpout does not work under torch.func.vmap: its rate depends on the whole batch. Call it outside vmap, or put "
-    "the module in eval mode"
-)
 
 
 def _grad(ctx: Any, dy: Tensor | None) -> Tensor | None:
