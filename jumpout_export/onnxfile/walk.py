@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -123,12 +124,17 @@ def tensors(model: ModelProto) -> Iterator[TensorProto]:
 
 def texts(model: ModelProto) -> Iterator[str]:
     """Yields every doc string and every metadata value, at any depth."""
+    return starmap(getattr, text_fields(model))
+
+
+def text_fields(model: ModelProto) -> Iterator[tuple[Any, str]]:
+    """Yields where those texts stand: a message and the name of its field."""
     for message in messages(model):
         names = message.DESCRIPTOR.fields_by_name
         if "doc_string" in names and message.doc_string:
-            yield message.doc_string
+            yield message, "doc_string"
         if "metadata_props" in names:
-            yield from (text for prop in message.metadata_props for text in (prop.key, prop.value))
+            yield from ((prop, name) for prop in message.metadata_props for name in ("key", "value"))
 
 
 def _sites(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jumpout_export.fold.file.noise import Noise
 from jumpout_export.onnxfile.metadata import BATCHNORM, DATA_SHA256, FOLDED, RANDOM, TOLERANCE, describe_layers, entries
 from jumpout_export.onnxfile.paths import without_folders
-from jumpout_export.onnxfile.walk import all_graphs, called, called_as, messages, nodes_of
+from jumpout_export.onnxfile.walk import all_graphs, called, called_as, nodes_of, text_fields
 from jumpout_export.report import FoldedLayer
 
 if TYPE_CHECKING:
@@ -60,17 +60,12 @@ def count_nodes(model: ModelProto) -> int:
 def cut_paths(model: ModelProto) -> int:
     """Cuts the absolute paths in doc strings and metadata to file names; returns how many texts that changed."""
     changed = 0
-    for message in messages(model):
-        fields = message.DESCRIPTOR.fields_by_name
-        holders = [(message, "doc_string")] if "doc_string" in fields and message.doc_string else []
-        if "metadata_props" in fields:
-            holders += [(entry, name) for entry in message.metadata_props for name in ("key", "value")]
-        for holder, name in holders:
-            text = getattr(holder, name)
-            cut = without_folders(text)
-            if cut != text:
-                setattr(holder, name, cut)
-                changed += 1
+    for holder, name in text_fields(model):
+        text = getattr(holder, name)
+        cut = without_folders(text)
+        if cut != text:
+            setattr(holder, name, cut)
+            changed += 1
     return changed
 
 

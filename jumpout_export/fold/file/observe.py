@@ -97,12 +97,9 @@ def _keep_and_scale(site: NoiseSite, shown: dict[ir.Value, Array], x: Array, y: 
         kept = (y != 0) & (x != 0) & np.isfinite(x)
         scale = float(np.median(y[kept] / x[kept])) if kept.any() else 1.0
         return 1 / max(scale, 1.0), scale
-    keep, scale = 1.0, site.factor.number
-    for mask in site.factor.masks:
-        keep = keep * _probability(mask.keep, shown)
-    for base, exponent in site.factor.powers.items():
-        scale = scale * _probability(base, shown) ** exponent
-    return keep, scale
+    keep = math.prod(_probability(mask.keep, shown) for mask in site.factor.masks)
+    powers = (_probability(base, shown) ** exponent for base, exponent in site.factor.powers.items())
+    return keep, math.prod(powers, start=site.factor.number)
 
 
 def _decisions(site: NoiseSite, shown: dict[ir.Value, Array]) -> tuple[int, ...] | None:

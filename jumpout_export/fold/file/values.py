@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS
@@ -20,6 +22,16 @@ _ELEMENTWISE = frozenset(
     }
 )
 _LIKE = frozenset({"RandomUniformLike", "RandomNormalLike", "Bernoulli"})
+_ARITHMETIC: dict[str, Callable[..., float]] = {
+    "Neg": operator.neg,
+    "Reciprocal": lambda a: 1 / a,
+    "Sqrt": math.sqrt,
+    "Add": operator.add,
+    "Sub": operator.sub,
+    "Mul": operator.mul,
+    "Div": operator.truediv,
+    "Pow": operator.pow,
+}
 # A chain longer than this is not followed: nothing is known then.
 _DEPTH = 24
 
@@ -68,9 +80,9 @@ class Values:
     def _of_node(self, node: ir.Node) -> float | None:
         if node.op_type == "Constant":
             number = attribute(node, "value_float", attribute(node, "value_int", None))
-            return _single(_held(node)) if number is None else float(number)
+            return _single(attribute(node, "value", None)) if number is None else float(number)
         if node.op_type == "ConstantOfShape":
-            return 0.0 if "value" not in node.attributes else _single(_held(node))
+            return 0.0 if "value" not in node.attributes else _single(attribute(node, "value", None))
         parts = [self.number(part) for part in node.inputs[: 1 if node.op_type in MOVES else None]]
         known = [part for part in parts if part is not None]
         return _computed(node, known) if len(known) == len(parts) else None
@@ -87,10 +99,12 @@ class Values:
         if value is x or _fits(value.shape, x.shape):
             return True
         node = value.producer()
-        tensor = value.const_value if node is None else _held(node) if node.op_type == "Constant" else None
+        tensor = value.const_value
+        if node is not None:
+            tensor = attribute(node, "value", None) if node.op_type == "Constant" else None
         if tensor is not None and value not in self._inputs:
             sizes = tensor.shape.numpy()
-            return math.prod(sizes) == 1 and (not sizes or _rank(x) >= len(sizes))
+            return math.prod(sizes) == 1 and (not sizes or (x.shape is not None and len(x.shape) >= len(sizes)))
         if node is None or not standard(node):
             return False
         parts: list[ir.Value | None] = []
@@ -103,12 +117,6 @@ class Values:
             if shape is not None and not shape.attributes.keys() & {"start", "end"}:
                 parts = [*(node.inputs[:1] if node.op_type == "Expand" else []), shape.inputs[0]]
         return bool(parts) and all(self._broadcasts(part, x, seen, depth - 1) for part in parts)
-
-
-def _held(node: ir.Node) -> ir.TensorProtocol | None:
-    """The tensor in the attribute `value`; None if there is none, or a function's caller sets it."""
-    found = node.attributes.get("value")
-    return None if found is None or found.is_ref() else found.as_tensor()
 
 
 def _single(tensor: ir.TensorProtocol | None) -> float | None:
@@ -135,24 +143,8 @@ def _computed(node: ir.Node, parts: list[float]) -> float | None:
                 return a
             case ("Not", [a]):
                 return float(not a)
-            case _ if not _floating(node):  # the arithmetic of integers is another
-                return None
-            case ("Neg", [a]):
-                return -a
-            case ("Reciprocal", [a]):
-                return 1 / a
-            case ("Sqrt", [a]):
-                return math.sqrt(a)
-            case ("Add", [a, b]):
-                return a + b
-            case ("Sub", [a, b]):
-                return a - b
-            case ("Mul", [a, b]):
-                return a * b
-            case ("Div", [a, b]):
-                return a / b
-            case ("Pow", [a, b]):
-                return float(a**b)
+            case (op, _) if op in _ARITHMETIC and _floating(node):  # the arithmetic of integers is another
+                return float(_ARITHMETIC[op](*parts))
     except (ArithmeticError, ValueError, TypeError):  # a**b may be complex, a/b have no value
         return None
     return None
@@ -161,10 +153,6 @@ def _computed(node: ir.Node, parts: list[float]) -> float | None:
 def _floating(node: ir.Node) -> bool:
     kind = node.outputs[0].dtype
     return kind is not None and kind.is_floating_point()
-
-
-def _rank(value: ir.Value) -> int:
-    return -1 if value.shape is None else len(value.shape)
 
 
 def _fits(small: ir.Shape | None, large: ir.Shape | None) -> bool:
