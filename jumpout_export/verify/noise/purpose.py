@@ -36,7 +36,11 @@ class Deterministic:
         self.notes: list[str] = []
 
     def mark(self, path: Path, file: ModelProto) -> None:
-        """Writes into the file at `path`, which is read as `file`, what it is; nothing of one without noise."""
+        """Writes into the metadata of the file at `path`, which is read as `file`, what there is to say of it."""
+        for key, value in self.metadata.items():
+            file.metadata_props.add(key=key, value=value)
+        if self.metadata:
+            path.write_bytes(file.SerializeToString(deterministic=True))
 
     def excused(self, checks: Iterable[Check]) -> list[Check]:
         """Returns the checks of the file, without what is wanted."""
@@ -72,12 +76,6 @@ class OnPurpose(Deterministic):
         self._text = f"random on purpose: {drawing}, allowed in {_modules(self._allow)}"
         self.metadata = {RANDOM: self._text}
         self.notes = [f"NOT deterministic: {self._text}"]
-
-    def mark(self, path: Path, file: ModelProto) -> None:
-        """Adds the sentence to the metadata."""
-        for key, value in self.metadata.items():
-            file.metadata_props.add(key=key, value=value)
-        path.write_bytes(file.SerializeToString(deterministic=True))
 
     def excused(self, checks: Iterable[Check]) -> list[Check]:
         """Lets random nodes pass: they are what was asked for."""
