@@ -11,24 +11,8 @@ import typer
 from jumpout_export import loading, signals
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+from jumpout_export.cli import options
 from jumpout_export.cli import ranks as cli_ranks
-from jumpout_export.cli.options import (
-    BatchSize,
-    Device,
-    Fail,
-    Json,
-    Layers,
-    Method,
-    Model,
-    NeededData,
-    NumImages,
-    RefuseIfWorse,
-    ReportDir,
-    Seed,
-    TrainingBatchSize,
-    Warn,
-    Weights,
-)
 from jumpout_export.cli.work import build_job, check_folder, finish, working
 from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError
@@ -36,18 +20,18 @@ from jumpout_export.report import PipelineReport
 
 
 def check_bn(
-    model: Model,
-    data: NeededData,
-    weights: Weights = None,
-    images: NumImages = 4096,
-    warn: Warn = 0.05,
-    fail: Fail = 0.15,
-    training_batch_size: TrainingBatchSize = None,
-    batch_size: BatchSize = 128,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    json: Json = False,
-    report: ReportDir = None,
+    model: options.Model,
+    data: options.NeededData,
+    weights: options.Weights = None,
+    images: options.NumImages = 4096,
+    warn: options.Warn = 0.05,
+    fail: options.Fail = 0.15,
+    training_batch_size: options.TrainingBatchSize = None,
+    batch_size: options.BatchSize = 128,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    report: options.ReportDir = None,
 ) -> None:
     """Check whether the stored BatchNorm statistics agree with what serving sees."""
     check_folder(report, "--report")
@@ -68,25 +52,25 @@ def check_bn(
 
 
 def recalibrate_bn(
-    model: Model,
-    data: NeededData,
+    model: options.Model,
+    data: options.NeededData,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="NEW.safetensors", help="where to write the new weights")
     ] = None,
-    weights: Weights = None,
-    method: Annotated[Method, typer.Option(help="exact, batch or variance")] = Method.exact,
-    layers: Layers = None,
-    refuse_if_worse: RefuseIfWorse = False,
+    weights: options.Weights = None,
+    method: Annotated[options.Method, typer.Option(help="exact, batch or variance")] = options.Method.exact,
+    layers: options.Layers = None,
+    refuse_if_worse: options.RefuseIfWorse = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the table, write nothing")] = False,
-    images: NumImages = 4096,
-    warn: Warn = 0.05,
-    fail: Fail = 0.15,
-    training_batch_size: TrainingBatchSize = None,
-    batch_size: BatchSize = 128,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    json: Json = False,
-    report: ReportDir = None,
+    images: options.NumImages = 4096,
+    warn: options.Warn = 0.05,
+    fail: options.Fail = 0.15,
+    training_batch_size: options.TrainingBatchSize = None,
+    batch_size: options.BatchSize = 128,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    report: options.ReportDir = None,
 ) -> None:
     """Recalibrate the BatchNorm statistics on the data and save the weights as safetensors."""
     check_folder(report, "--report")

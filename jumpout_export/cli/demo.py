@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from jumpout_export.cli.options import Json, Seed
+from jumpout_export.cli import options
 from jumpout_export.cli.work import check_folder, exit_code, say, show, working
 from jumpout_export.demo import EPOCHS, run_demo
 
@@ -18,8 +18,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/demo"),
     data: Annotated[Path | None, typer.Option(help="folder of images instead of the embedded digits")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the training images")] = EPOCHS,
-    seed: Seed = 0,
-    json: Json = False,
+    seed: options.Seed = 0,
+    json: options.Json = False,
 ) -> None:
     """Train on real images, check and recalibrate BatchNorm, export, verify and report."""
     check_folder(out, "--out")

@@ -9,32 +9,8 @@ import typer
 
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
-from jumpout_export.cli.options import (
-    BatchSize,
-    Data,
-    Device,
-    DtypeOption,
-    Dynamic,
-    ExternalData,
-    InputShape,
-    Json,
-    ModelOrProgram,
-    NumImages,
-    Providers,
-    ReportDir,
-    Seed,
-    Weights,
-)
-from jumpout_export.cli.work import (
-    Job,
-    build_job,
-    check_folder,
-    finish,
-    is_program,
-    parse_dynamic,
-    parse_providers,
-    working,
-)
+from jumpout_export.cli import options
+from jumpout_export.cli.work import Job, build_job, check_folder, finish, is_program, parse_providers, working
 from jumpout_export.errors import LoadError
 from jumpout_export.export.arguments import check_arguments
 from jumpout_export.export.publish import export_onnx
@@ -45,20 +21,20 @@ from jumpout_export.verify.precision import dtypes
 
 
 def export(
-    model: ModelOrProgram,
+    model: options.ModelOrProgram,
     out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="the file to write; appears only if it passed")],
-    weights: Weights = None,
-    data: Data = None,
-    input_shape: InputShape = None,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    input_shape: options.InputShape = None,
     recalibrate: Annotated[bool, typer.Option("--recalibrate", help="recalibrate BatchNorm on the data first")] = False,
-    providers: Providers = "cpu",
+    providers: options.Providers = "cpu",
     opset: Annotated[
         int | None, typer.Option(help="ONNX opset, 18 or later; the converter's own, 18, by default")
     ] = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch/--static", help="leave the batch size open")] = True,
-    dynamic: Dynamic = None,
-    dtype: DtypeOption = None,
-    external_data: ExternalData = False,
+    dynamic: options.Dynamic = None,
+    dtype: options.DtypeOption = None,
+    external_data: options.ExternalData = False,
     allow: Annotated[
         list[str] | None, typer.Option(help="module path that may stay random in eval mode; repeatable")
     ] = None,
@@ -68,12 +44,12 @@ def export(
     golden: Annotated[
         Path | None, typer.Option(help="folder for golden data, in ONNX's test_data_set_0 layout")
     ] = None,
-    images: NumImages = 4096,
-    batch_size: BatchSize = 128,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    json: Json = False,
-    report: ReportDir = None,
+    images: options.NumImages = 4096,
+    batch_size: options.BatchSize = 128,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    report: options.ReportDir = None,
 ) -> None:
     """Fold, convert and verify a model; OUT.onnx appears only if every check passed."""
     chosen = parse_providers(providers)
@@ -107,13 +83,26 @@ def export(
     finish(result, json, report)
 
 
+def parse_dynamic(entries: list[str] | None) -> dict[str, dict[int, str]]:
+    """Returns `--dynamic INPUT:AXIS=NAME` entries as {input: {axis: name}}.
+
+    Raises:
+        LoadError: if one has another form, or names an axis twice.
+    """
+    axes: dict[str, dict[int, str]] = {}
+    for entry in entries or ():
+        place, _, name = entry.partition("=")
+        given, _, axis = place.rpartition(":")
+        if not (given and axis.isdecimal() and name):
+            raise LoadError(f"--dynamic must be INPUT:AXIS=NAME, for example image:2=height, got {entry!r}")
+        if int(axis) in axes.get(given, {}):
+            raise LoadError(f"--dynamic names axis {axis} of {given} twice")
+        axes.setdefault(given, {})[int(axis)] = name
+    return axes
+
+
 def _check_before(
-    job: Job,
-    model: str,
-    data: str | None,
-    recalibrate: bool,
-    images: int,
-    progress: Progress,
+    job: Job, model: str, data: str | None, recalibrate: bool, images: int, progress: Progress
 ) -> BatchNormReport | None:
     """Returns the check whose verdict an export records, recalibrated before if asked for; None where there is none."""
     if is_program(model):

@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from jumpout_export.cli.options import Json, OnnxFile, ReportDir, Seed
+from jumpout_export.cli import options
 from jumpout_export.cli.work import check_folder, finish
 from jumpout_export.disk import check_target
 from jumpout_export.fold.file.fold_file import TARGET, fold_onnx
 
 
 def fold(
-    file: OnnxFile,
+    file: options.OnnxFile,
     out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="the file to write; appears only if it passed")],
-    seed: Seed = 0,
-    json: Json = False,
-    report: ReportDir = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    report: options.ReportDir = None,
 ) -> None:
     """Rewrite an ONNX file that carries training-time noise into a deterministic one, with proof, or refuse."""
     check_target(out, TARGET)

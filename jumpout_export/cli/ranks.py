@@ -6,9 +6,8 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
-from jumpout_export import loading
 from jumpout_export.errors import LoadError
 
 
@@ -38,11 +37,6 @@ def process_group() -> Iterator[Literal["world"] | None]:
         yield "world"
     finally:
         dist.destroy_process_group()
-
-
-def own_share(batches: Any) -> Any:
-    """Returns this process's part of what `load_data` returned."""
-    return loading.share_of(batches, rank(), world_size())
 
 
 def require_one_process(command: str) -> None:

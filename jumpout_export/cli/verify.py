@@ -6,37 +6,26 @@ from typing import Annotated
 
 import typer
 
-from jumpout_export.cli.options import (
-    BatchSize,
-    Data,
-    Device,
-    InputShape,
-    Json,
-    OnnxFile,
-    Providers,
-    ReportDir,
-    Seed,
-    Weights,
-)
+from jumpout_export.cli import options
 from jumpout_export.cli.work import build_job, check_folder, finish, parse_providers, working
 from jumpout_export.verify.inspect import inspect_onnx
 from jumpout_export.verify.verify import verify_onnx
 
 
 def verify(
-    file: OnnxFile,
+    file: options.OnnxFile,
     against: Annotated[
         str, typer.Option(metavar="MODEL", help="package.module:factory of the torch model, or file.pt2")
     ],
-    weights: Weights = None,
-    data: Data = None,
-    input_shape: InputShape = None,
-    providers: Providers = "cpu",
-    batch_size: BatchSize = 128,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    json: Json = False,
-    report: ReportDir = None,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    input_shape: options.InputShape = None,
+    providers: options.Providers = "cpu",
+    batch_size: options.BatchSize = 128,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    report: options.ReportDir = None,
 ) -> None:
     """Verify an ONNX file against a torch model in ONNX Runtime."""
     check_folder(report, "--report")
@@ -47,7 +36,7 @@ def verify(
     finish(result, json, report)
 
 
-def inspect(file: OnnxFile, json: Json = False, report: ReportDir = None) -> None:
+def inspect(file: options.OnnxFile, json: options.Json = False, report: options.ReportDir = None) -> None:
     """Prove without running it that an ONNX file holds nothing random and nothing in training mode."""
     check_folder(report, "--report")
     result = inspect_onnx(file)

@@ -19,7 +19,7 @@ from torch import nn
 
 from jumpout_export import loading, render
 from jumpout_export.cli.progress import progress_on_stderr
-from jumpout_export.cli.ranks import own_share, rank
+from jumpout_export.cli.ranks import rank, world_size
 from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.model.batches import Progress, split_batch
@@ -37,8 +37,8 @@ PASSED, FAILED, WRONG_USAGE, NOT_VERIFIED = 0, 1, 2, 3
 def working() -> Iterator[Progress]:
     """Shows progress on stderr, where prints of the user's code go too, and lets no exit of that code pass for ours."""
     try:
-        with contextlib.redirect_stdout(sys.stderr), progress_on_stderr() as progress:
-            yield progress if rank() == 0 else _silent
+        with contextlib.redirect_stdout(sys.stderr), progress_on_stderr(quiet=rank() != 0) as progress:
+            yield progress
     except Interrupted:
         raise
     except SystemExit as error:
@@ -51,50 +51,6 @@ def check_folder(folder: Path | None, option: str) -> None:
     """Raises a LoadError if a file is in the place of the folder that `option` names."""
     if folder is not None and folder.exists() and not folder.is_dir():
         raise LoadError(f"{option} {folder} must be a folder, it is a file")
-
-
-def build_model(spec: str, weights: Path | None, device: str, *, programs: bool = False) -> nn.Module:
-    """Returns the model that a factory makes, with its weights, or an exported program as a module, on `device`.
-
-    Args:
-        spec: `package.module:factory`, or the path of a `.pt2` file.
-        weights: for the factory's model.
-        device: where torch runs.
-        programs: whether the command can work with an exported program.
-
-    Raises:
-        LoadError: if one of them is wrong.
-        NotVerifiableError: if CUDA is asked for and unusable.
-    """
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise LoadError(f"--device must be cpu or cuda[:N], got {device!r}") from error
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise NotVerifiableError(f"--device {device}: torch {torch.__version__} sees no usable CUDA device")
-    if is_program(spec):
-        return _load_program(spec, weights, programs).to(target)
-    model = loading.load_model(spec)
-    if weights is not None:
-        loading.load_weights(model, weights)
-    return model.to(target)
-
-
-def is_program(spec: str) -> bool:
-    """Whether MODEL names a file with an exported program."""
-    return spec.endswith(".pt2")
-
-
-def _load_program(spec: str, weights: Path | None, programs: bool) -> nn.Module:
-    if not programs:
-        raise LoadError(
-            f"MODEL {spec}: an exported program is a graph without BatchNorm layers, so there is nothing to check or "
-            "recalibrate; give package.module:factory of the module that was exported"
-        )
-    if weights is not None:
-        raise LoadError(f"--weights {weights}: the exported program {spec} holds its own weights")
-    network: nn.Module = as_module(load_program(Path(spec)))
-    return network
 
 
 @dataclass(frozen=True)
@@ -125,20 +81,67 @@ def build_job(
     *,
     programs: bool = False,
 ) -> Job:
-    """Returns the network that `build_model` and the batches that `read_batches` make, tried on the first one.
+    """Returns the network, or an exported program as a module, and its batches, tried on the first one.
+
+    Args:
+        spec: `package.module:factory`, or the path of a `.pt2` file.
+        weights: for the factory's model; None for its own.
+        device: where torch runs.
+        data: what `loading.load_data` reads; None for random inputs.
+        shapes: of the random inputs.
+        batch_size: images per batch.
+        seed: of the random inputs and of the order of images.
+        programs: whether the command can work with an exported program.
 
     Raises:
         LoadError: if one of the arguments is wrong, or the network cannot run the first batch.
         NotVerifiableError: if CUDA is asked for and unusable.
     """
-    network = build_model(spec, weights, device, programs=programs)
-    batches = own_share(read_batches(data, shapes, batch_size, seed))
-    try_first_batch(network, batches)
+    network = _build_model(spec, weights, device, programs)
+    if (data is None) == (not shapes):
+        raise LoadError("give either --data or --input-shape")
+    if data is not None:
+        batches = loading.load_data(data, batch_size, seed)
+    else:
+        batches = loading.random_batches(shapes or [], seed)
+    batches = loading.share_of(batches, rank(), world_size())
+    _try_first_batch(network, batches)
     return Job(network, batches)
 
 
-def try_first_batch(network: nn.Module, batches: Any) -> None:
-    """Raises a LoadError if a copy of the model cannot run the first batch."""
+def is_program(spec: str) -> bool:
+    """Whether MODEL names a file with an exported program."""
+    return spec.endswith(".pt2")
+
+
+def _build_model(spec: str, weights: Path | None, device: str, programs: bool) -> nn.Module:
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise LoadError(f"--device must be cpu or cuda[:N], got {device!r}") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise NotVerifiableError(f"--device {device}: torch {torch.__version__} sees no usable CUDA device")
+    if is_program(spec):
+        return _load_program(spec, weights, programs).to(target)
+    model = loading.load_model(spec)
+    if weights is not None:
+        loading.load_weights(model, weights)
+    return model.to(target)
+
+
+def _load_program(spec: str, weights: Path | None, programs: bool) -> nn.Module:
+    if not programs:
+        raise LoadError(
+            f"MODEL {spec}: an exported program is a graph without BatchNorm layers, so there is nothing to check or "
+            "recalibrate; give package.module:factory of the module that was exported"
+        )
+    if weights is not None:
+        raise LoadError(f"--weights {weights}: the exported program {spec} holds its own weights")
+    network: nn.Module = as_module(load_program(Path(spec)))
+    return network
+
+
+def _try_first_batch(network: nn.Module, batches: Any) -> None:
     try:
         batch = split_batch(next(iter(batches)), network, next(network.parameters(), torch.empty(0)).device)
     except StopIteration:
@@ -155,19 +158,6 @@ def try_first_batch(network: nn.Module, batches: Any) -> None:
         raise LoadError(f"the model cannot run a batch of {inputs}: {type(error).__name__}: {error}{hint}") from error
 
 
-def read_batches(data: str | None, shapes: list[str] | None, batch_size: int, seed: int) -> Any:
-    """Returns batches from `--data`, or random ones for `--input-shape`.
-
-    Raises:
-        LoadError: if both or none are given, or the data cannot be read.
-    """
-    if (data is None) == (not shapes):
-        raise LoadError("give either --data or --input-shape")
-    if data is not None:
-        return loading.load_data(data, batch_size, seed)
-    return loading.random_batches(shapes or [], seed)
-
-
 def parse_providers(text: str) -> tuple[str, ...]:
     """Returns the ONNX Runtime providers in a comma-separated list.
 
@@ -178,24 +168,6 @@ def parse_providers(text: str) -> tuple[str, ...]:
     if not names or set(names) - PROVIDERS.keys():
         raise LoadError(f"--providers must be {provider_choices()}, got {text!r}")
     return names
-
-
-def parse_dynamic(entries: list[str] | None) -> dict[str, dict[int, str]]:
-    """Returns `--dynamic INPUT:AXIS=NAME` entries as {input: {axis: name}}.
-
-    Raises:
-        LoadError: if one has another form, or names an axis twice.
-    """
-    axes: dict[str, dict[int, str]] = {}
-    for entry in entries or ():
-        place, _, name = entry.partition("=")
-        given, _, axis = place.rpartition(":")
-        if not (given and axis.isdecimal() and name):
-            raise LoadError(f"--dynamic must be INPUT:AXIS=NAME, for example image:2=height, got {entry!r}")
-        if int(axis) in axes.get(given, {}):
-            raise LoadError(f"--dynamic names axis {axis} of {given} twice")
-        axes.setdefault(given, {})[int(axis)] = name
-    return axes
 
 
 def show(report: Report, json: bool, directory: Path | None) -> None:
@@ -256,10 +228,6 @@ def drop_stdout() -> None:
 def _published(report: Report) -> str:
     export = report.export if isinstance(report, PipelineReport) else report
     return f"; {export.path} was published" if isinstance(export, ExportReport) and export.passed else ""
-
-
-def _silent(what: str, done: int, total: int | None) -> None:
-    """Progress of the processes that do not speak."""
 
 
 def finish(report: Report, json: bool, directory: Path | None) -> NoReturn:
