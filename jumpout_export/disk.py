@@ -21,11 +21,7 @@ _PATIENCE = 60.0
 
 
 def check_target(path: str | os.PathLike[str], name: str) -> Path:
-    """Returns the path of an ONNX file that is to be written.
-
-    Args:
-        path: of the file.
-        name: what messages call it, for example `path`.
+    """Returns the path of an ONNX file that is to be written; messages call it `name`.
 
     Raises:
         ValueError: if no ONNX file can be written there.
@@ -53,21 +49,17 @@ def private_folder(target: Path) -> Iterator[Path]:
     lives is locked, and stays.
 
     Raises:
-        OSError: if no folder can be made there.
+        ValueError: if no folder can be made there.
     """
-    folder, handle = None, None
-    try:
-        with locked(target.parent):
+    with contextlib.ExitStack() as stack:
+        with writing(target), locked(target.parent):
             _remove_abandoned(target)
-            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent))
-            handle = _open_folder(folder)
-            _lock(handle)
+            made = tempfile.TemporaryDirectory(
+                prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent, ignore_cleanup_errors=True
+            )
+            folder = Path(stack.enter_context(made))
+            _lock(stack.enter_context(_opened(folder)))
         yield folder
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if handle is not None:
-            os.close(handle)
 
 
 @contextlib.contextmanager
@@ -79,17 +71,13 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         OSError: if another process does not let go for a minute.
     """
-    handle = _open_folder(folder)
-    try:
+    with _opened(folder) as handle:
         end = time.monotonic() + _PATIENCE
         while _lock(handle) is False:
             if time.monotonic() > end:
                 raise TimeoutError(f"another process has locked the folder {folder} for {_PATIENCE:.0f} s")
             time.sleep(0.01)
         yield
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
 def replace_file(file: Path, target: Path) -> None:
@@ -102,12 +90,9 @@ def replace_file(file: Path, target: Path) -> None:
         os.fsync(handle.fileno())
     defer_signals()
     os.replace(file, target)
-    folder = _open_folder(target.parent)
-    if folder is not None:
-        try:
+    with _opened(target.parent) as folder:
+        if folder is not None:
             os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 @contextlib.contextmanager
@@ -126,19 +111,20 @@ def writing(target: Path) -> Iterator[None]:
 def _remove_abandoned(target: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(target.name)}\.\w{{8}}{re.escape(_SUFFIX)}")
     for folder in [entry for entry in target.parent.iterdir() if pattern.fullmatch(entry.name) and entry.is_dir()]:
-        with contextlib.suppress(FileNotFoundError):  # its process has just finished
-            handle = _open_folder(folder)
-            if handle is None:
-                return
-            try:
-                if _lock(handle):
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(handle)
+        with contextlib.suppress(FileNotFoundError), _opened(folder) as handle:  # its process has just finished
+            if _lock(handle):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _open_folder(folder: Path) -> int | None:
-    return os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """A handle to lock or sync a folder by; None where there are none."""
+    handle = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    try:
+        yield handle
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def _lock(handle: int | None) -> bool | None:

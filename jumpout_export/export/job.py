@@ -17,29 +17,14 @@ _STEPS = 5
 
 
 class RefusedError(Exception):
-    """There is nothing for the next step to do; the draft says why.
-
-    Attributes:
-        reason: why nothing was compared.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    """There is nothing for the next step to do; it says why nothing was compared, and the draft what was found."""
 
 
 @dataclass
 class Draft:
-    """Collects checks, notes and facts while a model is exported.
+    """Collects checks, notes and facts while a model is exported, under their names in `ExportReport`.
 
-    Attributes:
-        target: the file to write.
-        batchnorm: the check of the exported weights, where one was made.
-        checks: so far.
-        notes: so far.
-        folded: what became of each stochastic layer.
-        opset: of the file, 0 before there is one.
-        metadata: of the file.
+    The file to write is `target`, its metadata so far is the report's provenance.
     """
 
     target: Path
@@ -62,9 +47,11 @@ class Draft:
 
     def not_foldable(self, error: NotFoldableError, subject: Subject) -> RefusedError:
         """Adds the failed check of a model without a deterministic eval network, and how to allow its noise."""
-        can_be_allowed = error.check == "randomness" and error.modules and subject.can_allow
-        hint = _how_to_allow(error.modules) if can_be_allowed else ""
-        self.add([Check(name=error.check, verdict="fail", note=f"{error}{hint}")])
+        note = str(error)
+        if error.check == "randomness" and error.modules and subject.can_allow:
+            note += ". Noise of torch that is wanted in the served file (Monte-Carlo dropout) is allowed by module:"
+            note += "".join(f" --allow {path or repr('')}" for path in error.modules)
+        self.add([Check(name=error.check, verdict="fail", note=note)])
         return RefusedError("the model has no deterministic eval network")
 
     def not_converted(self, why: object) -> RefusedError:
@@ -75,10 +62,7 @@ class Draft:
     def report(self, result: VerifyReport, file: Path | None = None, data: Path | None = None) -> ExportReport:
         """Returns the report; passed only if the comparison in `result` and every check did.
 
-        Args:
-            result: the comparison.
-            file: the finished file that is published if the report passed.
-            data: the file its weights lie in.
+        The finished file, and the one its weights lie in, are published if the report passed.
         """
         self.add(result.checks, result.notes)
         passed = bool(result) and all(check.verdict == "pass" for check in self.checks)
@@ -136,9 +120,3 @@ class Job:
         """Says which step begins, of how many."""
         if self.progress is not None:
             self.progress(f"export: {step}", done, _STEPS)
-
-
-def _how_to_allow(modules: Iterable[str]) -> str:
-    paths = tuple(dict.fromkeys(modules))
-    options = " ".join(f"--allow {path or repr('')}" for path in paths)
-    return f". Noise of torch that is wanted in the served file (Monte-Carlo dropout) is allowed by module: {options}"

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from jumpout_export.disk import private_folder
 from jumpout_export.export.arguments import check_arguments
 from jumpout_export.export.job import Draft, Job, RefusedError
-from jumpout_export.export.steps import beside, inspect, prepare, replace, verify, write
+from jumpout_export.export.steps import inspect, prepare, replace, verify, write
 from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all, onnx_batch
@@ -112,10 +113,11 @@ def export_onnx(
     )
     try:
         prepared = prepare(job)
-        with beside(target) as folder:
+        # In the target's own folder, so that the last step is a rename.
+        with private_folder(target) as folder:
             written = write(job, prepared, folder)
             purpose = inspect(job, written)
             result = verify(job, prepared, written, purpose)
             return replace(job, prepared, written, result)
     except RefusedError as refused:
-        return job.draft.report(not_run(providers, refused.reason))
+        return job.draft.report(not_run(providers, str(refused)))

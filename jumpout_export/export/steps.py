@@ -6,14 +6,12 @@ It raises `RefusedError` where there is nothing for the next step to do, with th
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from jumpout_export.disk import private_folder, writing
+from jumpout_export.disk import writing
 from jumpout_export.errors import ArgumentError, ConversionError, NotFoldableError
 from jumpout_export.export.convert import convert
 from jumpout_export.export.golden import Golden, compute_golden, staged_golden
@@ -104,19 +102,6 @@ def prepare(job: Job) -> Prepared:
     batch, loss = job.precision.batch(job.batch), job.precision.loss(original, prepared)
     golden = _golden(draft, prepared_original, prepared, batch, axes) if job.golden_folder else None
     return Prepared(prepared, prepared_original, batch, axes, loss, golden)
-
-
-@contextlib.contextmanager
-def beside(target: Path) -> Iterator[Path]:
-    """Yields a hidden folder in the target's own, so that the last step is a rename; it is gone at the end.
-
-    Raises:
-        ValueError: if it cannot be made.
-    """
-    with contextlib.ExitStack() as stack:
-        with writing(target):
-            folder = stack.enter_context(private_folder(target))
-        yield folder
 
 
 def write(job: Job, prepared: Prepared, folder: Path) -> Written:

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from jumpout_export.disk import private_folder
 from jumpout_export.errors import ConversionError
 from jumpout_export.export import publish
 from jumpout_export.export.job import Draft, Job, RefusedError
 from jumpout_export.export.publish import export_onnx
-from jumpout_export.export.steps import Written, beside, inspect, prepare, replace, verify, write
+from jumpout_export.export.steps import Written, inspect, prepare, replace, verify, write
 from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.batches import Batch
 from jumpout_export.report import VerifyReport
@@ -114,7 +115,7 @@ def test_a_refused_preparation_says_which_check_failed_and_why_nothing_was_compa
 @pytest.mark.integration
 def test_what_cannot_be_converted_is_refused_and_the_folder_is_gone(job, tmp_path):
     made = job(Eigenvalues())
-    with pytest.raises(RefusedError, match="the model was not converted"), beside(made.target) as folder:
+    with pytest.raises(RefusedError, match="the model was not converted"), private_folder(made.target) as folder:
         write(made, prepare(made), folder)
     assert failed(made.draft) == ["convert"]
     assert made.draft.opset == 0
@@ -140,7 +141,7 @@ def test_the_steps_make_a_file_that_appears_only_with_the_last_one(job, tmp_path
     said = []
     made = job(network(), progress=lambda what, *_: said.append(what))
     prepared = prepare(made)
-    with beside(made.target) as folder:
+    with private_folder(made.target) as folder:
         written = write(made, prepared, folder)
         assert (written.file.parent, written.data) == (folder, None)
         before = written.file.read_bytes()
