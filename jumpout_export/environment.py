@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 
 import torch
 
+_PACKAGES = ("jumpout-export", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
+
+
+def version_of(package: str) -> str | None:
+    """Returns the version of an installed package; None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
 
 def environment() -> dict[str, str]:
     """Returns versions and machine, for the report."""
-    import importlib.metadata
-
-    names = ("jumpout-export", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
-    versions: dict[str, str] = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "python": platform.python_version(),
-        **versions,
+        **{name: version for name in _PACKAGES if (version := version_of(name)) is not None},
         "machine": f"{platform.machine()}, {platform.system()}",
         "threads": str(torch.get_num_threads()),
         "device": "cpu",

@@ -62,30 +62,21 @@ def convert(
     path: Path,
     *,
     opset: int | None = None,
-    dynamic_batch: bool = True,
     axes: Axes | None = None,
     external_data: bool | None = None,
     keep_debug_info: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> Converted:
-    """Writes the folded model to `path` as ONNX.
+    """Writes the folded model, in eval mode and like its example on the CPU, to `path` as ONNX.
 
-    Args:
-        folded: in eval mode, on the CPU.
-        batch: example inputs on the CPU.
-        path: the file to write.
-        opset: version to write, default 18, the converter's own.
-        dynamic_batch: leave the first axis of every input that has an entry per image open, under the name `batch`.
-        axes: which axes to leave open, instead of `dynamic_batch`.
-        external_data: write the weights to a file beside it; by default only if they take more than 2 GiB.
-        keep_debug_info: keep doc strings and source lines in the file; paths are cut to file names in any case.
-        metadata: for the file's metadata_props.
+    The options are those of `export_onnx`. Without `axes` the batch size alone is left open; `metadata` is all that the
+    file's metadata_props hold; paths in it are cut to file names in any case.
 
     Raises:
         ConversionError: if the model cannot be converted, or only with another opset or a fixed size of an axis.
         OSError: if the file cannot be written.
     """
-    axes = choose_axes(folded, batch, dynamic_batch) if axes is None else axes
+    axes = choose_axes(folded, batch, True) if axes is None else axes
     external = _bytes_of(folded) > _MOST_WEIGHTS if external_data is None else external_data
     wanted = DEFAULT_OPSET if opset is None else opset
     # One image alone would let the tracer take an axis of length 1 for one that broadcasts.

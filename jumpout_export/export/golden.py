@@ -41,16 +41,9 @@ class Golden:
 
 
 def compute_golden(original: nn.Module, folded: nn.Module, batch: Batch, axes: Axes) -> Golden:
-    """Runs the model on the first 8 images of a batch, or on all of them if the file's batch size is fixed.
+    """Runs the original on the first 8 images of a batch, or on all of them if the file's batch size is fixed.
 
-    Args:
-        original: in eval mode, on the CPU; its outputs are the golden ones.
-        folded: the model that is converted; it gives the inputs their names.
-        batch: inputs on the CPU.
-        axes: which axes of the file are open.
-
-    Raises:
-        Exception: whatever the model raises.
+    The folded model, the one that is converted, gives the inputs their names. Raises whatever the model raises.
     """
     count = min(batch.size, _MOST_IMAGES) if axes.size is None else batch.size
     batch = rows(batch, range(count), axes.batched)
@@ -110,12 +103,10 @@ def _keep_other_files(older: Path, target: Path) -> None:
 
 
 def tolerance_line(expected: Sequence[Expected], has_reference: bool) -> str:
-    """Returns the tolerance of one output, measured on its golden values.
+    """Returns the tolerance of one output, measured on what PyTorch says of the golden inputs and of others near them.
 
-    Args:
-        expected: what PyTorch says, first on the golden inputs, then on others near them: a few images alone show too
-            little of how far PyTorch itself is off.
-        has_reference: whether the exact values are float64.
+    A few images alone show too little of how far PyTorch itself is off. Without a reference the exact values are not
+    float64.
     """
     golden, *others = expected
     dtype = golden.own.dtype

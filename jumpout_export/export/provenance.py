@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from jumpout_export.budget import describe_budget
+from jumpout_export.environment import version_of
 from jumpout_export.fold.network.subject import Subject, subject_of
 from jumpout_export.model.wrappers import without_wrappers
 from jumpout_export.onnxfile.metadata import BATCHNORM, FOLDED, PREFIX, TOLERANCE, describe_layers
@@ -24,25 +24,21 @@ def provenance(
     batchnorm: BatchNormReport | None,
     precision: Precision = OWN,
 ) -> dict[str, str]:
-    """Returns the metadata of an exported file, keys sorted and prefixed with `jumpout_export.`.
-
-    Args:
-        model: the user's model, for the hash of its weights.
-        layers: what became of its stochastic layers.
-        batchnorm: the check of its BatchNorm layers, where one was made.
-        precision: that the file computes in.
+    """Returns the metadata of a file that is made of the user's model, keys sorted, with the prefix `jumpout_export.`.
 
     Raises:
         ValueError: if `batchnorm` has layers that the model has not.
     """
+    import onnxruntime
+
     subject = subject_of(model)
     if batchnorm is not None:
         _refuse_other_model(subject, batchnorm)
     facts = {
-        "version": _version("jumpout-export"),
+        "version": version_of("jumpout-export") or "not installed",
         "torch": torch.__version__,
-        **{name: _version(name) for name in ("onnx", "onnxscript")},
-        "onnxruntime": _onnxruntime_version(),
+        **{name: version_of(name) or "not installed" for name in ("onnx", "onnxscript")},
+        "onnxruntime": str(onnxruntime.__version__),  # whichever of its packages it comes from
         "weights_sha256": weights_sha256(subject.module),
         "tolerance": describe_budget(precision.budget(subject.module)),
     }
@@ -94,16 +90,3 @@ def _all_there(asked: list[tuple[str, int]], there: dict[str, int], spelled: Cal
     wanted = {spelled(name): number for name, number in asked}
     unique = len(known) == len(there) and len(wanted) == len(asked)
     return unique and all(name in known and number in (0, known[name]) for name, number in wanted.items())
-
-
-def _onnxruntime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -76,14 +76,8 @@ def check_sizes(
     """Returns a sentence on the sizes that the model itself refuses, if any; raises if the program is wrong at others.
 
     The program holds one path through the model. Where a condition on sizes fails, the model is run at sizes that
-    break it: if it gives something else than the program, a file made of the program is wrong there.
-
-    Args:
-        program: as it was traced, with the conditions in its graph.
-        model: what was traced.
-        batch: what it was traced with.
-        axes: of its inputs.
-        hint: what to do about an axis, by its name.
+    break it: if it gives something else than the program, a file made of the program is wrong there. `hint` says what
+    to do about an axis, by its name.
 
     Raises:
         ConversionError: naming the condition and the sizes.
@@ -145,9 +139,9 @@ def conditions(program: ExportedProgram, axes: Axes) -> list[Condition]:
                 found.append(Condition(f"{name} >= {least}", (name,), _at_least(name, least)))
     for node in program.graph.nodes:
         if node.op == "call_function" and node.target is torch.ops.aten._assert_scalar.default:
-            names: set[str] = set()
-            if _is_about_sizes(node.args[0], symbols, names) and names:
-                found.append(Condition(_text(node, symbols), tuple(sorted(names)), _asserted(node.args[0], symbols)))
+            asserted, names = node.args[0], set[str]()
+            if _is_about_sizes(asserted, symbols, names) and names:
+                found.append(Condition(_text(asserted, symbols), tuple(sorted(names)), _asserted(asserted, symbols)))
     if getattr(program, "_guards_code", None) != []:  # kept as text, or not known to this version of torch
         found += [
             Condition(f"{name} is as in the example", (name,), _none_of(name, _WITHOUT_CONDITIONS))
@@ -201,8 +195,7 @@ def _value(node: Any, symbols: Mapping[str, str], sizes: Mapping[str, int], know
     return known[node]
 
 
-def _text(node: fx.Node, symbols: Mapping[str, str]) -> str:
-    asserted = node.args[0]
+def _text(asserted: Any, symbols: Mapping[str, str]) -> str:
     text = str(asserted.meta.get("val", asserted)) if isinstance(asserted, fx.Node) else str(asserted)
     for symbol, name in symbols.items():
         text = re.sub(rf"\b{symbol}\b", name, text)
