@@ -55,12 +55,9 @@ def audit_model(model: nn.Module | Subject) -> Audit:
 
 
 def refuse_randomness(model: nn.Module, run: Callable[[], Any], allow: Iterable[str] = ()) -> Any:
-    """Returns what `run()` returns, if `model` draws no random number and a second run agrees bitwise.
+    """Returns what `run()` returns, if the model draws nothing outside of `allow` and a second run agrees bitwise.
 
-    Args:
-        model: in eval mode; hooks are added and removed again.
-        run: runs the model; generator states are restored afterwards.
-        allow: module paths in which, and below which, random numbers may be drawn.
+    The model is in eval mode; its hooks and the generator states are as before afterwards.
 
     Raises:
         NotFoldableError: naming operator, module, file and line of everything that draws.
@@ -115,8 +112,7 @@ def _norm_problems(path: str, layer: Any) -> list[str]:
     if layer.running_mean is None or layer.running_var is None:
         why = "so its output depends on the batch it is served in; train it with track_running_stats=True"
         return [f"`{path}` has no running statistics, {why}"]
-    found = [_non_finite(f"`{path}` running_mean", layer.running_mean)]
-    found.append(_non_finite(f"`{path}` running_var", layer.running_var))
+    found = [_non_finite(f"`{path}` {name}", getattr(layer, name)) for name in ("running_mean", "running_var")]
     negative = int((layer.running_var + eps(layer) <= 0).sum())
     if negative:
         found.append(

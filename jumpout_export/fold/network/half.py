@@ -29,11 +29,8 @@ def half_copy(model: nn.Module, batch: Batch) -> nn.Module:
 
     A BatchNorm that directly follows a convolution or linear layer is folded into it before anything is rounded, as far
     as float64 runs prove that nothing changes: the converter would fold constants that are rounded already, and a
-    running variance may be beyond float16.
-
-    Args:
-        model: in eval mode, on the CPU; it stays as it is.
-        batch: an example, in the model's own precision.
+    running variance may be beyond float16. The model, in eval mode and on the CPU, stays as it is; the example is in
+    its own precision.
 
     Raises:
         ConversionError: if a weight is beyond float16, or the copy does not run.
@@ -42,27 +39,21 @@ def half_copy(model: nn.Module, batch: Batch) -> nn.Module:
     state = [*network.named_parameters(), *network.named_buffers()]
     largest = {name: float(value.detach().abs().max()) for name, value in state if value.numel()}
     half = network.half()
-    state = [*half.named_parameters(), *half.named_buffers()]
     broken = [
         f"`{name}` (largest value {largest[name]:.3g})"
-        for name, value in state
+        for name, value in [*half.named_parameters(), *half.named_buffers()]
         if name in largest and math.isfinite(largest[name]) and not torch.isfinite(value).all()
     ]
     if broken:
         raise ConversionError(f"beyond the range of float16 (65504): {joined(broken)}")
     try:
-        run(half, half_batch(batch))
+        run(half, cast(batch, torch.float16))
     except Exception as error:  # the user's forward may raise anything
         raise ConversionError(
             f"the model does not run in float16: {type(error).__name__}: {first_line(error)}; does its forward make "
             "float32 tensors?"
         ) from error
     return half
-
-
-def half_batch(batch: Batch) -> Batch:
-    """Returns the batch with its floating-point inputs in float16."""
-    return cast(batch, torch.float16)
 
 
 def _fold_batchnorm(model: nn.Module, batch: Batch) -> nn.Module:
@@ -125,12 +116,8 @@ def _folded(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
 def _equal(one: nn.Module, two: nn.Module, batch: Batch) -> bool:
     exact = cast(batch, torch.float64)
     try:
-        pairs = zip(
-            outputs(run_copy(one, exact), []),
-            outputs(run_copy(two, exact), []),
-            strict=True,
-        )
-        return all(_close(a.tensor, b.tensor) for a, b in pairs)
+        first, second = (outputs(run_copy(model, exact), []) for model in (one, two))
+        return all(_close(a.tensor, b.tensor) for a, b in zip(first, second, strict=True))
     except Exception:  # a forward that fixes float32 may fail in any way; then nothing is proven
         return False
 

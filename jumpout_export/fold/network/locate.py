@@ -19,11 +19,8 @@ def first_difference(
 ) -> RandomCall | None:
     """Returns the innermost module whose result differs between two runs although its inputs agree, or None.
 
-    Args:
-        model: the module that `run` calls; hooks are added and removed again.
-        run: runs the model; generator states are restored afterwards.
-        operator: what to call the noise.
-        private: look for a generator that is not a global one: NumPy's and Python's start both runs alike too.
+    Hooks and generator states are as before afterwards. `operator` is what to call the noise. With `private` NumPy's
+    and Python's global generators start both runs alike too, so that the noise comes from another.
     """
     with rng_restored(), torch.no_grad():
         # Both runs get the same torch noise, so that only what torch does not own can differ.
@@ -48,7 +45,6 @@ def first_difference(
 def _trace(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str]]:
     """The entries and exits of all modules in call order, each with a digest of the tensors that passed."""
     events: list[tuple[str, str]] = []
-
     handles = []
     try:
         for path, module in model.named_modules():

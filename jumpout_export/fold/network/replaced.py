@@ -16,19 +16,8 @@ from jumpout_export.report import FoldedLayer
 from jumpout_export.text import first_line
 
 # Their eval forward is known to return its input (RReLU's: to be a LeakyReLU).
-_KNOWN = frozenset(
-    layer.forward
-    for layer in (
-        nn.Dropout,
-        nn.Dropout1d,
-        nn.Dropout2d,
-        nn.Dropout3d,
-        nn.AlphaDropout,
-        nn.FeatureAlphaDropout,
-        nn.RReLU,
-        Jumpout,
-    )
-)
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_KNOWN = frozenset(layer.forward for layer in (*_DROPOUTS, nn.RReLU, Jumpout))
 # Any other layer is asked whether it returns its input: values of these sizes, of both signs.
 _SCALES = (1e-3, 1.0, 1e4)
 

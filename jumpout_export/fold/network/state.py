@@ -52,12 +52,9 @@ class KeptState:
 
 
 def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]) -> KeptState:
-    """Returns what calls change in the model, and whether the first call's bits return after other calls.
+    """Returns what calls of a model in eval mode change in it, and whether the first call's bits return after others.
 
-    Args:
-        model: in eval mode; only copies of it are run.
-        batch: inputs on the model's device.
-        run: calls a model on a batch; raises if the model cannot run it.
+    Only copies of the model are run; `run` raises if it cannot run the batch.
     """
     fresh, used = copy.deepcopy(model), copy.deepcopy(model)
     # Of the copies: a module that pickles itself in its own way, such as einops' Rearrange, comes back in train mode.
@@ -97,7 +94,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     held = [(vars(module), dict(vars(module))) for module in model.modules()]
     held += [(own[group], dict(own[group])) for own, _ in held for group in ("_parameters", "_buffers") if group in own]
     tensors_now = [tensor for tensor in (*model.parameters(), *model.buffers()) if _comparable(tensor)]
-    values = [_cloned(tensor) for tensor in tensors_now]
+    values = [tensor.detach().clone() for tensor in tensors_now]
     error = None
     touched: list[str] = []
     try:
@@ -108,7 +105,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
         touched = changes(before, snapshot(model))
         if touched:
             for now, saved in held:
-                _restore(now, saved)
+                for name in now.keys() - saved.keys():
+                    del now[name]
+                now.update(saved)
             with torch.no_grad():
                 for tensor, value in zip(tensors_now, values, strict=True):
                     if not same_bits(tensor, value):
@@ -126,9 +125,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 def snapshot(model: nn.Module, *, held: bool = False) -> dict[str, Any]:
     """Returns all parameters, buffers and plain attributes (tensors, numbers, strings, also in lists and dicts).
 
-    Args:
-        model: is only read.
-        held: whether the attributes of plain objects that modules hold are returned too.
+    With `held` also the attributes of plain objects that modules hold.
     """
     found: dict[str, Any] = {}
     seen: dict[int, Any] = {}
@@ -155,7 +152,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def _frozen(leaf: Any) -> Any:
     if isinstance(leaf, Tensor) and _comparable(leaf):
-        return _cloned(leaf)
+        return leaf.detach().clone()
     if isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject:
         return str(leaf.dtype), leaf.shape, leaf.tobytes()
     # A repr, because NaN differs from NaN; of any other object only the type is known to stay.
@@ -167,16 +164,6 @@ def _comparable(tensor: Tensor) -> bool:
     return bool(known and not tensor.is_quantized and tensor.device.type != "meta")
 
 
-def _cloned(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
-
-
-def _restore(now: dict[str, Any], saved: dict[str, Any]) -> None:
-    for name in [name for name in now if name not in saved]:
-        del now[name]
-    now.update(saved)
-
-
 def _other(batch: Batch, factor: float) -> Batch:
     drawn = tensors(noise_like(batch, torch.Generator().manual_seed(0)))
     return with_tensors(batch, [value * factor if value.is_floating_point() else value for value in drawn])
@@ -185,10 +172,7 @@ def _other(batch: Batch, factor: float) -> Batch:
 def held_values(name: str, value: Any, seen: dict[int, Any]) -> Iterator[tuple[str, Any]]:
     """Yields what is in an attribute, as names and leaves: of lists, dicts and, attribute by attribute, plain objects.
 
-    Args:
-        name: of the attribute.
-        value: its value.
-        seen: objects that were visited, by id; these are not visited again.
+    Objects in `seen`, by id, are not visited again.
     """
     left = [(name, value, 0)]
     for _ in range(_MOST):
@@ -227,11 +211,10 @@ def moved(before: dict[str, tuple[str, Any]], after: dict[str, tuple[str, Any]])
 
 def _hashable(state: Any) -> Any:
     """NumPy's states hold arrays, which have no single truth."""
-    return state if isinstance(state, Tensor) else repr(torch.utils._pytree.tree_map(_bytes, state))
-
-
-def _bytes(value: Any) -> Any:
-    return value.tobytes() if hasattr(value, "tobytes") else value
+    if isinstance(state, Tensor):
+        return state
+    leaves = torch.utils._pytree.tree_leaves(state)
+    return repr([leaf.tobytes() if hasattr(leaf, "tobytes") else leaf for leaf in leaves])
 
 
 def _attributes(value: Any) -> dict[str, Any]:

@@ -30,7 +30,6 @@ class Subject:
     can_allow = True
 
     def __init__(self, module: nn.Module) -> None:
-        """Takes the network without the wrapper of torch.compile."""
         self.module = module
 
     def norms(self) -> list[tuple[str, Any]]:
@@ -68,7 +67,6 @@ class ProgramSubject(Subject):
     can_allow = False
 
     def __init__(self, module: ProgramNetwork, facts: ProgramFacts) -> None:
-        """Takes the program's eval network and what was done to get it."""
         super().__init__(module)
         self._network, self._facts = module, facts
         self.layers, self.notes = tuple(facts.layers), tuple(facts.notes)
