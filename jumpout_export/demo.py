@@ -77,7 +77,8 @@ def run_demo(
     """Trains, checks, recalibrates, exports and verifies, and leaves everything a user needs in `out`.
 
     Written: `model.onnx`, `weights.safetensors` (recalibrated), `weights_as_trained.safetensors`, `data.npz` (test
-    images), `model.py` (the factory the command line needs), `test_data_set_0/` (golden data).
+    images), `model.py` (the factory the command line needs), `test_data_set_0/` (golden data); the report is for the
+    caller to write.
 
     Args:
         out: folder, made if missing.
@@ -86,9 +87,6 @@ def run_demo(
         seed: of torch and of the split.
         epochs: passes over the training images.
         progress: called with what is done, how much and of how much.
-
-    Returns:
-        The pipeline's report; the caller writes it.
 
     Raises:
         LoadError: if the data cannot be read.

@@ -13,13 +13,9 @@ def pip_line(extra: str) -> str:
 def require(module: str, extra: str, text: str) -> None:
     """Imports a package of an extra.
 
-    Args:
-        module: its name.
-        extra: the extra.
-        text: of the error before the command that installs it; `{error}` in it stands for why it was not imported.
-
     Raises:
-        ImportError: if it is missing.
+        ImportError: if it is missing: `text`, in which `{error}` stands for why it was not imported, and the command
+            that installs it.
     """
     try:
         __import__(module)
@@ -28,10 +24,7 @@ def require(module: str, extra: str, text: str) -> None:
 
 
 def require_onnx(*names: str) -> None:
-    """Imports the packages of the `onnx` extra, so that a missing one is reported before any work.
-
-    Args:
-        names: packages to import; default onnx, onnxscript and onnxruntime.
+    """Imports packages of the `onnx` extra, all by default, so that a missing one is reported before any work.
 
     Raises:
         ImportError: naming the missing package and the pip line that installs it.
@@ -39,9 +32,8 @@ def require_onnx(*names: str) -> None:
     for name in names or ("onnx", "onnxscript", "onnxruntime"):
         try:
             module = importlib.import_module(name)
-            if (
-                getattr(module, "__file__", None) is None
-            ):  # what is left where onnxruntime and onnxruntime-gpu both were
+            # Without a file: what is left where onnxruntime and onnxruntime-gpu both were.
+            if getattr(module, "__file__", None) is None:
                 raise ImportError(f"only a part of {name} is left; uninstall every package of it first")
         except ImportError as error:
             raise ImportError(

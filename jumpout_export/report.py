@@ -415,11 +415,7 @@ def json_schema() -> dict[str, Any]:
 def counted(name: str, problems: list[str], good: str = "none", most: int = 8) -> Check:
     """Returns a check that passes if nothing was found: measured is the number of problems, limit 0.
 
-    Args:
-        name: of the check.
-        problems: what was found, one phrase each.
-        good: the note if nothing was found.
-        most: how many problems the note names.
+    The note names the first problems, at most `most`, one phrase each, or is `good` if there are none.
     """
     note = joined(problems, most) or good
     return Check(name=name, measured=len(problems), limit=0, verdict="fail" if problems else "pass", note=note)

@@ -34,11 +34,7 @@ def defer_signals() -> None:
 
 
 def interrupt(number: int) -> NoReturn:
-    """Says so and ends the process.
-
-    Raises:
-        Interrupted: always.
-    """
+    """Says so and raises `Interrupted`, which ends the process."""
     # Typer would end with 1, which means that a check failed.
     _say("interrupted")
     raise Interrupted(128 + number)

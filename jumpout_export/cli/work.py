@@ -83,15 +83,8 @@ def build_job(
 ) -> Job:
     """Returns the network, or an exported program as a module, and its batches, tried on the first one.
 
-    Args:
-        spec: `package.module:factory`, or the path of a `.pt2` file.
-        weights: for the factory's model; None for its own.
-        device: where torch runs.
-        data: what `loading.load_data` reads; None for random inputs.
-        shapes: of the random inputs.
-        batch_size: images per batch.
-        seed: of the random inputs and of the order of images.
-        programs: whether the command can work with an exported program.
+    The arguments are what `options.py` describes, MODEL as `spec` and `--input-shape` as `shapes`; `programs` says
+    whether the command can work with an exported program.
 
     Raises:
         LoadError: if one of the arguments is wrong, or the network cannot run the first batch.
@@ -201,12 +194,8 @@ def show(report: Report, json: bool, directory: Path | None) -> None:
 def say(print_result: Callable[[], object], published: str = "") -> None:
     """Prints on stdout; a reader that has seen enough, as `| head`, is no error.
 
-    Args:
-        print_result: prints.
-        published: what is there all the same, for the message.
-
     Raises:
-        LoadError: if stdout cannot be written, such as on a full disk.
+        LoadError: if stdout cannot be written, such as on a full disk; it ends with what was published all the same.
     """
     try:
         print_result()

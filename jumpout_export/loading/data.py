@@ -8,6 +8,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from jumpout_export.text import some_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _MAX_ARRAY_BYTES = 64 << 30
+# What zipfile and NumPy raise for a broken archive.
+_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def load_data(spec: str, batch_size: int = 128, seed: int = 0) -> Any:
@@ -64,14 +67,16 @@ def share_of(batches: Any, rank: int, size: int) -> Any:
     return EveryNth(batches, rank, size)
 
 
+@dataclass(frozen=True)
 class EveryNth:
     """Every `size`-th batch, from number `rank` on."""
 
-    def __init__(self, batches: Any, rank: int, size: int) -> None:
-        self._batches, self._rank, self._size = batches, rank, size
+    batches: Any
+    rank: int
+    size: int
 
     def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(iter(self._batches), self._rank, None, self._size)
+        return itertools.islice(self.batches, self.rank, None, self.size)
 
 
 class Remembered:
@@ -202,20 +207,16 @@ def random_batches(shapes: list[str], seed: int, count: int = 2) -> list[tuple[T
     named = [shape.rpartition(":") for shape in shapes]
     if len({bool(name) for name, _, _ in named}) > 1:
         raise LoadError(f"--input-shape: give all shapes a name or none, got {', '.join(shapes)}")
-    sizes = [_shape(text) for _, _, text in named]
-    batches: list[tuple[Tensor, ...] | dict[str, Tensor]] = []
-    for _ in range(count):
-        tensors = [torch.randn(size, generator=generator) for size in sizes]
-        names = [name for name, _, _ in named]
-        batches.append(dict(zip(names, tensors, strict=True)) if names[0] else tuple(tensors))
-    return batches
+    names, sizes = [name for name, _, _ in named], [_shape(text) for _, _, text in named]
+    drawn = [[torch.randn(size, generator=generator) for size in sizes] for _ in range(count)]
+    return [dict(zip(names, tensors, strict=True)) if names[0] else tuple(tensors) for tensors in drawn]
 
 
 def _shape(text: str) -> tuple[int, ...]:
     try:
         size = tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise LoadError(f"--input-shape must be positive integers such as 1,3,32,32, got {text!r}") from error
+    except ValueError:
+        size = (0,)
     if min(size) < 1:
         raise LoadError(f"--input-shape must be positive integers such as 1,3,32,32, got {text!r}")
     return size
@@ -231,16 +232,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             raise LoadError(f"--data {path} unpacks to {size >> 30} GiB; at most {_MAX_ARRAY_BYTES >> 30} are read")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        KeyError,
-        MemoryError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except _UNREADABLE as error:
         raise LoadError(f"--data {path} cannot be read as plain arrays: {error}") from error
 
 

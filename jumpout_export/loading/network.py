@@ -38,11 +38,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a state dict into `model` in place, strictly; nothing is unpickled but tensors.
 
     A `.pt` or `.pth` file may hold the state dict under `state_dict`, `model_state_dict` or `model`; a `module.` or
-    `_orig_mod.` prefix that every name carries is dropped.
-
-    Args:
-        model: the network; modified in place, and only if every name and shape fits.
-        path: `.safetensors`, or `.pt` / `.pth` read with `weights_only=True`.
+    `_orig_mod.` prefix that every name carries is dropped. The model is modified only if every name and shape fits.
 
     Raises:
         LoadError: if the file is missing, not readable or does not fit the model.
@@ -115,17 +111,15 @@ def _import(spec: str, what: str) -> Callable[[], Any]:
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise LoadError(f"weights {path}: there is no such file")
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise LoadError(f"weights {path} must end in .safetensors, .pt or .pth")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             state: Any = load_file(path)
-        elif path.suffix in (".pt", ".pth"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            raise LoadError(f"weights {path} must end in .safetensors, .pt or .pth")
-    except LoadError:
-        raise
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Not torch's own text, which advises to unpickle the file.
         raise LoadError(
