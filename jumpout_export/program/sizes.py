@@ -14,8 +14,6 @@ _OPEN_HINT = (
     "pass dynamic_batch=False (--static) to export one batch size, or export the program with an open one: "
     "dynamic_shapes={{'{}': {{0: torch.export.Dim.DYNAMIC}}}}"
 )
-
-
 _UNREADABLE = (
     "this version of torch does not say what the exported program takes for granted about sizes: give the module "
     "itself, or a fixed size"

@@ -49,10 +49,7 @@ class Cuda(Provider):
 def explain_libraries(install: str) -> str | None:
     """Returns which library keeps ONNX Runtime's CUDA provider from being loaded, and what helps; None if it loads.
 
-    ONNX Runtime itself only logs this, and then runs on the CPU.
-
-    Args:
-        install: the command that installs the libraries.
+    ONNX Runtime itself only logs this, and then runs on the CPU. `install` is the command that installs the libraries.
     """
     import onnxruntime
 
@@ -70,12 +67,7 @@ def explain_libraries(install: str) -> str | None:
 
 
 def explain_loader(text: str, install: str) -> str:
-    """Returns what the loader's error about the CUDA provider means, and what helps.
-
-    Args:
-        text: of the loader.
-        install: the command that installs the libraries.
-    """
+    """Returns what the loader's error about the CUDA provider means, and what helps."""
     missing = _MISSING.search(text)
     if missing is None:
         return f"ONNX Runtime's CUDA provider cannot be loaded: {text}"

@@ -20,7 +20,9 @@ _NAME = "file/onnxruntime"
 def inspect_file(path: Path, model: ModelProto) -> list[Check]:
     """Returns the checks of `inspect_onnx` on a file whose protobuf (without external data) is `model`."""
     checks = static_checks(path, model)
-    return [*checks, _loads(path) if can_be_opened(checks) else _not_opened()]
+    if not can_be_opened(checks):
+        return [*checks, Check(name=_NAME, verdict="not_run", note="external data is not opened")]
+    return [*checks, _loads(path)]
 
 
 def _loads(path: Path) -> Check:
@@ -31,7 +33,3 @@ def _loads(path: Path) -> Check:
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base
         return Check(name=_NAME, verdict="fail", note=first_line(error))
     return Check(name=_NAME, verdict="pass", note=f"ONNX Runtime {onnxruntime.__version__} loads the file")
-
-
-def _not_opened() -> Check:
-    return Check(name=_NAME, verdict="not_run", note="external data is not opened")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jumpout_export.budget import ROUNDINGS
+from jumpout_export.onnxfile.constants import Array
 
 if TYPE_CHECKING:
     from onnx import TensorProto
 
-Array = np.ndarray[Any, Any]
 # Of each constant so many values are looked at before all are.
 _LOOKED_AT = 4096
 # Fewer different values in common are no evidence: two masks of 0 and 1 have most of theirs. Of values that are no

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.norms import statistics_owners
 from jumpout_export.model.operations import record
+from jumpout_export.onnxfile.constants import Array
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.walk import tensors
 from jumpout_export.report import Check, counted
 from jumpout_export.text import first_line, joined
 from jumpout_export.verify.constants.batchnorms import Located
-from jumpout_export.verify.constants.matches import Array, Constant, Known, candidates_of, matches
+from jumpout_export.verify.constants.matches import Constant, Known, candidates_of, matches
 
 # Shorter lists of integers are shapes and axes.
 SHORTEST_TABLE = 32

@@ -155,9 +155,9 @@ def _wrong_outputs(recording: Recording, results: dict[int, Result], found: list
         if got.shape != output.tensor.shape or got.dtype != output.tensor.dtype:
             wrong[producer] = math.inf
         elif producer in results:
-            alone = Result(results[producer].exact, results[producer].limits)
-            error = (got.double().reshape(-1) - alone.exact.double().reshape(-1)).abs().nan_to_num(nan=math.inf)
-            share = float(relative(error, alone.limits.double().reshape(-1)).max())
+            result = results[producer]
+            error = (got.double().reshape(-1) - result.exact.double().reshape(-1)).abs().nan_to_num(nan=math.inf)
+            share = float(relative(error, result.limits.double().reshape(-1)).max())
             if share > 1:
                 wrong[producer] = max(share, wrong.get(producer, 0.0))
         elif not torch.equal(got, output.tensor):

@@ -31,13 +31,11 @@ def depends_on_others(
     for row in sorted({0, size // 2, size - 1}):
         for whole, alone in zip(together, run(rows(sample.batch, range(row, row + 1), sample.batched)), strict=True):
             axis = _batch_axis(whole.tensor, alone.tensor, size)
+            mine, its, what = whole.tensor, alone.tensor, "has no batch axis and"
             if axis is not None:
-                mine = whole.tensor.select(axis, row)
-                problem = _difference(mine, alone.tensor.select(axis, 0), _sizes(whole.tensor, axis), double)
-                text = f"{sample.group}: output `{whole.name}` of image {row} {problem}" if problem else ""
-            else:
-                problem = _difference(whole.tensor, alone.tensor, _sizes(whole.tensor, axis), double)
-                text = f"{sample.group}: output `{whole.name}` has no batch axis and {problem}" if problem else ""
+                mine, its, what = mine.select(axis, row), its.select(axis, 0), f"of image {row}"
+            problem = _difference(mine, its, _sizes(whole.tensor, axis), double)
+            text = f"{sample.group}: output `{whole.name}` {what} {problem}" if problem else ""
             found[whole.name] = found.get(whole.name) or text
     return found
 
