@@ -11,7 +11,7 @@ namespace replay {
 // Key of an output's line in the model's metadata: this and the output's name.
 constexpr char kToleranceKey[] = "jumpout_export.tolerance.";
 
-// The line that jumpout_export/budget.py writes. `sizes` and `limits` have an entry per channel (index of dimension 1;
+// The line that jumpout_export/tolerances.py writes. `sizes` and `limits` have an entry per channel (index of dimension 1;
 // one in all without it); limits are in units of the size.
 struct Tolerance {
   double cap = 0, median = 0;
@@ -26,7 +26,7 @@ struct Allowance {
 // Throws FormatError.
 Tolerance parse_tolerance(std::string_view line);
 
-// The form of `Budget` in jumpout_export/budget.py, with the sizes of jumpout_export/verify/values/scale.py:
+// The form of `Budget` in jumpout_export/tolerances.py, with the sizes of jumpout_export/verify/values/scale.py:
 // a value y of channel c may be off by min(limits[c] * max(sizes[c] * f, |y|), cap * max(sizes[c] * f, |y|, median *
 // f)) where f >= 1 says how much larger than usual the values of this image are. Throws FormatError if the golden
 // output has another number of channels than the tolerance.

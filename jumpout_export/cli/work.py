@@ -55,15 +55,10 @@ def check_folder(folder: Path | None, option: str) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A network and its batches, as the arguments that every command has name them.
+    """A network and its batches, as the arguments that every command has name them."""
 
-    Attributes:
-        network: on the device, with its weights.
-        batches: this process's part of them; the network can run the first one.
-    """
-
-    network: nn.Module
-    batches: Any
+    network: nn.Module  # on the device, with its weights
+    batches: Any  # this process's part of them; the network can run the first one
 
     def some(self) -> list[Any]:
         """Returns the batches that a file is verified on."""

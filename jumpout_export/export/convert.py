@@ -41,19 +41,12 @@ _BAKED = ("inferred a static shape", "Constraints violated", "marked as dynamic 
 
 @dataclass(frozen=True)
 class Converted:
-    """What the converter wrote.
+    """What the converter wrote."""
 
-    Attributes:
-        opset: version of the default domain.
-        said: warnings of the converter beyond what it says at every export.
-        restrictions: sentences on sizes that the model refuses.
-        data: the file that the weights lie in, or None.
-    """
-
-    opset: int
-    said: tuple[str, ...]
-    restrictions: tuple[str, ...] = ()
-    data: Path | None = None
+    opset: int  # version of the default domain
+    said: tuple[str, ...]  # warnings of the converter beyond what it says at every export
+    restrictions: tuple[str, ...] = ()  # sentences on sizes that the model refuses
+    data: Path | None = None  # the file that the weights lie in, or None
 
 
 def convert(

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from jumpout_export.budget import Budget
 from jumpout_export.disk import private_folder, writing
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import tensors
+from jumpout_export.tolerances import Budget
 from jumpout_export.verify.values.reference import Expected, Reference
 from jumpout_export.verify.values.scale import Scale, representable
 
@@ -27,17 +27,11 @@ _MOST_IMAGES = 8
 
 @dataclass(frozen=True)
 class Golden:
-    """What a replay needs.
+    """What a replay needs."""
 
-    Attributes:
-        inputs: by name, in the order of the graph.
-        outputs: the float64 reference, rounded to the outputs' dtypes, by name.
-        tolerance: how far a replay may be off, one line per output, by name.
-    """
-
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    tolerance: dict[str, str]
+    inputs: dict[str, Tensor]  # by name, in the order of the graph
+    outputs: dict[str, Tensor]  # the float64 reference, rounded to the outputs' dtypes, by name
+    tolerance: dict[str, str]  # how far a replay may be off, one line per output, by name
 
 
 def compute_golden(original: nn.Module, folded: nn.Module, batch: Batch, axes: Axes) -> Golden:

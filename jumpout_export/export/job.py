@@ -87,25 +87,15 @@ class Draft:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The arguments of `export_onnx`, checked; those of the same name are what it was given.
+    """The arguments of `export_onnx`, checked; those of the same name are what it was given."""
 
-    Attributes:
-        subject: what is exported.
-        batch: the example, on the CPU.
-        batches: to verify on; read once.
-        target: the file to write.
-        golden_folder: for golden data, if any is wanted.
-        precision: to export in.
-        draft: of the report.
-    """
-
-    subject: Subject
-    batch: Batch
-    batches: Iterable[Batch]
-    target: Path
-    golden_folder: Path | None
+    subject: Subject  # what is exported
+    batch: Batch  # the example, on the CPU
+    batches: Iterable[Batch]  # to verify on; read once
+    target: Path  # the file to write
+    golden_folder: Path | None  # for golden data, if any is wanted
     providers: tuple[str, ...]
-    precision: Precision
+    precision: Precision  # to export in
     opset: int | None
     dynamic_batch: bool
     dynamic_axes: Mapping[str, Mapping[int, str]] | None
@@ -114,7 +104,7 @@ class Job:
     keep_debug_info: bool
     seed: int
     progress: Progress | None
-    draft: Draft
+    draft: Draft  # of the report
 
     def tell(self, step: str, done: int) -> None:
         """Says which step begins, of how many."""

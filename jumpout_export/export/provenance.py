@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from jumpout_export.budget import describe_budget
 from jumpout_export.environment import version_of
 from jumpout_export.fold.network.subject import Subject, subject_of
 from jumpout_export.model.wrappers import without_wrappers
 from jumpout_export.onnxfile.metadata import BATCHNORM, FOLDED, PREFIX, TOLERANCE, describe_layers
 from jumpout_export.report import BatchNormReport, FoldedLayer
 from jumpout_export.text import count, joined
+from jumpout_export.tolerances import describe_budget
 from jumpout_export.verify.precision import OWN, Precision
 
 

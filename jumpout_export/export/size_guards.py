@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from jumpout_export.budget import rounding_share
 from jumpout_export.errors import ConversionError
 from jumpout_export.model.axes import BATCH, Axes, resized
 from jumpout_export.model.batches import Batch
@@ -23,6 +22,7 @@ from jumpout_export.model.run import run_copy
 from jumpout_export.model.signature import only_tensors, tensors
 from jumpout_export.program.sizes import limits
 from jumpout_export.text import first_line
+from jumpout_export.tolerances import rounding_share
 
 # Sizes at which a condition is tried. Not 1: torch traces every open axis as one that does not broadcast.
 _SIZES = (*range(2, 1101), *sorted({2**power + step for power in range(11, 17) for step in (-1, 0, 1)}))
@@ -36,17 +36,11 @@ _MOST_NUMBERS = 2**26
 
 @dataclass(frozen=True)
 class Condition:
-    """What a traced program took for granted.
+    """What a traced program took for granted."""
 
-    Attributes:
-        text: in terms of the axes' names.
-        names: of the open axes it is about.
-        holds: whether sizes by name obey it.
-    """
-
-    text: str
-    names: tuple[str, ...]
-    holds: Callable[[Mapping[str, int]], bool]
+    text: str  # in terms of the axes' names
+    names: tuple[str, ...]  # of the open axes it is about
+    holds: Callable[[Mapping[str, int]], bool]  # whether sizes by name obey it
 
 
 @contextlib.contextmanager

@@ -33,36 +33,22 @@ from jumpout_export.verify.values.loss import Loss
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is converted, and what the file will be compared with.
+    """What is converted, and what the file will be compared with."""
 
-    Attributes:
-        network: the folded copy, in the precision of the file, on the CPU.
-        original: the same with nothing replaced.
-        batch: the example in that precision.
-        axes: which axes of the inputs are left open.
-        loss: how far the precision takes the network from the model.
-        golden: data to lie beside the file; None if none is wanted, or it cannot be had.
-    """
-
-    network: nn.Module
-    original: nn.Module
-    batch: Batch
-    axes: Axes
-    loss: Loss
-    golden: Golden | None
+    network: nn.Module  # the folded copy, in the precision of the file, on the CPU
+    original: nn.Module  # the same with nothing replaced
+    batch: Batch  # the example in that precision
+    axes: Axes  # which axes of the inputs are left open
+    loss: Loss  # how far the precision takes the network from the model
+    golden: Golden | None  # data to lie beside the file; None if none is wanted, or it cannot be had
 
 
 @dataclass(frozen=True)
 class Written:
-    """The file as it was converted.
+    """The file as it was converted."""
 
-    Attributes:
-        file: under the name of the target.
-        data: the file beside it that its weights lie in, or None.
-    """
-
-    file: Path
-    data: Path | None
+    file: Path  # under the name of the target
+    data: Path | None  # the file beside it that its weights lie in, or None
 
 
 def prepare(job: Job) -> Prepared:

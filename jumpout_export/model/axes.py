@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jumpout_export.budget import ROUNDING
 from jumpout_export.errors import ArgumentError, ArgumentTypeError
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.run import run_copy
 from jumpout_export.model.signature import batch_axis, input_names, outputs, tensors, with_tensors
+from jumpout_export.tolerances import ROUNDING
 
 BATCH = "batch"
 # Of one axis, in the order in which they are tried: what a network with a stride, a window or a smallest size takes is

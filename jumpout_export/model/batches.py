@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from jumpout_export.model.inputs import LABEL_KEYS, MAYBE_LABEL_KEYS, Split, by_name, by_position, fields_of, tensors_in
+from jumpout_export.model.labels import LABEL_KEYS, MAYBE_LABEL_KEYS, Split, by_name, by_position, fields_of, tensors_in
 from jumpout_export.model.wrappers import unwrap
 
 # Called as progress(what, done, total) during long work; total is None where it is not known.

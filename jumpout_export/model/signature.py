@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from jumpout_export.model.batches import Batch, split_batch
-from jumpout_export.model.inputs import POSITIONAL, fields_of
+from jumpout_export.model.labels import POSITIONAL, fields_of
 
 # What numpy, ONNX and ONNX Runtime's CPU provider all have. bfloat16: ONNX Runtime has no bfloat16 convolution on CPU.
 DTYPES = (

@@ -25,27 +25,18 @@ _AFFINE = ("Add", "Sub", "Mul", "Div", "BatchNormalization")
 
 @dataclass(frozen=True)
 class Holder:
-    """A node with constants per output channel: a convolution or matrix product, or a BatchNormalization.
+    """A node with constants per output channel: a convolution or matrix product, or a BatchNormalization."""
 
-    Attributes:
-        where: for a person, for example `Conv node_Conv_40`.
-        kind: `Conv`, `ConvTranspose`, `Linear` or `BatchNormalization`.
-        parts: of a layer `weights`, (output channels, weights per output channel), and `bias`, zeros where there is
-            none, the constant of an Add that follows included; of a BatchNormalization `scale` and `shift` of
-            y = scale * x + shift, both (channels,) in float64.
-        eps: of the precision in which they are stored.
-        value: name of the value that a layer makes, or that a BatchNormalization reads.
-        affine_follows: whether a further constant is added to or multiplied with a layer's output.
-        constants: gamma, beta, mean and variance of a BatchNormalization.
-    """
-
-    where: str
-    kind: str
+    where: str  # for a person, for example `Conv node_Conv_40`
+    kind: str  # `Conv`, `ConvTranspose`, `Linear` or `BatchNormalization`
+    # Of a layer `weights`, (output channels, weights per output channel), and `bias`, zeros where there is none, the
+    # constant of an Add that follows included; of a BatchNormalization `scale` and `shift` of y = scale * x + shift,
+    # both (channels,) in float64.
     parts: dict[str, Array]
-    eps: float
-    value: str = ""
-    affine_follows: bool = False
-    constants: tuple[Array, ...] = ()
+    eps: float  # of the precision in which they are stored
+    value: str = ""  # name of the value that a layer makes, or that a BatchNormalization reads
+    affine_follows: bool = False  # whether a further constant is added to or multiplied with a layer's output
+    constants: tuple[Array, ...] = ()  # gamma, beta, mean and variance of a BatchNormalization
 
 
 class FileConstants:

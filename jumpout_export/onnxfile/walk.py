@@ -16,19 +16,13 @@ DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
 
 @dataclass(frozen=True)
 class Site:
-    """A node and what is known where it stands.
+    """A node and what is known where it stands."""
 
-    Attributes:
-        node: the NodeProto.
-        where: for a person, for example `node_Dropout_3 in the then_branch of node_If_2`.
-        opset: version of the default domain there, 0 if it is not imported.
-        constants: tensors by name that no caller can change; None for a name that is computed or passed in there,
-            whatever it means in the graph around.
-    """
-
-    node: NodeProto
-    where: str
-    opset: int
+    node: NodeProto  # the NodeProto
+    where: str  # for a person, for example `node_Dropout_3 in the then_branch of node_If_2`
+    opset: int  # version of the default domain there, 0 if it is not imported
+    # Tensors by name that no caller can change; None for a name that is computed or passed in there, whatever it means
+    # in the graph around.
     constants: Mapping[str, TensorProto | None]
 
 

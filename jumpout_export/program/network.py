@@ -53,23 +53,16 @@ class ProgramNetwork(fx.GraphModule):
 
 @dataclass
 class ProgramFacts:
-    """What was done to a program to get its eval network.
+    """What was done to a program to get its eval network."""
 
-    Attributes:
-        layers: the noise that was switched off.
-        notes: sentences on what else was.
-        refused: the noise that cannot be, and that no deterministic graph equals.
-        functional: noise that was on and belongs to no layer of torch, so that it may be on in eval mode too.
-        off: the nodes that the program has in eval mode.
-        sizes: the sizes of its inputs that it takes.
-    """
-
-    sizes: InputSizes
-    layers: list[FoldedLayer] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    sizes: InputSizes  # the sizes of its inputs that it takes
+    layers: list[FoldedLayer] = field(default_factory=list)  # the noise that was switched off
+    notes: list[str] = field(default_factory=list)  # sentences on what else was
+    # the noise that cannot be, and that no deterministic graph equals
     refused: list[RandomCall] = field(default_factory=list)
+    # noise that was on and belongs to no layer of torch, so that it may be on in eval mode too
     functional: list[RandomCall] = field(default_factory=list)
-    off: list[str] = field(default_factory=list)
+    off: list[str] = field(default_factory=list)  # the nodes that the program has in eval mode
 
 
 @dataclass(frozen=True)

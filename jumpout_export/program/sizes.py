@@ -22,19 +22,12 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Size:
-    """One input's axis: its smallest and largest size.
+    """One input's axis: its smallest and largest size."""
 
-    Attributes:
-        name: of the input.
-        axis: its number.
-        least: smallest size.
-        most: largest size, infinite where there is none.
-    """
-
-    name: str
-    axis: int
-    least: int
-    most: float
+    name: str  # of the input
+    axis: int  # its number
+    least: int  # smallest size
+    most: float  # largest size, infinite where there is none
 
 
 class InputSizes:

@@ -44,18 +44,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A table column.
+    """A table column."""
 
-    Attributes:
-        title: its heading.
-        kind: `path` holds names that are never cut, `name` names of layers that lose their middle where there is no
-            room, `note` sentences; `number` is right-aligned, `bar` holds signed bars, or their numbers in words.
-        rank: where there is no room, the column with the highest rank is left out first; 0 never.
-    """
-
-    title: str
+    title: str  # its heading
+    # `path` holds names that are never cut, `name` names of layers that lose their middle where there is no room,
+    # `note` sentences; `number` is right-aligned, `bar` holds signed bars, or their numbers in words.
     kind: Literal["text", "path", "name", "number", "note", "bar"] = "text"
-    rank: int = 0
+    rank: int = 0  # where there is no room, the column with the highest rank is left out first; 0 never
 
 
 @dataclass(frozen=True)
@@ -155,17 +150,11 @@ def state(word: str) -> Cell:
 
 @dataclass(frozen=True)
 class SignedBar:
-    """A number on a scale from -scale to +scale.
+    """A number on a scale from -scale to +scale."""
 
-    Attributes:
-        value: the number; what lies off the scale is drawn as an arrow at its end, NaN as nothing.
-        scale: the end of the scale, above 0.
-        marks: the numbers below and above 0 that are marked, where they are on the scale.
-    """
-
-    value: float
-    scale: float
-    marks: tuple[float, ...] = ()
+    value: float  # the number; what lies off the scale is drawn as an arrow at its end, NaN as nothing
+    scale: float  # the end of the scale, above 0
+    marks: tuple[float, ...] = ()  # the numbers below and above 0 that are marked, where they are on the scale
 
 
 def scale_of(values: Iterable[float | None], marks: Iterable[float]) -> float:

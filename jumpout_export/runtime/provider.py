@@ -24,17 +24,11 @@ ASSIGNMENT_ENTRY = ("session.record_ep_graph_assignment_info", "1")
 
 @dataclass(frozen=True)
 class Placed:
-    """A node of the graph that a session runs.
+    """A node of the graph that a session runs."""
 
-    Attributes:
-        name: the node's name, may be empty; nodes of subgraphs are among them.
-        operator: its operator, for example `Conv`.
-        provider: ONNX Runtime's name of the execution provider, for example `CPUExecutionProvider`.
-    """
-
-    name: str
-    operator: str
-    provider: str
+    name: str  # the node's name, may be empty; nodes of subgraphs are among them
+    operator: str  # its operator, for example `Conv`
+    provider: str  # ONNX Runtime's name of the execution provider, for example `CPUExecutionProvider`
 
     def __str__(self) -> str:
         where = f" runs on {self.provider}"
@@ -52,27 +46,18 @@ def placed(session: Any) -> list[Placed]:
 
 @dataclass(frozen=True, eq=False)
 class Provider:
-    """An execution provider: everything that is another on the next one. `providers.py` lists those there are.
+    """An execution provider: everything that is another on the next one. `providers.py` lists those there are."""
 
-    Attributes:
-        name: as `providers=` and `--providers` take it.
-        onnxruntime_name: for example `CPUExecutionProvider`.
-        settings: given to ONNX Runtime.
-        is_fallback: whether it takes what no other provider does, so that there is no other place for a node to be.
-        must_repeat: whether two runs have to agree bitwise.
-        limited: whether its memory may be limited; a device's driver reserves more address space than there is.
-        install: the command that installs an ONNX Runtime with it.
-        about_dropout: what to know of its Dropout in training mode, for a file that is random on purpose.
-    """
-
-    name: str
-    onnxruntime_name: str
-    settings: Mapping[str, str] = field(default_factory=dict)
+    name: str  # as `providers=` and `--providers` take it
+    onnxruntime_name: str  # for example `CPUExecutionProvider`
+    settings: Mapping[str, str] = field(default_factory=dict)  # given to ONNX Runtime
+    # whether it takes what no other provider does, so that there is no other place for a node to be
     is_fallback: bool = False
-    must_repeat: bool = False
+    must_repeat: bool = False  # whether two runs have to agree bitwise
+    # whether its memory may be limited; a device's driver reserves more address space than there is
     limited: bool = False
-    install: str = INSTALL_CPU
-    about_dropout: str = ""
+    install: str = INSTALL_CPU  # the command that installs an ONNX Runtime with it
+    about_dropout: str = ""  # what to know of its Dropout in training mode, for a file that is random on purpose
 
     def open(self, model: Path | ModelProto, *, optimized: bool, profile: str | None = None) -> Any:
         """Returns an onnxruntime.InferenceSession.

@@ -27,21 +27,14 @@ LEVELS: tuple[Level, ...] = ("off", "all")
 
 @dataclass(frozen=True)
 class Session:
-    """An open session.
+    """An open session."""
 
-    Attributes:
-        provider: where it runs.
-        inputs: names of the graph's inputs, in order.
-        outputs: names of the graph's outputs, in order.
-        shapes: of the graph's inputs: sizes, names of open axes, None for an open one without a name.
-        nodes: where each node runs; empty on the CPU, where there is no other place.
-    """
-
-    provider: Provider
-    inputs: list[str]
-    outputs: list[str]
+    provider: Provider  # where it runs
+    inputs: list[str]  # names of the graph's inputs, in order
+    outputs: list[str]  # names of the graph's outputs, in order
+    # of the graph's inputs: sizes, names of open axes, None for an open one without a name
     shapes: list[list[int | str | None]]
-    nodes: list[Placed]
+    nodes: list[Placed]  # where each node runs; empty on the CPU, where there is no other place
     _session: Any
 
     def __call__(self, feeds: Feeds) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from jumpout_export.budget import FACTOR, ILL_CONDITIONED, ceiling, describe_budget
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.samples import rows
 from jumpout_export.report import Check, ProviderReport, VerifyReport, counted
 from jumpout_export.runtime.session import Session
+from jumpout_export.tolerances import FACTOR, ILL_CONDITIONED, ceiling, describe_budget
 from jumpout_export.verify.constants.batchnorms import batchnorms_in_file, constants_check
 from jumpout_export.verify.constants.weights import weights_check
 from jumpout_export.verify.divergence.samples import Suspects
@@ -23,29 +23,18 @@ from jumpout_export.verify.values.scale import Scales
 
 @dataclass
 class Seen:
-    """What PyTorch and the sessions did on everything that was compared.
+    """What PyTorch and the sessions did on everything that was compared."""
 
-    Attributes:
-        reference: PyTorch.
-        sessions: those that there is something to compare with, and what they did.
-        scales: how large outputs are.
-        checks: verdicts so far.
-        unusable: why a provider cannot be used here.
-        with_batch: outputs that were compared with those of images alone.
-        dependent: how an image's result depends on the others in its batch.
-        axes: that the file leaves open.
-        moved: other sizes of further axes that were compared at.
-    """
-
-    reference: Reference
+    reference: Reference  # PyTorch
+    # those that there is something to compare with, and what they did
     sessions: list[tuple[Session, Comparison]] = field(default_factory=list)
-    scales: Scales = field(default_factory=dict)
-    checks: list[Check] = field(default_factory=list)
-    unusable: dict[str, str] = field(default_factory=dict)
-    with_batch: dict[str, None] = field(default_factory=dict)
-    dependent: list[str] = field(default_factory=list)
-    axes: Axes = field(default_factory=lambda: Axes((), None, ()))
-    moved: list[str] = field(default_factory=list)
+    scales: Scales = field(default_factory=dict)  # how large outputs are
+    checks: list[Check] = field(default_factory=list)  # verdicts so far
+    unusable: dict[str, str] = field(default_factory=dict)  # why a provider cannot be used here
+    with_batch: dict[str, None] = field(default_factory=dict)  # outputs that were compared with those of images alone
+    dependent: list[str] = field(default_factory=list)  # how an image's result depends on the others in its batch
+    axes: Axes = field(default_factory=lambda: Axes((), None, ()))  # that the file leaves open
+    moved: list[str] = field(default_factory=list)  # other sizes of further axes that were compared at
 
 
 def report_of(seen: Seen, providers: tuple[str, ...]) -> VerifyReport:

@@ -41,7 +41,7 @@ def verify_onnx(
     The file is inspected (`inspect_onnx`) and run in ONNX Runtime, with its optimizer off and fully on, on all given
     images as they come, on batches of 1, 2 and 7 of them, and on random inputs of those sizes. Names, number, shapes
     and dtypes must agree exactly, nothing may be NaN or infinite, two runs on the CPU must agree bitwise, and the
-    error against a float64 copy of the model must stay within `budget.py`. A file that is changed meanwhile
+    error against a float64 copy of the model must stay within `tolerances.py`. A file that is changed meanwhile
     fails; `sha256` is of the file before. The model must be free of randomness
     and state in eval mode, and with an open batch size images must not depend on each other. It is not changed.
 

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from jumpout_export import export_onnx, inspect_onnx, verify_onnx
-from jumpout_export.budget import ceiling, describe_budget, relative_limits
 from jumpout_export.fold.network.audit import audit_model
 from jumpout_export.render.writers.document import build_document
 from jumpout_export.report import BatchNormReport
+from jumpout_export.tolerances import ceiling, describe_budget, relative_limits
 
 pytestmark = pytest.mark.integration
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from jumpout_export.model.batches import first_tensor, split_batch
-from jumpout_export.model.inputs import tensors_in
+from jumpout_export.model.labels import tensors_in
 
 X, Y = torch.randn(6, 3), torch.arange(6)
 FLOAT, COLUMN = torch.randn(6), torch.randn(6, 1)

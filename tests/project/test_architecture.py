@@ -13,7 +13,7 @@ from support.project import PROJECT
 
 PACKAGE = PROJECT / "jumpout_export"
 
-GROUND = {"errors", "signals", "text", "extras", "report", "environment", "disk", "budget"}
+GROUND = {"errors", "signals", "text", "extras", "report", "environment", "disk", "tolerances"}
 DRAWING = {"render", "render/plots"}
 MEASURE = {"batchnorm/measure"}
 FOLD = {"fold/network", "fold/file"}
@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "report": {"text"},
     "environment": set(),
     "disk": {"errors", "signals", "text"},
-    "budget": set(),
+    "tolerances": set(),
     "render": {"report", "text"},
     "render/plots": {"render", "report", "extras"},
     "render/sections": {"report", "text", *DRAWING},
@@ -71,7 +71,7 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli", "signals"},
 }
 NO_TORCH = GROUND | {"render", "render/plots", "render/sections", "render/writers", "onnxfile"}
-NO_TORCH -= {"environment", "budget"}  # which torch there is; limits of tensors
+NO_TORCH -= {"environment", "tolerances"}  # which torch there is; limits of tensors
 MOST_OF_THE_PACKAGE = 0.22
 MOST_FILES = 16
 MOST_FLOORS = 6

@@ -12,8 +12,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from jumpout_export.budget import ceiling, relative_limits
 from jumpout_export.export.golden import tolerance_line
+from jumpout_export.tolerances import ceiling, relative_limits
 from jumpout_export.verify.values.reference import Expected
 from jumpout_export.verify.values.scale import Scale, in_channels, relative
 

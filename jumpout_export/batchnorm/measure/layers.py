@@ -19,25 +19,20 @@ _ALLOWED = "BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, or InstanceNor
 
 @dataclass(frozen=True)
 class Layer:
-    """One BatchNorm layer, or another layer that serves with running statistics.
+    """One BatchNorm layer, or another layer that serves with running statistics."""
 
-    Attributes:
-        name: module path without the parts that wrappers add; a module used under several paths has the first of them.
-            Empty if it is the model itself.
-        module: the layer: a BatchNorm, an InstanceNorm with running statistics, or a module of fixed statistics such
-            as torchvision's FrozenBatchNorm2d (use `eps`, `channels` and so on, which know all of them).
-        frozen: training would not touch its statistics: it is in eval mode while the model trains, or in eval mode
-            with affine parameters that need no gradient, or it holds constants.
-        paths: every path under which the model holds the module, as `named_modules` has them.
-        aliases: the names of the others than the first.
-        fused: class name of the fused module it is part of, such as ConvBn2d of quantisation-aware training, or empty.
-    """
-
+    # Module path without the parts that wrappers add; a module used under several paths has the first of them. Empty if
+    # it is the model itself.
     name: str
+    # The layer: a BatchNorm, an InstanceNorm with running statistics, or a module of fixed statistics such as
+    # torchvision's FrozenBatchNorm2d (use `eps`, `channels` and so on, which know all of them).
     module: Any
+    # Training would not touch its statistics: it is in eval mode while the model trains, or in eval mode with affine
+    # parameters that need no gradient, or it holds constants.
     frozen: bool
-    paths: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()  # every path under which the model holds the module, as `named_modules` has them
+    aliases: tuple[str, ...] = ()  # the names of the others than the first
+    # Class name of the fused module it is part of, such as ConvBn2d of quantisation-aware training, or empty.
     fused: str = ""
 
     @property

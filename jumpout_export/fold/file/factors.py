@@ -47,18 +47,12 @@ Use = tuple["ir.Node", int]
 
 @dataclass(frozen=True)
 class Mask:
-    """A {0, 1} tensor.
+    """A {0, 1} tensor."""
 
-    Attributes:
-        source: the random node.
-        keep: probability of a one.
-        low: whether it is one where the random number is small; tells a mask of 1/2 from its opposite.
-        threshold: where the random number meets the constant threshold; None for a tensor, or a Bernoulli node.
-    """
-
-    source: ir.Node
-    keep: Keep
-    low: bool
+    source: ir.Node  # the random node
+    keep: Keep  # probability of a one
+    low: bool  # whether it is one where the random number is small; tells a mask of 1/2 from its opposite
+    # where the random number meets the constant threshold; None for a tensor, or a Bernoulli node
     threshold: Use | None = None
 
     def opposite(self) -> Mask:
@@ -68,19 +62,12 @@ class Mask:
 
 @dataclass(frozen=True)
 class Factor:
-    """A product of masks, a number and powers of keep probabilities.
+    """A product of masks, a number and powers of keep probabilities."""
 
-    Attributes:
-        masks: each once; none for a plain scale.
-        number: product of the constant factors.
-        powers: exponent per keep probability that is a tensor.
-        constants: where the constant factors stand.
-    """
-
-    masks: frozenset[Mask] = frozenset()
-    number: float = 1.0
-    powers: Mapping[Keep, float] = field(default_factory=dict)
-    constants: tuple[tuple[Use, float], ...] = ()
+    masks: frozenset[Mask] = frozenset()  # each once; none for a plain scale
+    number: float = 1.0  # product of the constant factors
+    powers: Mapping[Keep, float] = field(default_factory=dict)  # exponent per keep probability that is a tensor
+    constants: tuple[tuple[Use, float], ...] = ()  # where the constant factors stand
 
     def times(self, other: Factor, power: float = 1.0) -> Factor | None:
         """Returns self * other^power; None if it has no value."""

@@ -22,47 +22,29 @@ _IN_EVAL = "export the model in eval mode instead"
 
 @dataclass(frozen=True)
 class NoiseSite:
-    """A value that is its own input times dropout, and becomes that input.
+    """A value that is its own input times dropout, and becomes that input."""
 
-    Attributes:
-        y: the value.
-        x: what it becomes.
-        where: the node that computes y, for a person.
-        factor: the masks and their scale; None for a Dropout node.
-    """
-
-    y: ir.Value
-    x: ir.Value
-    where: str
-    factor: Factor | None = None
+    y: ir.Value  # the value
+    x: ir.Value  # what it becomes
+    where: str  # the node that computes y, for a person
+    factor: Factor | None = None  # the masks and their scale; None for a Dropout node
 
 
 @dataclass
 class Noise:
-    """The noise of a model.
+    """The noise of a model."""
 
-    Attributes:
-        where: the name of each node for a person.
-        inputs: inputs of all graphs.
-        values: what is known of each value.
-        opset: of ONNX's own operators.
-        sites: what can be folded.
-        refused: what cannot, one sentence each that names the node.
-        kept: Dropout nodes that are off and stay.
-        removed: random nodes and training Dropout nodes that are gone after the fold.
-        alive: the nodes that are needed after the fold.
-        doubts: values that are x times a whole dropout, but not of the shape of x, or not alone.
-    """
-
-    where: dict[ir.Node, str]
-    inputs: set[ir.Value]
-    values: Values
-    opset: int
-    sites: list[NoiseSite] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
+    where: dict[ir.Node, str]  # the name of each node for a person
+    inputs: set[ir.Value]  # inputs of all graphs
+    values: Values  # what is known of each value
+    opset: int  # of ONNX's own operators
+    sites: list[NoiseSite] = field(default_factory=list)  # what can be folded
+    refused: list[str] = field(default_factory=list)  # what cannot, one sentence each that names the node
+    kept: list[str] = field(default_factory=list)  # Dropout nodes that are off and stay
+    # random nodes and training Dropout nodes that are gone after the fold
     removed: list[ir.Node] = field(default_factory=list)
-    alive: set[ir.Node] = field(default_factory=set)
+    alive: set[ir.Node] = field(default_factory=set)  # the nodes that are needed after the fold
+    # values that are x times a whole dropout, but not of the shape of x, or not alone
     doubts: dict[ir.Value, str] = field(default_factory=dict)
 
     @property

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jumpout_export.budget import DROPOUT_ROUNDINGS
 from jumpout_export.fold.file.copies import observed
 from jumpout_export.fold.file.factors import Keep, rounding
 from jumpout_export.report import Check, counted
+from jumpout_export.tolerances import DROPOUT_ROUNDINGS
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from jumpout_export.budget import OTHER_INTEGERS, ceiling
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.onnxfile.sizes import MOST_INPUT_ELEMENTS
 from jumpout_export.report import Check, counted
 from jumpout_export.runtime.providers import fallback
 from jumpout_export.runtime.session import LEVELS, Feeds, open_session
 from jumpout_export.text import first_line
+from jumpout_export.tolerances import OTHER_INTEGERS, ceiling
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, ValueInfoProto
@@ -95,15 +95,10 @@ def _far(one: dict[str, Any], two: dict[str, Any], label: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Draw:
-    """Inputs of one size.
+    """Inputs of one size."""
 
-    Attributes:
-        label: for example `batch=2` or `batch=2, other axes 16`.
-        feeds: by input name.
-    """
-
-    label: str
-    feeds: Feeds
+    label: str  # for example `batch=2` or `batch=2, other axes 16`
+    feeds: Feeds  # by input name
 
 
 def draw_inputs(model: ModelProto, run: Callable[[Feeds], Any], seed: int) -> list[Draw]:

@@ -19,21 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reading:
-    """A model and the noise in it.
+    """A model and the noise in it."""
 
-    Attributes:
-        model: the model, functions with noise written out.
-        inlined: names of those functions.
-        typed: the same with types and shapes of all values, as far as they can be inferred.
-        graph: the same as values and nodes.
-        noise: what was found.
-    """
-
-    model: ModelProto
-    inlined: list[str]
-    typed: ModelProto
-    graph: ir.Model
-    noise: Noise
+    model: ModelProto  # the model, functions with noise written out
+    inlined: list[str]  # names of those functions
+    typed: ModelProto  # the same with types and shapes of all values, as far as they can be inferred
+    graph: ir.Model  # the same as values and nodes
+    noise: Noise  # what was found
 
     @property
     def changes(self) -> bool:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from jumpout_export.budget import FOLD_EXACT
 from jumpout_export.errors import ConversionError
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.norms import is_batchnorm
 from jumpout_export.model.run import cast, double_copy, run, run_copy
 from jumpout_export.model.signature import outputs
 from jumpout_export.text import first_line, joined
+from jumpout_export.tolerances import FOLD_EXACT
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)

@@ -24,19 +24,12 @@ _RESULTS = (Tensor, bool, int, float, complex, str, bytes, type(None))
 
 @dataclass(frozen=True)
 class Folded:
-    """A folded copy and what became of each stochastic layer.
+    """A folded copy and what became of each stochastic layer."""
 
-    Attributes:
-        model: the folded copy.
-        original: a copy in eval mode in which nothing was replaced, to compare with.
-        layers: what became of each stochastic layer.
-        notes: sentences on what stays, and on state that has no effect.
-    """
-
-    model: nn.Module
-    original: nn.Module
-    layers: tuple[FoldedLayer, ...]
-    notes: tuple[str, ...] = ()
+    model: nn.Module  # the folded copy
+    original: nn.Module  # a copy in eval mode in which nothing was replaced, to compare with
+    layers: tuple[FoldedLayer, ...]  # what became of each stochastic layer
+    notes: tuple[str, ...] = ()  # sentences on what stays, and on state that has no effect
 
 
 def fold_with_proof(original: nn.Module, batch: Batch, allow: tuple[str, ...]) -> Folded:

@@ -38,16 +38,11 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 @dataclass(frozen=True)
 class KeptState:
-    """What calls in eval mode leave behind.
+    """What calls in eval mode leave behind."""
 
-    Attributes:
-        changed: names of the parameters, buffers and attributes that they change.
-        matters: whether a call's result depends on the calls before it.
-        generators: random generators that are held somewhere and draw in every call, name to path of the module.
-    """
-
-    changed: tuple[str, ...]
-    matters: bool
+    changed: tuple[str, ...]  # names of the parameters, buffers and attributes that they change
+    matters: bool  # whether a call's result depends on the calls before it
+    # random generators that are held somewhere and draw in every call, name to path of the module
     generators: dict[str, str]
 
 

@@ -17,19 +17,12 @@ _OUTLIERS = 0.02  # at most this share of the channels lies outside, so that a d
 
 @dataclass(frozen=True)
 class Cloud:
-    """The channels of a layer that are drawn.
+    """The channels of a layer that are drawn."""
 
-    Attributes:
-        channels: their indices, in order of W.
-        total: channels of the layer whose numbers are not NaN.
-        reach: half the width and half the height of the plot.
-        outside: how many of the drawn lie outside and are drawn at its edge.
-    """
-
-    channels: list[int]
-    total: int
-    reach: tuple[float, float]
-    outside: int
+    channels: list[int]  # their indices, in order of W
+    total: int  # channels of the layer whose numbers are not NaN
+    reach: tuple[float, float]  # half the width and half the height of the plot
+    outside: int  # how many of the drawn lie outside and are drawn at its edge
 
 
 def cloud(layer: BatchNormLayer, *, fail: float) -> Cloud | None:

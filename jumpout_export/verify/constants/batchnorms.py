@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import nn
 
-from jumpout_export.budget import PARALLEL_ROUNDINGS, ROUNDINGS
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.norms import statistics_owners
 from jumpout_export.model.operations import Recording, record
@@ -32,6 +31,7 @@ from jumpout_export.onnxfile.constants import Array, FileConstants, Holder
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.report import Check
 from jumpout_export.text import first_line, joined
+from jumpout_export.tolerances import PARALLEL_ROUNDINGS, ROUNDINGS
 from jumpout_export.verify.constants.calls import Call, batchnorm_calls, relative
 
 if TYPE_CHECKING:
@@ -40,29 +40,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Located:
-    """One call of a BatchNorm, and what the file has for it.
+    """One call of a BatchNorm, and what the file has for it."""
 
-    Attributes:
-        name: module path of the BatchNorm.
-        operation: index of the call in the recording.
-        path: module path of the layer whose constants it is part of, its own where it is not folded.
-        where: the node that holds its constants, for a person; empty if it was not found.
-        layer: index of the operation that it is folded into, None where it is not.
-        error: largest error, in units of the channel's size.
-        limit: largest allowed error at that channel.
-        channel: where the largest error is.
-        what: what is wrong there, `weights`, `bias`, `scale` or `shift`.
-    """
-
-    name: str
-    operation: int
-    path: str
-    where: str = ""
-    layer: int | None = None
-    error: float = 0.0
-    limit: float = 0.0
-    channel: int = 0
-    what: str = ""
+    name: str  # module path of the BatchNorm
+    operation: int  # index of the call in the recording
+    path: str  # module path of the layer whose constants it is part of, its own where it is not folded
+    where: str = ""  # the node that holds its constants, for a person; empty if it was not found
+    layer: int | None = None  # index of the operation that it is folded into, None where it is not
+    error: float = 0.0  # largest error, in units of the channel's size
+    limit: float = 0.0  # largest allowed error at that channel
+    channel: int = 0  # where the largest error is
+    what: str = ""  # what is wrong there, `weights`, `bias`, `scale` or `shift`
 
     @property
     def wrong(self) -> bool:

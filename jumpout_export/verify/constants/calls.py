@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from jumpout_export.budget import ROUNDINGS
 from jumpout_export.model.operations import Operation, Recording
 from jumpout_export.onnxfile.constants import Array, Holder, transposed_rows
+from jumpout_export.tolerances import ROUNDINGS
 
 # Of single precision, in which ONNX keeps the epsilon of a BatchNormalization.
 _EPSILON = 2.0**-23

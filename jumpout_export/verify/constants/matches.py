@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jumpout_export.budget import ROUNDINGS
 from jumpout_export.onnxfile.constants import Array
+from jumpout_export.tolerances import ROUNDINGS
 
 if TYPE_CHECKING:
     from onnx import TensorProto
@@ -27,19 +27,12 @@ _MOST = 0.5
 
 @dataclass(frozen=True)
 class Known:
-    """A value that a right file may hold.
+    """A value that a right file may hold."""
 
-    Attributes:
-        name: of a weight; empty for what the model makes of weights.
-        array: its values.
-        judged: whether a constant that resembles it has to be it.
-        by_name: whether a constant of its name has to be it.
-    """
-
-    name: str
-    array: Array
-    judged: bool = True
-    by_name: bool = False
+    name: str  # of a weight; empty for what the model makes of weights
+    array: Array  # its values
+    judged: bool = True  # whether a constant that resembles it has to be it
+    by_name: bool = False  # whether a constant of its name has to be it
 
     @property
     def roundings(self) -> float | None:

@@ -1,7 +1,7 @@
 """The first layer of a saved file that differs from the model, found by value and named by its module path.
 
 Every operation that PyTorch runs is compared with every value inside the file. One whose result is among them, within
-the error that `budget.py` allows, is right. From the wrong outputs the search goes back along what each
+the error that `tolerances.py` allows, is right. From the wrong outputs the search goes back along what each
 operation read, through results that the file does not have, and stops at those that it has: the error came in between.
 What is first there, and reads nothing but right results, is the layer.
 

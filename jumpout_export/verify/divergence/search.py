@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jumpout_export.budget import WEIGHT_ROUNDINGS
 from jumpout_export.model.operations import Recording
 from jumpout_export.onnxfile.constants import FileConstants
+from jumpout_export.tolerances import WEIGHT_ROUNDINGS
 from jumpout_export.verify.constants.batchnorms import Located
 from jumpout_export.verify.constants.matches import Known, same_values
 
@@ -25,17 +25,11 @@ _JUMP = 3.0
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a file departs from the model.
+    """Where a file departs from the model."""
 
-    Attributes:
-        layer: module path, `.` for what the model's own forward computes; None where it was not found.
-        note: what was seen there, or why it was not found.
-        reproduced: whether an output was wrong while the values inside of the file were looked at.
-    """
-
-    layer: str | None
-    note: str
-    reproduced: bool = True
+    layer: str | None  # module path, `.` for what the model's own forward computes; None where it was not found
+    note: str  # what was seen there, or why it was not found
+    reproduced: bool = True  # whether an output was wrong while the values inside of the file were looked at
 
 
 @dataclass

@@ -25,19 +25,12 @@ BYTES_PER_RUN = 1 << 28
 
 @dataclass(frozen=True)
 class FileValue:
-    """A value inside a file.
+    """A value inside a file."""
 
-    Attributes:
-        name: in the graph.
-        where: name and node for a person, for example `relu_1` (Relu node_Relu_3).
-        tensor: the value, floating point, on the CPU.
-        is_output: whether it is an output of the graph.
-    """
-
-    name: str
-    where: str
-    tensor: Tensor
-    is_output: bool
+    name: str  # in the graph
+    where: str  # name and node for a person, for example `relu_1` (Relu node_Relu_3)
+    tensor: Tensor  # the value, floating point, on the CPU
+    is_output: bool  # whether it is an output of the graph
 
 
 def file_values(

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from jumpout_export.budget import rounding_share
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.randomness import rng_restored, same_bits
 from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import Output, fresh, outputs, tensors
 from jumpout_export.report import Check, counted, limited
 from jumpout_export.runtime.session import Session
+from jumpout_export.tolerances import rounding_share
 
 # Runs before the counted ones; they say where a value's middle is.
 _PILOTS = 16

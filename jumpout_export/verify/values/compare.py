@@ -27,16 +27,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest errors in units of the size, one per channel (or one in all).
+    """The largest errors in units of the size, one per channel (or one in all)."""
 
-    Attributes:
-        values: (5, channels) in float64: errors in units of the size, largest first seen kept; these and the sizes in
-            the output's unit; numbers of the images; positions within image and channel, counted through.
-        shape: of an image's channel.
-    """
-
+    # (5, channels) in float64: errors in units of the size, largest first seen kept; these and the sizes in the
+    # output's unit; numbers of the images; positions within image and channel, counted through.
     values: Tensor
-    shape: torch.Size
+    shape: torch.Size  # of an image's channel
 
     @classmethod
     def of(cls, error: Tensor, size: Tensor, start: int, shape: torch.Size) -> Largest:
@@ -77,19 +73,14 @@ class Largest:
 
 @dataclass
 class Worst:
-    """The largest errors of one output within one group, and how its largest classes differ.
+    """The largest errors of one output within one group, and how its largest classes differ."""
 
-    Attributes:
-        largest: in each of the units of `Scale.units`; nothing where there were no values.
-        margins: for every image with another top-1, the reference's margin in units of the size.
-        images: compared.
-        has_top1: whether the output is images x two classes or more.
-    """
-
+    # in each of the units of `Scale.units`; nothing where there were no values
     largest: list[Largest] = field(default_factory=list)
+    # for every image with another top-1, the reference's margin in units of the size
     margins: list[float] = field(default_factory=list)
-    images: int = 0
-    has_top1: bool = False
+    images: int = 0  # compared
+    has_top1: bool = False  # whether the output is images x two classes or more
 
 
 @dataclass

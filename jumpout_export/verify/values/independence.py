@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jumpout_export.budget import ALONE_DOUBLE, ALONE_SINGLE
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.samples import Sample, rows
 from jumpout_export.model.signature import Output
+from jumpout_export.tolerances import ALONE_DOUBLE, ALONE_SINGLE
 
 
 def depends_on_others(

@@ -33,18 +33,12 @@ _OTHER_SEEDS = 32
 
 @dataclass(frozen=True)
 class Expected:
-    """One output of PyTorch.
+    """One output of PyTorch."""
 
-    Attributes:
-        name: in the ONNX graph.
-        own: as the model computes it.
-        exact: the reference, in float64 where the output is floating point.
-        precision: what the model computes in, if that is less than the output's type says; else None.
-    """
-
-    name: str
-    own: Tensor
-    exact: Tensor
+    name: str  # in the ONNX graph
+    own: Tensor  # as the model computes it
+    exact: Tensor  # the reference, in float64 where the output is floating point
+    # what the model computes in, if that is less than the output's type says; else None
     precision: torch.dtype | None = None
 
 

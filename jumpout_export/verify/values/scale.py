@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jumpout_export.budget import Budget
+from jumpout_export.tolerances import Budget
 from jumpout_export.verify.values.reference import Expected
 
 # Of the median channel. Less is rounding of what the layers before hold, as in a channel that is always zero.

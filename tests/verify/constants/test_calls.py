@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from jumpout_export.budget import ROUNDINGS
 from jumpout_export.model.operations import record
 from jumpout_export.model.signature import onnx_batch
 from jumpout_export.onnxfile.constants import Holder
+from jumpout_export.tolerances import ROUNDINGS
 from jumpout_export.verify.constants.calls import Call, batchnorm_calls, relative
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from jumpout_export.budget import ROUNDINGS
+from jumpout_export.tolerances import ROUNDINGS
 from jumpout_export.verify.constants.matches import Constant, Known, candidates_of, matches, same_values
 
 WEIGHT = np.arange(1, 13, dtype=np.float32).reshape(3, 4) / 7

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jumpout_export.budget import (
+from jumpout_export.tolerances import (
     CAP,
     FACTOR,
     FLOOR,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from jumpout_export.budget import CAP, FACTOR, FLOOR
+from jumpout_export.tolerances import CAP, FACTOR, FLOOR
 from jumpout_export.verify.values.compare import Comparison, Largest, Place
 from jumpout_export.verify.values.reference import Expected
 from jumpout_export.verify.values.scale import Scale

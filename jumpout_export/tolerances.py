@@ -72,12 +72,9 @@ WEIGHT_ROUNDINGS = 4.0
 
 @dataclass(frozen=True)
 class Budget:
-    """How far one output may be off: by the smaller of two errors, each in a unit of its own.
+    """How far one output may be off: by the smaller of two errors, each in a unit of its own."""
 
-    Attributes:
-        limits: one tensor per unit (`Scale.units`): (channels,), or (1,) if it is the same for all of them.
-    """
-
+    # one tensor per unit (`Scale.units`): (channels,), or (1,) if it is the same for all of them
     limits: tuple[Tensor, Tensor]
 
     @classmethod
