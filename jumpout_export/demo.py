@@ -30,21 +30,13 @@ _MAX_TEST_IMAGES = 2000
 
 @dataclass(frozen=True)
 class Images:
-    """Images and labels, split for training and testing.
+    """Images and labels, split for training and testing."""
 
-    Attributes:
-        train: (N, C, H, W) float32 in [0, 1].
-        train_labels: (N,) int64.
-        test: (M, C, H, W) float32 in [0, 1].
-        test_labels: (M,) int64.
-        source: one line that says where they come from.
-    """
-
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
-    source: str
+    train: Tensor  # (N, C, H, W) float32 in [0, 1]
+    train_labels: Tensor  # (N,) int64
+    test: Tensor  # (M, C, H, W) float32 in [0, 1]
+    test_labels: Tensor  # (M,) int64
+    source: str  # one line that says where they come from
 
     @property
     def classes(self) -> int:

@@ -25,8 +25,7 @@ from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import fresh, input_names, only_tensors, outputs
 from jumpout_export.onnxfile.data import tie_data
 from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, MAX_BYTES, load_onnx
-from jumpout_export.onnxfile.paths import without_folders
-from jumpout_export.onnxfile.walk import default_opset, messages
+from jumpout_export.onnxfile.walk import default_opset, messages, without_folders
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:

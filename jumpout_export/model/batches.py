@@ -21,17 +21,11 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, ready to be called with: `model(*args, **kwargs)`.
+    """One batch, ready to be called with: `model(*args, **kwargs)`."""
 
-    Attributes:
-        args: positional inputs.
-        kwargs: keyword inputs.
-        labels: (N,) integer class labels, or None.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    labels: Tensor | None = None
+    args: tuple[Any, ...]  # positional inputs
+    kwargs: dict[str, Any]  # keyword inputs
+    labels: Tensor | None = None  # (N,) integer class labels, or None
 
     def __call__(self, model: nn.Module) -> Any:
         """Runs `model` on the inputs."""

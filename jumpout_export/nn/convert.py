@@ -59,7 +59,7 @@ def convert_dropout(model: nn.Module, sigma: float | None = None, **settings: An
         >>> [swap.path for swap in convert_dropout(model, sigma=0.1)]
         ['2']
     """
-    if _is_dropout(model):
+    if isinstance(model, (nn.Dropout, *_LEFT_ALONE)):
         raise ValueError(
             f"the model itself is a {type(model).__name__} and cannot be replaced in place; use Jumpout(...) instead"
         )
@@ -84,10 +84,6 @@ def convert_dropout(model: nn.Module, sigma: float | None = None, **settings: An
         elif reason := _why_left_alone(child):
             swaps.append(Swap(path, type(child).__name__, False, reason))
     return swaps
-
-
-def _is_dropout(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Dropout, *_LEFT_ALONE))
 
 
 def _jumpout_like(layer: nn.Dropout, settings: dict[str, Any], path: str) -> Jumpout:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from jumpout_export.onnxfile.data import changed_data, data_sizes, describe_data
 from jumpout_export.onnxfile.load import broken
-from jumpout_export.onnxfile.paths import ABSOLUTE_PATH
 from jumpout_export.onnxfile.sizes import impossible, large_values
 from jumpout_export.onnxfile.training import batchnorm_may_train, draws, dropout_may_train, places
-from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, Site, sites, tensors, texts
+from jumpout_export.onnxfile.walk import ABSOLUTE_PATH, DEFAULT_DOMAINS, Site, sites, tensors, texts
 from jumpout_export.report import Check, counted
 from jumpout_export.text import first_line
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,18 @@ if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
+# Tells whoever gets the file about the machine: /a/b and deeper, not preceded by a word, a URL's colon or another
+# slash; C:\ and \\host\share; file: URLs.
+ABSOLUTE_PATH = re.compile(
+    r"(?<![\w:/.\-+])/(?:[^\s/:\"'<>|*?]+/)+[^\s/:\"'<>|*?,;]+|\b[A-Za-z]:[\\/][^\s\"'<>|*?]+|\\\\[\w.$-]+\\[^\s\"'<>|*?]*|\bfile:/\S*"
+)
 
 
 @dataclass(frozen=True)
 class Site:
     """A node and what is known where it stands."""
 
-    node: NodeProto  # the NodeProto
+    node: NodeProto
     where: str  # for a person, for example `node_Dropout_3 in the then_branch of node_If_2`
     opset: int  # version of the default domain there, 0 if it is not imported
     # Tensors by name that no caller can change; None for a name that is computed or passed in there, whatever it means
@@ -159,3 +165,8 @@ def _constant(node: NodeProto) -> TensorProto | None:
         return None
     values = [attribute for attribute in node.attribute if attribute.name == "value" and not attribute.ref_attr_name]
     return values[0].t if len(values) == 1 else None
+
+
+def without_folders(text: str) -> str:
+    """Returns the text with every absolute path cut to its file name."""
+    return ABSOLUTE_PATH.sub(lambda match: re.split(r"[\\/]", match[0])[-1], text)

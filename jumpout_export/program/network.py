@@ -242,26 +242,24 @@ def _name(node: fx.Node) -> str:
     return str(node.target).split(".")[1]
 
 
-def _schema(node: fx.Node) -> list[Any]:
-    return list(node.target._schema.arguments)  # type: ignore[union-attr]
+def _position(node: fx.Node, name: str) -> tuple[int, Any]:
+    """Where an operator takes an argument, and its default; -1 if there is no such argument."""
+    arguments = enumerate(node.target._schema.arguments)  # type: ignore[union-attr]
+    return next(((index, one.default_value) for index, one in arguments if one.name == name), (-1, None))
 
 
 def _has(node: fx.Node, name: str) -> bool:
-    return any(argument.name == name for argument in _schema(node))
+    return _position(node, name)[0] >= 0
 
 
 def _argument(node: fx.Node, name: str) -> Any:
     """The value of an operator's argument, its default where it is not given; None if there is no such argument."""
-    for index, argument in enumerate(_schema(node)):
-        if argument.name == name:
-            if index < len(node.args):
-                return node.args[index]
-            return node.kwargs.get(name, argument.default_value)
-    return None
+    index, default = _position(node, name)
+    return node.args[index] if 0 <= index < len(node.args) else node.kwargs.get(name, default)
 
 
 def _set(node: fx.Node, name: str, value: Any) -> None:
-    index = next(index for index, argument in enumerate(_schema(node)) if argument.name == name)
+    index, _ = _position(node, name)
     if index < len(node.args):
         node.update_arg(index, value)
     else:

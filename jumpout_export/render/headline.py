@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
+from pathlib import PureWindowsPath
 
 from jumpout_export.render.blocks import Cell, state
 from jumpout_export.render.numbers import number, percent, score, score_interval
@@ -95,7 +95,8 @@ def _recalibrated(before: BatchNormReport, after: BatchNormReport) -> tuple[Cell
 
 
 def _verify(report: VerifyReport) -> tuple[Cell, str]:
-    file = f"`{basename(report.path)}`" if report.path else "The ONNX file"
+    # Takes both kinds of slash for what they are: the report may be of another system.
+    file = f"`{PureWindowsPath(report.path).name}`" if report.path else "The ONNX file"
     total = count(len(report.checks), "check")
     verdicts = [check.verdict for check in report.checks]
     aside = "".join(f" {name} was not run: {_ended(reason)}" for name, reason in _reasons(report, "not_run"))
@@ -145,11 +146,6 @@ def _pipeline(report: PipelineReport) -> tuple[Cell, str]:
     if report.export is None:
         sentences.append("Nothing was exported.")
     return state("PASS"), " ".join(sentences)
-
-
-def basename(path: str) -> str:
-    """Returns the file name at the end of a path of any system."""
-    return re.split(r"[/\\]", path)[-1]
 
 
 def _open_interval(layer: BatchNormLayer, margin: float) -> str:

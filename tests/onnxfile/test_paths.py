@@ -2,7 +2,7 @@
 
 import pytest
 
-from jumpout_export.onnxfile.paths import without_folders
+from jumpout_export.onnxfile.walk import without_folders
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from support.static_files import (
 )
 
 from jumpout_export.fold.file.fold_file import fold_onnx
-from jumpout_export.onnxfile.paths import ABSOLUTE_PATH
+from jumpout_export.onnxfile.walk import ABSOLUTE_PATH
 
 
 def test_a_clean_file_passes(tmp_path):

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jumpout_export.fold.file.noise import Noise
 from jumpout_export.onnxfile.metadata import BATCHNORM, DATA_SHA256, FOLDED, RANDOM, TOLERANCE, describe_layers, entries
-from jumpout_export.onnxfile.paths import without_folders
-from jumpout_export.onnxfile.walk import all_graphs, called, called_as, nodes_of, text_fields
+from jumpout_export.onnxfile.walk import all_graphs, called, called_as, nodes_of, text_fields, without_folders
 from jumpout_export.report import FoldedLayer
 
 if TYPE_CHECKING:

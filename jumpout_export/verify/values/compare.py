@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jumpout_export.report import Check, counted
+from jumpout_export.report import Check, counted, limited
 from jumpout_export.text import count
 from jumpout_export.verify.values.reference import Expected
 from jumpout_export.verify.values.scale import Scale, Scales, in_channels, relative, representable, source
@@ -151,23 +151,16 @@ class Comparison:
                 for largest, limits in zip(worst.largest, budget.limits, strict=False):  # none: no values
                     share, place, limit = largest.against(limits)
                     rows.append((share, name, place, limit))
+        check = f"{self.label}/{group}/worst error"
         if not rows:
-            return Check(
-                name=f"{self.label}/{group}/worst error", measured=0, limit=0, verdict="pass", note="no values"
-            )
+            return limited(check, 0, 0, "no values")
         _, name, place, limit = max(rows, key=lambda row: row[0])
         images = count(self.worst[group, name].images, "image")
         note = f"output `{name}`, image {place.sample}, index {place.index}; {images}"
         if self.worst[group, name].has_top1:
             same = self.worst[group, name].images - len(self.worst[group, name].margins)
             note += f", top-1 agrees on {same}"
-        return Check(
-            name=f"{self.label}/{group}/worst error",
-            measured=place.error,
-            limit=limit,
-            verdict="pass" if place.error <= limit else "fail",
-            note=note,
-        )
+        return limited(check, place.error, limit, note)
 
     def _top1_checks(self, group: str, has_reference: bool) -> list[Check]:
         """Another class than the reference's is an error unless the two are closer than the limit of either."""
