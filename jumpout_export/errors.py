@@ -1,4 +1,4 @@
-"""The few exceptions a caller may want to catch; everything else is a ValueError or TypeError about an argument."""
+"""The few exceptions a caller may want to catch, and what is wrong with an argument: a ValueError or TypeError."""
 
 from __future__ import annotations
 

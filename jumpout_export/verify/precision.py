@@ -30,17 +30,11 @@ _REFUSED = {
 
 
 class Precision:
-    """The model's own: nothing is converted, so nothing is lost.
+    """The model's own: nothing is converted, so nothing is lost."""
 
-    Attributes:
-        dtype: that `export_onnx` is asked for it with; None for the model's own.
-        option: that the command line is asked for it with; empty for none.
-        name: of it in the file's metadata and in reports; empty for the model's own.
-    """
-
-    dtype: torch.dtype | None = None
-    option = ""
-    name = ""
+    dtype: torch.dtype | None = None  # that `export_onnx` is asked for it with; None for the model's own
+    option = ""  # that the command line is asked for it with; empty for none
+    name = ""  # of it in the file's metadata and in reports; empty for the model's own
 
     def prepare(self, network: nn.Module, _batch: Batch) -> nn.Module:
         """Returns the network as the file is to compute it; it stays as it is.

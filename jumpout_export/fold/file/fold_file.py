@@ -136,7 +136,7 @@ def _rewrite(reading: Reading, layers: list[FoldedLayer]) -> list[str]:
         before = count_nodes(written)
         take_out(written, reading.graph.graph, noise)
         gone = before - count_nodes(written)
-        notes.append(f"nodes removed: {gone}, of them random or in training mode: {len(noise.removed)}")
+        notes.append(f"nodes removed: {gone}, of them random or in training mode: {len(noise.removed) - noise.off}")
     notes += correct_metadata(written, layers)
     if paths := cut_paths(written):
         notes.append(f"texts whose absolute paths are cut to file names: {paths}")
@@ -173,8 +173,13 @@ def _layer(site: NoiseSite) -> FoldedLayer:
 
 
 def _found(reading: Reading) -> str:
-    if reading.noise.found:
-        return f"places where noise is multiplied in, each the identity at rate 0: {len(reading.noise.sites)}"
+    noise = reading.noise
+    if noisy := len(noise.sites) - noise.off:
+        return f"places where noise is multiplied in, each the identity at rate 0: {noisy}"
+    if noise.off:
+        return (
+            f"Dropout nodes that are off, and that a runtime may not have or has to compute that they are: {noise.off}"
+        )
     return (
         "functions train only if they are told to, and nobody does" if reading.changes else "there is nothing to fold"
     )

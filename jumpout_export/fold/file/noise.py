@@ -41,7 +41,8 @@ class Noise:
     sites: list[NoiseSite] = field(default_factory=list)  # what can be folded
     refused: list[str] = field(default_factory=list)  # what cannot, one sentence each that names the node
     kept: list[str] = field(default_factory=list)  # Dropout nodes that are off and stay
-    # random nodes and training Dropout nodes that are gone after the fold
+    off: int = 0  # Dropout nodes that are off, and go
+    # random nodes and Dropout nodes that are gone after the fold
     removed: list[ir.Node] = field(default_factory=list)
     alive: set[ir.Node] = field(default_factory=set)  # the nodes that are needed after the fold
     # values that are x times a whole dropout, but not of the shape of x, or not alone
@@ -64,10 +65,11 @@ class Noise:
         return {site.y: site.x for site in self.sites}
 
 
-def find_noise(model: ir.Model, proto: ModelProto) -> Noise:
+def find_noise(model: ir.Model, proto: ModelProto, *, written_out: bool = False) -> Noise:
     """Returns what is random or in training mode in the main graph and its subgraphs; functions are not looked into.
 
-    The model has the types of its values; `proto` is the protobuf that it was read from.
+    The model has the types of its values; `proto` is the protobuf that it was read from, where functions were written
+    out or not.
     """
     nodes = list(model.graph.all_nodes())
     where = {node: site.where for node, site in zip(nodes, main_sites(proto), strict=True)}
@@ -79,9 +81,11 @@ def find_noise(model: ir.Model, proto: ModelProto) -> Noise:
         forms.add(node)
     trains = {node: _trains(node, noise) for node in nodes if standard(node)}
     known = [node for node in trains if node.op_type == "Dropout" and trains[node] is not None]
-    stay = [node for node in known if not trains[node] and _said_off(node, noise)]
+    noisy = written_out or any(trains.values()) or any(node.op_type in RANDOM_OPERATORS for node in trains)
+    stay = [node for node in known if not trains[node] and _said_off(node, noise, noisy)]
     noise.kept = [where[node] for node in stay]
     gone = [node for node in known if node not in stay]
+    noise.off = sum(not trains[node] for node in gone)
     dropouts = [NoiseSite(node.outputs[0], x, where[node]) for node in gone for x in node.inputs[:1] if x is not None]
     noise.sites = [*dropouts, *_masks(nodes, forms, noise)]
     noise.alive, reached = _alive(model.graph, noise)
@@ -116,10 +120,15 @@ def _flag(node: ir.Node) -> ir.Value | None:
     return node.inputs[2] if len(node.inputs) > 2 else None
 
 
-def _said_off(node: ir.Node, noise: Noise) -> bool:
-    """Whether a Dropout that is off can stay: the file says so without anything computed, to a runtime that has it."""
+def _said_off(node: ir.Node, noise: Noise, noisy: bool) -> bool:
+    """Whether a Dropout that is off can stay: the file says so without anything computed.
+
+    ONNX Runtime has no Dropout of opset 6 or older, so where a file is changed anyhow, it would not run with one.
+    """
+    if noise.opset < 7:
+        return not noisy
     flag = _flag(node)
-    return noise.opset >= 7 and (flag is None or flag.producer() is None or made_by(flag, "Constant") is not None)
+    return bool(flag is None or flag.producer() is None or made_by(flag, "Constant") is not None)
 
 
 def _masks(nodes: list[ir.Node], forms: Forms, noise: Noise) -> list[NoiseSite]:

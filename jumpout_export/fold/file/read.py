@@ -51,7 +51,7 @@ def read_noise(model: ModelProto) -> Reading:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise NotVerifiableError(f"the graph cannot be read: {first_line(cause)}") from error
-    return Reading(written, names, typed, graph, find_noise(graph, typed))
+    return Reading(written, names, typed, graph, find_noise(graph, typed, written_out=bool(names)))
 
 
 def _without_noisy_functions(model: ModelProto) -> tuple[ModelProto, list[str]]:

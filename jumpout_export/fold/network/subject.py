@@ -16,21 +16,14 @@ from jumpout_export.report import FoldedLayer
 
 
 class Subject:
-    """A user's module; `subject_of` makes it once, and no step asks again what it was given.
+    """A user's module; `subject_of` makes it once, and no step asks again what it was given."""
 
-    Attributes:
-        module: the network itself, in the user's mode.
-        layers: noise that was switched off before anything was folded.
-        notes: sentences on what else was done to it then.
-        can_allow: whether it has modules in which noise could be allowed.
-    """
-
-    layers: tuple[FoldedLayer, ...] = ()
-    notes: tuple[str, ...] = ()
-    can_allow = True
+    layers: tuple[FoldedLayer, ...] = ()  # noise that was switched off before anything was folded
+    notes: tuple[str, ...] = ()  # sentences on what else was done to it then
+    can_allow = True  # whether it has modules in which noise could be allowed
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
+        self.module = module  # the network itself, in the user's mode
 
     def norms(self) -> list[tuple[str, Any]]:
         """Returns what serves with running statistics, by path: each has `running_mean`, `running_var` and `eps`."""

@@ -34,22 +34,14 @@ class Divergence:
 
 @dataclass
 class Result:
-    """What an operation must give, and the value of the file that is closest to it.
+    """What an operation must give, and the value of the file that is closest to it."""
 
-    Attributes:
-        exact: the reference, in the operation's own precision.
-        limits: the largest error allowed, per value.
-        share: error over its limit, at its largest; infinite where nothing in the file is like it.
-        error, limit: there, in the result's own unit.
-        where: the value of the file, for a person.
-    """
-
-    exact: Tensor
-    limits: Tensor
-    share: float = math.inf
-    error: float = math.inf
+    exact: Tensor  # the reference, in the operation's own precision
+    limits: Tensor  # the largest error allowed, per value
+    share: float = math.inf  # error over its limit, at its largest; infinite where nothing in the file is like it
+    error: float = math.inf  # there, in the result's own unit
     limit: float = 0.0
-    where: str = ""
+    where: str = ""  # the value of the file, for a person
 
 
 class Search:

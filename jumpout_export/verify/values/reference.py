@@ -43,12 +43,7 @@ class Expected:
 
 
 class Reference:
-    """Runs copies of the eval model in which nothing was replaced, and of it in float64.
-
-    Attributes:
-        inputs: names of the inputs in the ONNX graph.
-        problem: why there is no float64 copy; empty if there is one.
-    """
+    """Runs copies of the eval model in which nothing was replaced, and of it in float64."""
 
     def __init__(
         self, original: nn.Module, batch: Batch, *, folded: nn.Module | None = None, allow: Iterable[str] = ()
@@ -61,8 +56,8 @@ class Reference:
             folded: the model that was converted, to be compared bitwise at each call; it gives the inputs their names.
             allow: module paths in which, and below which, random numbers may be drawn, without changing the result.
         """
-        self.inputs = input_names(original if folded is None else folded, batch)
-        self.problem = ""
+        self.inputs = input_names(original if folded is None else folded, batch)  # in the ONNX graph
+        self.problem = ""  # why there is no float64 copy
         self._unequal: list[str] = []
         self._random: dict[int, str] = {}
         self._model = _with_own_buffers(original)

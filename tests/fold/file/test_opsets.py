@@ -178,3 +178,20 @@ def test_a_default_of_a_function_outlives_its_writing_out(tmp_path):
     assert fold_onnx(path, tmp_path / "out.onnx")
     x = np.array([[-1, 2, 3, -4]], np.float32)
     np.testing.assert_array_equal(run(tmp_path / "out.onnx", x), np.where(x > 0, -x * 0.5, -x))
+
+
+@pytest.mark.parametrize("test", [1, 2], ids=["is_test=1", "is_test=2"])
+def test_a_dropout_of_opset_6_that_is_off_is_no_noise(test, tmp_path):
+    path = saved(in_graph(6, f"b = Dropout <is_test = {test}> (a)"), tmp_path / "in.onnx")
+    assert noise(inspect_onnx(path)) == {}
+    done = fold_onnx(path, tmp_path / "out.onnx")
+    assert "there is nothing to fold" in done.notes
+    assert done.folded == []
+
+
+def test_what_is_off_does_not_count_as_noise_where_it_goes(tmp_path):
+    text = in_function(6, "b = Dropout <is_test : int = @test> (a)", "local.Block <test = 1> (x)", "<test>")
+    done = fold_onnx(saved(text, tmp_path / "in.onnx"), tmp_path / "out.onnx")
+    (check,) = [check for check in done.checks if check.name == "fold/noise"]
+    assert check.note.startswith("Dropout nodes that are off")
+    assert any(note.endswith("of them random or in training mode: 0") for note in done.notes)
