@@ -11,8 +11,8 @@ namespace replay {
 // Key of an output's line in the model's metadata: this and the output's name.
 constexpr char kToleranceKey[] = "jumpout_export.tolerance.";
 
-// The line that jumpout_export/tolerances.py writes. `sizes` and `limits` have an entry per channel (index of dimension 1;
-// one in all without it); limits are in units of the size.
+// The line that jumpout_export/tolerances.py writes. `sizes` and `limits` have an entry per channel (index of dimension
+// 1; one in all without it); limits are in units of the size.
 struct Tolerance {
   double cap = 0, median = 0;
   std::vector<double> sizes, limits;
