@@ -24,7 +24,7 @@ NESTED = """
       [branch] z = If(c) <
         then_branch = t () => (float[4] ty) { [inner] i = If(c) <
           then_branch = tt () => (float[4] tty) <float[4] k = {5, 6, 7, 8}> { [deep] tty = Add(x, k) },
-          else_branch = te () => (float[4] tey) { tey = Neg(x) }> ty = Identity(i) },
+          else_branch = inner () => (float[4] ey) { ey = Neg(x) }> ty = Identity(i) },
         else_branch = e () => (float[4] ey) { [other] ey = Add(h, k) }>
       [call] y = local.Block(z)
     }
@@ -61,7 +61,7 @@ def test_the_nodes_of_the_main_graph_come_in_the_same_order(model):
 
 
 def test_graphs_come_outermost_first(model):
-    assert [graph.name for graph in all_graphs(model.graph)] == ["g", "t", "tt", "te", "e"]
+    assert [graph.name for graph in all_graphs(model.graph)] == ["g", "t", "tt", "inner", "e"]
     assert [(name, graph.name) for name, graph in graphs_of(model.graph.node[1])] == [
         ("then_branch", "t"),
         ("else_branch", "e"),
