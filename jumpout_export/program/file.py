@@ -25,6 +25,7 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveReader
 
 from jumpout_export.errors import LoadError
+from jumpout_export.program.operators import NAMESPACES, is_allowed
 from jumpout_export.text import first_line
 
 _ENTRIES = re.compile(
@@ -37,10 +38,10 @@ _PAYLOADS = (
     ("data/weights/", "data/weights/model_weights_config.json"),
     ("data/constants/", "data/constants/model_constants_config.json"),
 )
-# Names become Python source; operators are looked up below these, and nothing else below `torch`.
+# Names become Python source.
 _NAME = re.compile(r"[\w.\-+: ]*")
-_OPERATOR = re.compile(r"torch\.ops\.\w+\.\w+(?:\.\w+)?|_operator\.\w+|math\.\w+|torch\.sym_\w+")
-_TOUCHES_FILES = re.compile(r"torch\.ops\.aten\.from_file\b.*")
+# Where a name is looked up: what a node calls, and an operator that is an argument of another.
+_CALLS = ("target", "as_operator")
 # What a node says about where it comes from, and text that is data: neither is looked up nor becomes source.
 _FREE = frozenset({"metadata", "as_string", "as_strings", "guards_code", "torch_version"})
 _SPECS = ("in_spec", "out_spec")
@@ -155,9 +156,13 @@ def _refuse_pickles(path: Path, reader: PT2ArchiveReader, names: list[str]) -> N
 
 
 def _refuse_code(path: Path, model: Any) -> None:
-    for key, text in _strings(model):
-        if key == "target":
-            bad = not _OPERATOR.fullmatch(text) or bool(_TOUCHES_FILES.fullmatch(text))
+    try:
+        texts = list(_strings(model))
+    except RecursionError as error:
+        raise LoadError(f"MODEL {path}: not a readable exported program (it is nested too deeply)") from error
+    for key, text in texts:
+        if key in _CALLS:
+            bad = not is_allowed(text)
         elif key == "expr_str":
             bad = not _is_shape(text)
         elif key in _SPECS:
@@ -166,6 +171,12 @@ def _refuse_code(path: Path, model: Any) -> None:
             bad = not text.isidentifier()
         else:
             bad = not _NAME.fullmatch(text)
+        if bad and text.startswith("torch.ops."):
+            raise LoadError(
+                f"MODEL {path}: {key} {text[:80]!r} could run as code, or reach files: a program from a file may call "
+                f"what computes tensors in {', '.join(NAMESPACES)} only; if you trust it, load it with "
+                "torch.export.load and give it to export_onnx or verify_onnx"
+            )
         if bad:
             raise LoadError(f"MODEL {path}: {key} {text[:80]!r} is nothing torch.export writes; it could run as code")
 
