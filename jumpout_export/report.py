@@ -1,14 +1,14 @@
 """The reports: what was checked, what was measured, against which limit, and the verdict.
 
 All are pydantic models: `report.model_dump_json()` is what `--json` prints and `report.json` holds; the JSON Schema is
-in `docs/`. A report is truthy exactly when it passed.
+in `docs/`. A report is truthy exactly when it passed; `passes` is the one rule by which checks make a report pass.
 
 Over 300 lines because it is the one schema of all commands, and two thirds are what each field means and its unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -16,8 +16,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from jumpout_export.text import joined
 
 BatchNormVerdict = Literal["ok", "drift", "inconclusive"]
-CheckVerdict = Literal["pass", "fail", "not_run"]
+CheckVerdict = Literal["pass", "warning", "fail", "not_run"]
+ProviderVerdict = Literal["pass", "fail", "not_run"]
 Cause = Literal["stale", "stochastic", "propagated"]
+
+# Of the JSON of all reports: rises when a reader of the one before cannot take what is written now. 1 had no number;
+# 2 has it, the verdict `warning` and `required`.
+SCHEMA_VERSION: Literal[2] = 2
 
 
 def _float(value: object) -> object:
@@ -45,7 +50,9 @@ class Check(_Model):
         name: for example `cpu/all/batch=7/worst error`.
         measured: the measured value in the unit the note names; None where the check is not a number.
         limit: the largest allowed value, in the same unit.
-        verdict: `pass`, `fail`, or `not_run` (the note says why).
+        verdict: `pass`; `warning`, something to know that does not make the file a wrong one; `fail`; or `not_run` (the
+            note says why).
+        required: whether a report cannot pass if this was not run; it means nothing for another verdict.
         note: one sentence for a person.
     """
 
@@ -53,13 +60,19 @@ class Check(_Model):
     measured: Number | None = None
     limit: Number | None = None
     verdict: CheckVerdict
+    required: bool = True
     note: str = ""
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the report that it is in cannot pass: it failed, or was not run and is required."""
+        return self.verdict == "fail" or (self.verdict == "not_run" and self.required)
 
 
 class ProviderReport(_Model):
     """The verdict for one ONNX Runtime execution provider; `reason` says why it failed or was not run."""
 
-    verdict: CheckVerdict
+    verdict: ProviderVerdict
     reason: str = ""
 
 
@@ -248,6 +261,7 @@ class BatchNormReport(_Model):
 
     Attributes:
         kind: always `batchnorm`.
+        schema_version: of this JSON.
         verdict: `drift` if any layer drifts, `ok` if all are ok, else `inconclusive`.
         origin: module path of the first drifting layer in call order, or None.
         images: images seen.
@@ -262,6 +276,7 @@ class BatchNormReport(_Model):
     """
 
     kind: Literal["batchnorm"] = "batchnorm"
+    schema_version: Literal[2] = SCHEMA_VERSION
     verdict: BatchNormVerdict
     origin: str | None = None
     images: int
@@ -283,7 +298,8 @@ class VerifyReport(_Model):
 
     Attributes:
         kind: `verify`, `inspect`, `export` or `fold`.
-        passed: every provider asked for passed and at least one comparison was made.
+        schema_version: of this JSON.
+        passed: no check failed, none that is required was not run, and every provider asked for passed (`passes`).
         providers: verdict per provider (`cpu`, `cuda`); empty where only the file was inspected.
         checks: every check with measured value, limit and verdict.
         first_divergence: module path of the first layer that differs, or None.
@@ -295,6 +311,7 @@ class VerifyReport(_Model):
     """
 
     kind: Literal["verify", "inspect", "export", "fold"] = "verify"
+    schema_version: Literal[2] = SCHEMA_VERSION
     passed: bool
     providers: dict[str, ProviderReport] = Field(default_factory=dict)
     checks: list[Check] = Field(default_factory=list)
@@ -374,6 +391,7 @@ class PipelineReport(_Model):
 
     Attributes:
         kind: always `pipeline`.
+        schema_version: of this JSON.
         title: one line.
         training: the history, where the run trained.
         before: the BatchNorm check of the model as trained.
@@ -384,6 +402,7 @@ class PipelineReport(_Model):
     """
 
     kind: Literal["pipeline"] = "pipeline"
+    schema_version: Literal[2] = SCHEMA_VERSION
     title: str = "jumpout-export"
     training: TrainingHistory | None = None
     before: BatchNormReport | None = None
@@ -409,16 +428,26 @@ def json_schema() -> dict[str, Any]:
     """Returns the JSON Schema of all reports, as `docs/report.schema.json` holds it."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Report).json_schema(mode="serialization")
+    schema = TypeAdapter(Report).json_schema(mode="serialization")
+    return {"title": f"Reports of jumpout-export, version {SCHEMA_VERSION}", **schema}
 
 
-def counted(name: str, problems: list[str], good: str = "none", most: int = 8) -> Check:
+def passes(checks: Iterable[Check], providers: Mapping[str, ProviderReport] | None = None) -> bool:
+    """Returns whether a report of these checks and providers passed: nothing blocks it, and every provider passed."""
+    others = (providers or {}).values()
+    return not any(check.blocks for check in checks) and all(provider.verdict == "pass" for provider in others)
+
+
+def counted(
+    name: str, problems: list[str], good: str = "none", most: int = 8, otherwise: CheckVerdict = "fail"
+) -> Check:
     """Returns a check that passes if nothing was found: measured is the number of problems, limit 0.
 
-    The note names the first problems, at most `most`, one phrase each, or is `good` if there are none.
+    The note names the first problems, at most `most`, one phrase each, or is `good` if there are none; the verdict on
+    problems is `otherwise`.
     """
     note = joined(problems, most) or good
-    return Check(name=name, measured=len(problems), limit=0, verdict="fail" if problems else "pass", note=note)
+    return Check(name=name, measured=len(problems), limit=0, verdict=otherwise if problems else "pass", note=note)
 
 
 def limited(name: str, measured: float, limit: float, note: str) -> Check:

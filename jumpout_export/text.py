@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def joined(parts: list[str], most: int = 8) -> str:
     """Returns the first parts in one line, and how many more there are."""
     return "; ".join(parts[:most]) + (f"; and {len(parts) - most} more" if len(parts) > most else "")
+
+
+def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Returns the names as a tuple; one alone is not taken for its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def first_line(error: BaseException) -> str:

@@ -29,8 +29,8 @@ Every command ends with one of these exit codes:
 | 0 | passed |
 | 1 | a check failed |
 | 2 | wrong usage: an argument, a file or the data cannot be used, or the report or the result cannot be written |
-| 3 | could not be verified here: a package or a device is missing, there are too few images to decide, or an \
-unforeseen error, with its traceback |
+| 3 | could not be verified here: a package or a device is missing, there are too few images to decide, a check that a \
+verdict needs could not be made, or an unforeseen error, with its traceback |
 | 130, 143 | interrupted with Ctrl-C (130) or SIGTERM (143); no file was published |
 
 A signal that comes once OUT.onnx or the new weights are being put in their place is not obeyed any more: the command
@@ -47,9 +47,13 @@ EXIT_CODES = {
     "export": {
         0: "OUT.onnx was written",
         1: "a check failed; nothing was written, and an older OUT.onnx stays as it was",
-        3: "a provider could not be used; nothing was written",
+        3: "a provider could not be used, or nothing was shown of an output; nothing was written",
     },
-    "verify": {0: "the file computes what the model computes", 1: "it does not", 3: "a provider could not be used"},
+    "verify": {
+        0: "the file computes what the model computes; there may be warnings",
+        1: "it does not",
+        3: "a provider could not be used, or nothing was shown of an output",
+    },
     "check-bn": {0: "`ok`: every layer agrees", 1: "`drift`: at least one layer does not", 3: "`inconclusive`"},
     "recalibrate-bn": {
         0: "after recalibration every layer agrees",

@@ -17,6 +17,8 @@ struct Check {
   std::optional<double> measured, limit;
 };
 
+// SCHEMA_VERSION in report.py.
+constexpr int kSchemaVersion = 2;
 constexpr char kPass[] = "pass", kFail[] = "fail", kNotRun[] = "not_run";
 
 std::string format(const char* pattern, double value) {
@@ -73,7 +75,7 @@ std::string json(std::string_view value) {
 std::string json(const Check& check) {
   return "{\"name\": " + json(check.name) + ", \"measured\": " + json(check.measured) +
          ", \"limit\": " + json(check.limit) + ", \"verdict\": " + json(check.verdict) +
-         ", \"note\": " + json(check.note) + "}";
+         ", \"required\": true, \"note\": " + json(check.note) + "}";
 }
 
 std::string joined(const std::vector<std::string>& parts, const std::string& separator) {
@@ -124,10 +126,10 @@ std::string to_json(const Options& options, const std::string& verdict, const st
   for (const std::string& note : notes) lines.push_back(json(note));
   utsname machine{};
   uname(&machine);
-  return "{\"kind\": \"verify\", \"passed\": " + std::string(verdict == kPass ? "true" : "false") +
-         ", \"providers\": {" + json(options.provider.option) + ": {\"verdict\": " + json(verdict) +
-         ", \"reason\": " + json(reason) + "}}, \"checks\": [" + joined(rows, ", ") +
-         "], \"first_divergence\": null, \"path\": " + json(options.model) +
+  return "{\"kind\": \"verify\", \"schema_version\": " + std::to_string(kSchemaVersion) +
+         ", \"passed\": " + std::string(verdict == kPass ? "true" : "false") + ", \"providers\": {" +
+         json(options.provider.option) + ": {\"verdict\": " + json(verdict) + ", \"reason\": " + json(reason) +
+         "}}, \"checks\": [" + joined(rows, ", ") + "], \"first_divergence\": null, \"path\": " + json(options.model) +
          ", \"sha256\": " + json(sha256_of(options.model)) + ", \"data_files\": {}, \"notes\": [" +
          joined(lines, ", ") + "], \"environment\": {\"command\": " + json(options.command) +
          ", \"onnxruntime\": " + json(library_version()) +

@@ -38,6 +38,9 @@ def export(
     allow: Annotated[
         list[str] | None, typer.Option(help="module path that may stay random in eval mode; repeatable")
     ] = None,
+    allow_constant: options.AllowConstant = None,
+    no_made_up_inputs: options.NoMadeUpInputs = False,
+    thorough: options.Thorough = False,
     keep_debug_info: Annotated[
         bool, typer.Option("--keep-debug-info", help="keep source lines and file names in the file")
     ] = False,
@@ -74,6 +77,9 @@ def export(
             dtype=torch_dtype,
             external_data=external_data or None,
             allow=tuple(allow or ()),
+            allow_constant=tuple(allow_constant or ()),
+            made_up=not no_made_up_inputs,
+            thorough=thorough,
             keep_debug_info=keep_debug_info,
             batchnorm=batchnorm,
             golden=golden,

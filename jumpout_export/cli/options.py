@@ -72,6 +72,14 @@ RefuseIfWorse = Annotated[
         "--refuse-if-worse", help="write nothing if likelihood or accuracy on the data get significantly worse"
     ),
 ]
+AllowConstant = Annotated[
+    list[str] | None,
+    typer.Option(metavar="OUTPUT", help="output that may be the same for every input; repeatable"),
+]
+NoMadeUpInputs = Annotated[
+    bool, typer.Option("--no-made-up-inputs", help="compare on the given data alone, and on no random inputs")
+]
+Thorough = Annotated[bool, typer.Option("--thorough", help="compare at more sizes of the open axes; takes longer")]
 Json = Annotated[bool, typer.Option("--json", help="print the report as JSON")]
 ReportDir = Annotated[Path | None, typer.Option("--report", help="write report.json, .md, .html and the plots here")]
 OnnxFile = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="the ONNX file")]

@@ -23,6 +23,9 @@ def verify(
     providers: options.Providers = "cpu",
     batch_size: options.BatchSize = 128,
     device: options.Device = "cpu",
+    allow_constant: options.AllowConstant = None,
+    no_made_up_inputs: options.NoMadeUpInputs = False,
+    thorough: options.Thorough = False,
     seed: options.Seed = 0,
     json: options.Json = False,
     report: options.ReportDir = None,
@@ -32,7 +35,17 @@ def verify(
     chosen = parse_providers(providers)
     with working() as progress:
         job = build_job(against, weights, device, data, input_shape, batch_size, seed, programs=True)
-        result = verify_onnx(file, job.network, job.some(), chosen, seed=seed, progress=progress)
+        result = verify_onnx(
+            file,
+            job.network,
+            job.some(),
+            chosen,
+            allow_constant=tuple(allow_constant or ()),
+            made_up=not no_made_up_inputs,
+            thorough=thorough,
+            seed=seed,
+            progress=progress,
+        )
     finish(result, json, report)
 
 

@@ -10,7 +10,7 @@ from jumpout_export.errors import NotFoldableError
 from jumpout_export.fold.network.subject import Subject
 from jumpout_export.model.batches import Batch, Progress
 from jumpout_export.onnxfile.data import describe_data, sha256_of
-from jumpout_export.report import BatchNormReport, Check, ExportReport, FoldedLayer, VerifyReport
+from jumpout_export.report import BatchNormReport, Check, ExportReport, FoldedLayer, VerifyReport, passes
 from jumpout_export.verify.precision import Precision
 
 _STEPS = 5
@@ -65,7 +65,7 @@ class Draft:
         The finished file, and the one its weights lie in, are published if the report passed.
         """
         self.add(result.checks, result.notes)
-        passed = bool(result) and all(check.verdict == "pass" for check in self.checks)
+        passed = bool(result) and passes(self.checks, result.providers)
         # Of a file that is not published nobody needs a hash: it would be taken for that of an older one.
         data_files = {data.name: data.stat().st_size} if passed and data else {}
         self.notes += [f"ship both files, {self.target.name} and {describe_data(data_files)}"] * bool(data_files)
@@ -101,6 +101,9 @@ class Job:
     dynamic_axes: Mapping[str, Mapping[int, str]] | None
     external_data: bool | None
     allow: tuple[str, ...]
+    allow_constant: tuple[str, ...]
+    made_up: bool
+    thorough: bool
     keep_debug_info: bool
     seed: int
     progress: Progress | None

@@ -19,6 +19,7 @@ from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all, onnx_batch
 from jumpout_export.report import BatchNormReport, ExportReport, not_run
 from jumpout_export.runtime.providers import check_providers
+from jumpout_export.text import names_of
 
 
 def export_onnx(
@@ -34,6 +35,9 @@ def export_onnx(
     dtype: torch.dtype | None = None,
     external_data: bool | None = None,
     allow: Iterable[str] = (),
+    allow_constant: Iterable[str] = (),
+    made_up: bool = True,
+    thorough: bool = False,
     keep_debug_info: bool = False,
     batchnorm: BatchNormReport | None = None,
     golden: str | os.PathLike[str] | None = None,
@@ -68,6 +72,10 @@ def export_onnx(
             dropout), it is random on purpose: report and metadata say so, the network without that noise is verified
             as any other, and with it the mean and spread of every output over many runs. Where the result does not
             depend on what is drawn, the file is deterministic and proven to be.
+        allow_constant: names of outputs that may be the same for every input. Of another one that never moved nothing
+            was shown; its check is `not_run` and nothing is published.
+        made_up: compare on random inputs, too, and not on the calibration data alone.
+        thorough: sweep more sizes of the open axes.
         keep_debug_info: keep the converter's source lines in the file, with paths cut to file names.
         batchnorm: the check of the exported weights, for the report and the file's metadata.
         golden: folder, or a name for one; after a pass `test_data_set_0/input_0.pb, output_0.pb` appears in it. The
@@ -105,7 +113,10 @@ def export_onnx(
         dynamic_batch=dynamic_batch,
         dynamic_axes=dynamic_axes,
         external_data=external_data,
-        allow=(allow,) if isinstance(allow, str) else tuple(allow),
+        allow=names_of(allow),
+        allow_constant=names_of(allow_constant),
+        made_up=made_up,
+        thorough=thorough,
         keep_debug_info=keep_debug_info,
         seed=seed,
         progress=progress,

@@ -23,6 +23,7 @@ from jumpout_export.fold.network.folded import STATE_PASSED, fold
 from jumpout_export.model.axes import Axes, choose_axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.onnxfile.static import metadata_check
 from jumpout_export.report import Check, ExportReport, VerifyReport
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.text import first_line
@@ -136,7 +137,7 @@ def inspect(job: Job, written: Written) -> Deterministic:
     purpose = purpose_of(file, job.allow)
     purpose.mark(written.file, file)
     job.draft.metadata |= purpose.metadata
-    job.draft.add(purpose.excused(inspect_file(written.file, file)), purpose.notes)
+    job.draft.add(purpose.excused([*inspect_file(written.file, file), metadata_check(file)]), purpose.notes)
     return purpose
 
 
@@ -159,6 +160,9 @@ def verify(job: Job, prepared: Prepared, written: Written, purpose: Deterministi
         job.providers,
         loss=prepared.loss,
         axes=prepared.axes,
+        allow_constant=job.allow_constant,
+        made_up=job.made_up,
+        thorough=job.thorough,
         seed=job.seed,
         progress=job.progress,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jumpout_export.onnxfile.data import changed_data, data_sizes, describe_data
 from jumpout_export.onnxfile.load import broken
+from jumpout_export.onnxfile.metadata import PREFIX, entries
 from jumpout_export.onnxfile.sizes import impossible, large_values
 from jumpout_export.onnxfile.training import batchnorm_may_train, draws, dropout_may_train, places
 from jumpout_export.onnxfile.walk import ABSOLUTE_PATH, DEFAULT_DOMAINS, Site, sites, tensors, texts
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # ai.onnx.ml is part of ONNX; every other domain needs somebody's library at serving time.
 _STANDARD_DOMAINS = DEFAULT_DOMAINS | {"ai.onnx.ml"}
+# What tells a clean file from another, and not a right one from a wrong one.
+_HYGIENE = ("file/local paths", "file/metadata")
 
 
 def static_checks(path: Path, model: ModelProto) -> list[Check]:
@@ -42,6 +45,20 @@ def static_checks(path: Path, model: ModelProto) -> list[Check]:
         counted("file/tensors", [text for tensor in tensors(model) if (text := broken(tensor))]),
     ]
     return [*checks, _onnx_checker(path, leaving)]
+
+
+def metadata_check(model: ModelProto) -> Check:
+    """Returns the check that a file says where it comes from: versions, weights, and how exact each output is."""
+    nothing = f"no metadata of {PREFIX.rstrip('.')}: the file does not say of which weights and versions it was made"
+    return counted("file/metadata", [] if entries(model) else [nothing], "the file says how it was made")
+
+
+def of_another_writer(checks: Iterable[Check], model: ModelProto) -> list[Check]:
+    """Returns the checks of a file that was written elsewhere, where hygiene is a warning: no value depends on it."""
+    return [
+        check.model_copy(update={"verdict": "warning"}) if check.name in _HYGIENE and check.verdict == "fail" else check
+        for check in (*checks, metadata_check(model))
+    ]
 
 
 def usable_data(path: Path, model: ModelProto, checks: Iterable[Check]) -> dict[str, int]:

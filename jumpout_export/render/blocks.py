@@ -21,6 +21,8 @@ _STATES: dict[str, tuple[str, Tone]] = {
     "ok": ("✓", "good"),
     "pass": ("✓", "good"),
     "done": ("✓", "good"),
+    "warning": ("!", "warn"),
+    "pass, with warnings": ("!", "warn"),
     "pass, random on purpose": ("!", "warn"),
     "drift": ("✗", "bad"),
     "fail": ("✗", "bad"),

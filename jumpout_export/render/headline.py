@@ -104,12 +104,15 @@ def _verify(report: VerifyReport) -> tuple[Cell, str]:
         if "pass" not in verdicts:
             return state("NOT RUN"), f"{file}: nothing was compared.{aside}"
         where = " and ".join(name for name, _ in _reasons(report, "pass"))
-        claim, verdict = _CLAIMS.get(report.kind, "equals the PyTorch model"), state("PASS")
+        warnings = [check for check in report.checks if check.verdict == "warning"]
+        claim = _CLAIMS.get(report.kind, "equals the PyTorch model")
+        verdict = state("PASS, WITH WARNINGS" if warnings else "PASS")
         if isinstance(report, ExportReport) and "jumpout_export.random" in report.provenance:
             claim = "is random on purpose, NOT deterministic, with the distribution of the PyTorch model"
             verdict = state("PASS, RANDOM ON PURPOSE")
         scope = total if set(verdicts) == {"pass"} else f"{verdicts.count('pass')} of {total}"
-        return verdict, f"{file} {claim}: {scope} passed{f' on {where}' if where else ''}.{aside}"
+        warned = f" {count(len(warnings), 'warning')}, first {_failure(warnings[0])}" if warnings else ""
+        return verdict, f"{file} {claim}: {scope} passed{f' on {where}' if where else ''}.{aside}{warned}"
     unpublished = " Nothing was written; an older file, if there is one, is unchanged." * (not is_published(report))
     failed = sorted((check for check in report.checks if check.verdict == "fail"), key=says_little)
     reasons = [_where_it_starts(report.first_divergence)] if report.first_divergence is not None else []
@@ -120,6 +123,8 @@ def _verify(report: VerifyReport) -> tuple[Cell, str]:
     ]
     if not reasons and (aside or "not_run" in verdicts):
         skipped = f" {verdicts.count('not_run')} of {total} were not run." if "not_run" in verdicts else ""
+        missing = [check for check in report.checks if check.blocks and check.name not in report.providers]
+        skipped += f" First {_failure(missing[0])}" if missing else ""
         return state("NOT VERIFIED"), f"{file} could not be verified here.{aside}{skipped}{unpublished}"
     if not reasons:
         reasons = [_ended(note) for note in report.notes] or ["nothing was compared."]

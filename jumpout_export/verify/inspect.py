@@ -15,7 +15,7 @@ from jumpout_export.onnxfile.metadata import RANDOM, entries
 from jumpout_export.onnxfile.static import usable_data
 from jumpout_export.onnxfile.training import random_nodes
 from jumpout_export.onnxfile.walk import default_opset, tensors
-from jumpout_export.report import Check, VerifyReport
+from jumpout_export.report import Check, VerifyReport, passes
 from jumpout_export.runtime.loads import inspect_file
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def inspect_onnx(path: str | os.PathLike[str]) -> VerifyReport:
     checks += unchanged_checks(path.parent, before)
     return VerifyReport(
         kind="inspect",
-        passed=all(check.verdict == "pass" for check in checks),
+        passed=passes(checks),
         checks=checks,
         path=str(path),
         sha256=before[path.name],

@@ -38,6 +38,9 @@ def run_providers(
     loss: Loss = OWN_LOSS,
     axes: Axes | None = None,
     allow: Iterable[str] = (),
+    allow_constant: tuple[str, ...] = (),  # noqa: ARG001
+    made_up: bool = True,  # noqa: ARG001
+    thorough: bool = False,  # noqa: ARG001
     seed: int = 0,
     progress: Progress | None = None,
 ) -> VerifyReport:
@@ -53,6 +56,9 @@ def run_providers(
         axes: of the inputs, where they are known. A file says which are open, not which is the batch; without them an
             open first axis of the first input is.
         allow: module paths in which, and below which, random numbers may be drawn.
+        allow_constant: names of outputs that need not depend on the inputs.
+        made_up: compare on inputs that nobody gave, too.
+        thorough: sweep more sizes of the open axes.
         seed: of the random inputs.
         progress: called as progress(what, done, total).
     """

@@ -10,7 +10,7 @@ from torch import nn
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.samples import rows
-from jumpout_export.report import Check, ProviderReport, VerifyReport, counted
+from jumpout_export.report import Check, ProviderReport, VerifyReport, counted, passes
 from jumpout_export.runtime.session import Session
 from jumpout_export.tolerances import FACTOR, ILL_CONDITIONED, ceiling, describe_budget
 from jumpout_export.verify.constants.batchnorms import batchnorms_in_file, constants_check
@@ -47,9 +47,7 @@ def report_of(seen: Seen, providers: tuple[str, ...]) -> VerifyReport:
     compared = sum(comparison.values for _, comparison in seen.sessions)
     if not compared and not seen.unusable:
         checks.append(Check(name="compared", measured=0, verdict="fail", note="nothing was compared"))
-    passed = all(verdict.verdict == "pass" for verdict in verdicts.values())
-    good = compared > 0 and all(check.verdict == "pass" for check in checks)
-    return VerifyReport(passed=passed and good, providers=verdicts, checks=checks, notes=_notes(seen))
+    return VerifyReport(passed=passes(checks, verdicts), providers=verdicts, checks=checks, notes=_notes(seen))
 
 
 def _model_checks(seen: Seen) -> list[Check]:
@@ -84,7 +82,7 @@ def _verdict(seen: Seen, provider: str, checks: list[Check]) -> ProviderReport:
     if provider in seen.unusable:
         return ProviderReport(verdict="not_run", reason=seen.unusable[provider])
     own = [check for check in checks if check.name.startswith((f"{provider}/", "torch/"))]
-    failed = [check for check in own if check.verdict != "pass"]
+    failed = [check for check in own if check.blocks]
     if failed:
         return ProviderReport(verdict="fail", reason=f"{failed[0].name}: {failed[0].note}")
     if any(comparison.values and comparison.label.startswith(f"{provider}/") for _, comparison in seen.sessions):
@@ -128,7 +126,7 @@ def with_what_no_value_shows(
     return report.model_copy(
         update={
             "checks": checks,
-            "passed": report.passed and all(check.verdict == "pass" for check in checks),
+            "passed": passes(checks, report.providers),
             "first_divergence": found.layer if found is not None else None,
             "notes": [*([found.note] if found is not None else []), *report.notes, *notes],
         }

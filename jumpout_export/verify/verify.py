@@ -19,10 +19,11 @@ from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all
 from jumpout_export.onnxfile.data import sha256_of_all, unchanged_checks
 from jumpout_export.onnxfile.load import load_onnx
-from jumpout_export.onnxfile.static import can_be_run, usable_data
-from jumpout_export.report import Check, VerifyReport, not_run
+from jumpout_export.onnxfile.static import can_be_run, of_another_writer, usable_data
+from jumpout_export.report import Check, VerifyReport, not_run, passes
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.runtime.providers import check_providers
+from jumpout_export.text import names_of
 from jumpout_export.verify.precision import precision_of_file
 from jumpout_export.verify.runner import run_providers
 
@@ -33,6 +34,9 @@ def verify_onnx(
     inputs: Any,
     providers: Iterable[str] = ("cpu",),
     *,
+    allow_constant: Iterable[str] = (),
+    made_up: bool = True,
+    thorough: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> VerifyReport:
@@ -42,8 +46,9 @@ def verify_onnx(
     images as they come, on batches of 1, 2 and 7 of them, and on random inputs of those sizes. Names, number, shapes
     and dtypes must agree exactly, nothing may be NaN or infinite, two runs on the CPU must agree bitwise, and the
     error against a float64 copy of the model must stay within `tolerances.py`. A file that is changed meanwhile
-    fails; `sha256` is of the file before. The model must be free of randomness
-    and state in eval mode, and with an open batch size images must not depend on each other. It is not changed.
+    fails; `sha256` is of the file before. Paths of a machine in it, and metadata that it lacks, are warnings. The model
+    must be free of randomness and state in eval mode, and with an open batch size images must not depend on each
+    other. It is not changed.
 
     The constants of every BatchNorm are recomputed from its buffers and compared with those in the file, folded into
     another layer or not. The other weights are looked for in the file bit for bit: one with wrong values fails, one
@@ -56,6 +61,10 @@ def verify_onnx(
         model: the PyTorch model, in train or eval mode, on any device, or an exported program.
         inputs: one batch (a tensor, tuple or dict), or an iterable of batches, with or without labels.
         providers: of `cpu`, `cuda`. Where `cuda` cannot be used, its verdict is `not_run` and the report not passed.
+        allow_constant: names of outputs that may be the same for every input. Of another one that never moved nothing
+            was shown; its check is `not_run` and the report not passed.
+        made_up: compare on random inputs, too, and not on what was given alone.
+        thorough: sweep more sizes of the open axes.
         seed: of the random inputs.
         progress: called as progress(what, done, total).
 
@@ -77,7 +86,7 @@ def verify_onnx(
     subject = subject_of(model)
     first, batches = first_and_all(inputs, subject.module, "inputs")
     audit = audit_model(subject)
-    checks = [*inspect_file(path, proto), *audit.checks]
+    checks = [*of_another_writer(inspect_file(path, proto), proto), *audit.checks]
     data = usable_data(path, proto, checks)
     before |= sha256_of_all(path.parent, data)
     notes = [*audit.notes]
@@ -102,6 +111,9 @@ def verify_onnx(
                 batches,
                 providers,
                 loss=loss,
+                allow_constant=names_of(allow_constant),
+                made_up=made_up,
+                thorough=thorough,
                 seed=seed,
                 progress=progress,
             )
@@ -110,7 +122,7 @@ def verify_onnx(
     checks += result.checks
     checks += unchanged_checks(path.parent, before)
     return VerifyReport(
-        passed=bool(result) and all(check.verdict == "pass" for check in checks),
+        passed=bool(result) and passes(checks, result.providers),
         providers=result.providers,
         first_divergence=result.first_divergence,
         checks=checks,

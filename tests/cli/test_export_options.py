@@ -10,6 +10,7 @@ import pytest
 from support.onnx_files import shapes
 
 from jumpout_export.cli import app as cli
+from jumpout_export.report import not_run
 
 pytestmark = pytest.mark.integration
 
@@ -60,3 +61,20 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(arguments, message, command,
     assert code == 2
     assert message in err
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_what_is_to_be_tried_reaches_the_comparison(command, monkeypatch):
+    seen = []
+
+    def run(*_arguments, **settings):
+        seen.append({name: settings[name] for name in ("allow_constant", "made_up", "thorough")})
+        return not_run(("cpu",), "not looked at")
+
+    monkeypatch.setattr("jumpout_export.verify.noise.purpose.run_providers", run)
+    assert command()[0] == 3
+    options = ["--allow-constant", "a", "--allow-constant", "b", "--no-made-up-inputs", "--thorough"]
+    assert command(*options)[0] == 3
+    assert seen == [
+        {"allow_constant": (), "made_up": True, "thorough": False},
+        {"allow_constant": ("a", "b"), "made_up": False, "thorough": True},
+    ]

@@ -21,7 +21,7 @@ from jumpout_export.onnxfile.load import MAX_BYTES, load_onnx
 from jumpout_export.onnxfile.metadata import entries
 from jumpout_export.onnxfile.sizes import MOST_ELEMENTS, impossible
 from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, default_opset, tensors
-from jumpout_export.report import Check, ExportReport, FoldedLayer, counted, limited
+from jumpout_export.report import Check, ExportReport, FoldedLayer, counted, limited, passes
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.runtime.providers import fallback
 from jumpout_export.runtime.session import open_session
@@ -90,9 +90,9 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
         file = folder / target.name
         file.write_bytes(reading.model.SerializeToString(deterministic=True) if notes else path.read_bytes())
         report.checks += inspect_file(file, load_onnx(file))
-        if all(check.verdict == "pass" for check in report.checks):
+        if passes(report.checks):
             report.checks += _proof(file, reading, report.notes, seed)
-        report.passed = all(check.verdict == "pass" for check in report.checks)
+        report.passed = passes(report.checks)
         if report.passed:
             report.sha256 = sha256_of(file)
             report.provenance = entries(reading.model)
@@ -105,12 +105,12 @@ def _unusable(path: Path, model: ModelProto) -> list[Check]:
     checks = [check for check in inspect_file(path, model) if check.name.removeprefix("file/") in _NEEDED]
     shadowing = [function.name for function in model.functions if function.domain in DEFAULT_DOMAINS]
     checks.append(counted("file/functions", [f"`{name}` has the name of an ONNX operator" for name in shadowing]))
-    if all(check.verdict == "pass" for check in checks):
+    if passes(checks):
         files = {path, *(path.parent / name for name in external_files(model))}
         size = sum(file.stat().st_size for file in files)
         note = f"the file and its external data take {size / 2**30:.1f} GiB; one file holds 2 GiB"
         checks.append(limited("file/size", size, MAX_BYTES, note))
-    return [check for check in checks if check.verdict != "pass"]
+    return [check for check in checks if check.blocks]
 
 
 def _take_in(model: ModelProto, path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from functools import partial
 from itertools import groupby
 
@@ -10,7 +11,7 @@ from jumpout_export.render.blocks import Block, Cell, Column, Group, Items, Plot
 from jumpout_export.render.headline import is_published, says_little
 from jumpout_export.render.numbers import number
 from jumpout_export.render.plots import run as plots
-from jumpout_export.report import Check, ExportReport, VerifyReport
+from jumpout_export.report import Check, CheckVerdict, ExportReport, VerifyReport
 from jumpout_export.text import count
 
 # With more checks the groups start folded away, below a table of those that did not pass.
@@ -19,6 +20,14 @@ _MANY_CHECKS = 12
 _FEW_RATIOS = 3
 # The bar behind a measured value: empty at this fraction of the limit, full at the limit, logarithmic between.
 _EMPTY_BAR = plots.LOWEST_RATIO
+# Verdicts as they are summed up in a line, and in the order in which a person wants to see them.
+_COUNTED: dict[CheckVerdict, str] = {
+    "fail": "failed",
+    "warning": "with a warning",
+    "pass": "passed",
+    "not_run": "not run",
+}
+_URGENCY = ("fail", "not_run", "warning", "pass")
 
 
 def folded_section(report: ExportReport) -> list[Section]:
@@ -70,7 +79,8 @@ def parity_section(report: VerifyReport) -> list[Section]:
             else "The saved file was run in ONNX Runtime and compared with the PyTorch model.",
             "A check passes when the measured value is at most the limit. The bar fills towards the limit on a "
             "logarithmic scale, from a millionth of it; the last column says what was measured. "
-            "A check that compared nothing counts as failed, one that could not be run here says why.",
+            "A check that compared nothing counts as failed, one that could not be run here says why. A warning is "
+            "something to know: it does not make the file another network.",
             tuple(blocks),
         )
     ]
@@ -101,12 +111,11 @@ def _checks(checks: list[Check]) -> list[Block]:
             blocks.append(_table(sorted(rest, key=_urgency), "", "Checks that did not pass"))
     for key in order:
         group = groups[key]
-        failed = sum(check.verdict == "fail" for check in group)
-        not_run = sum(check.verdict == "not_run" for check in group)
-        word = "fail" if failed else "pass" if not_run < len(group) else "not run"
-        parts = [f"{failed} failed"] if failed else []
-        parts += [f"{len(group) - failed - not_run} passed"] if len(group) > failed + not_run else []
-        parts += [f"{not_run} not run"] if not_run else []
+        worst_first = sorted(group, key=_urgency)
+        first = worst_first[0].verdict
+        word = "pass" if first == "not_run" and worst_first[-1].verdict != "not_run" else first
+        counts = Counter(check.verdict for check in group)
+        parts = [f"{counts[verdict]} {words}" for verdict, words in _COUNTED.items() if counts[verdict]]
         finite = [r for r in map(_ratio, group) if r is not None and math.isfinite(r)]
         if finite:
             worst = max(finite)
@@ -115,7 +124,7 @@ def _checks(checks: list[Check]) -> list[Block]:
                 if worst <= 1
                 else f"up to {number(worst)} times the limit"
             )
-        table = _table(sorted(group, key=_urgency), key)
+        table = _table(worst_first, key)
         blocks.append(Group(key or "general", state(word), ", ".join(parts), table, is_open=not many))
     return blocks
 
@@ -140,7 +149,7 @@ def _group(check: Check) -> str:
 
 
 def _urgency(check: Check) -> tuple[int, bool]:
-    return ("fail", "not_run", "pass").index(check.verdict), says_little(check)
+    return _URGENCY.index(check.verdict), says_little(check)
 
 
 def _ratio(check: Check) -> float | None:

@@ -24,7 +24,7 @@ from jumpout_export.model.run import call
 from jumpout_export.model.signature import input_names
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.training import random_nodes
-from jumpout_export.report import Check, ProviderReport, VerifyReport
+from jumpout_export.report import Check, ProviderReport, VerifyReport, passes
 from jumpout_export.runtime.providers import PROVIDERS
 from jumpout_export.runtime.session import LEVELS, open_session
 from jumpout_export.text import first_line
@@ -56,6 +56,9 @@ def verify_random(
     *,
     allow: Iterable[str],
     loss: Loss = OWN_LOSS,
+    allow_constant: tuple[str, ...] = (),
+    made_up: bool = True,
+    thorough: bool = False,
     seed: int = 0,
     runs: int = RUNS,
     progress: Progress | None = None,
@@ -76,7 +79,19 @@ def verify_random(
             report = VerifyReport(passed=True, notes=[note])
         else:
             every = itertools.chain([given], batches)
-            report = run_providers(folded, quiet, quiet, every, providers, loss=loss, seed=seed, progress=progress)
+            report = run_providers(
+                folded,
+                quiet,
+                quiet,
+                every,
+                providers,
+                loss=loss,
+                allow_constant=allow_constant,
+                made_up=made_up,
+                thorough=thorough,
+                seed=seed,
+                progress=progress,
+            )
     report.checks = [_named("without noise/", check) for check in report.checks]
     # Where nothing was compared without noise, the distributions have to tell whether other batch sizes are right.
     sizes = (2,) if report.checks else (2, 1, 7)
@@ -110,9 +125,7 @@ def verify_random(
         known = report.providers.setdefault(provider, ProviderReport(verdict="pass"))
         if failed and known.verdict == "pass":
             report.providers[provider] = ProviderReport(verdict="fail", reason=f"{failed[0].name}: {failed[0].note}")
-    good = all(check.verdict == "pass" for check in report.checks)
-    passed = good and all(entry.verdict == "pass" for entry in report.providers.values())
-    return report.model_copy(update={"passed": passed})
+    return report.model_copy(update={"passed": passes(report.checks, report.providers)})
 
 
 def _why_not_without_noise(path: Path, folded: Path, quiet: nn.Module, first: Batch, seed: int) -> str:
