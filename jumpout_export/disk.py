@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
 from jumpout_export.errors import ArgumentError, ArgumentTypeError
@@ -78,6 +81,23 @@ def locked(folder: Path) -> Iterator[None]:
                 raise TimeoutError(f"another process has locked the folder {folder} for {_PATIENCE:.0f} s")
             time.sleep(0.01)
         yield
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Opens a file to read, and nothing else: a pipe would wait for a writer, a device may never end.
+
+    Raises:
+        OSError: if it cannot be opened, or is no regular file; symbolic links are followed.
+    """
+    # Without waiting, in case the path has become a pipe since somebody looked; a regular file takes no notice.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def replace_file(file: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.publish_worker import NAME, in_fork, listed
 
-from jumpout_export.disk import locked, private_folder, writing
+from jumpout_export.disk import locked, open_plain, private_folder, writing
 
 
 def test_an_error_of_the_file_system_is_one_line_with_the_file():
@@ -54,3 +54,18 @@ def test_a_lock_that_is_not_let_go_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("jumpout_export.disk._PATIENCE", 0.05)
     with locked(tmp_path), pytest.raises(TimeoutError, match="another process has locked the folder"), locked(tmp_path):
         pass
+
+
+def test_only_regular_files_are_opened_and_nobody_waits(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        with open_plain(tmp_path / name) as file:
+            assert file.read() == b"content"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="is no regular file"):
+            open_plain(path)
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(OSError):
+            open_plain(path)

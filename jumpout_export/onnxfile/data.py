@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jumpout_export.disk import open_plain
 from jumpout_export.onnxfile.metadata import DATA_SHA256
-from jumpout_export.onnxfile.walk import tensors
+from jumpout_export.onnxfile.walk import ABSOLUTE_PATH, tensors
 from jumpout_export.report import Check
 from jumpout_export.text import count, joined
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, StringStringEntryProto
+    from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 _DIGITS = 16
+# What a tensor may say of the file that its values lie in, and where else it may hold them.
+_KEYS = frozenset({"location", "offset", "length", "checksum"})
+_VALUES = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
 def tie_data(model: ModelProto, data: Path, name: str) -> Path | None:
@@ -75,9 +80,45 @@ def changed_data(path: Path, model: ModelProto) -> list[str]:
     return [f"{name} does not hold the weights the file was written with (its sha256 differs)" for name in wrong]
 
 
+def misplaced(folder: Path, tensor: TensorProto) -> str:
+    """Returns what is wrong with where a tensor says that its values lie; empty if in one plain file of the folder.
+
+    What is said twice is read in two ways: one reader takes the first, another the last, a third all of it.
+
+    Args:
+        folder: of the ONNX file.
+        tensor: any of it; nothing is opened.
+    """
+    if tensor.data_location != tensor.EXTERNAL:
+        return ""
+    said = Counter(entry.key for entry in tensor.external_data)
+    values = {entry.key: entry.value for entry in tensor.external_data}
+    location = values.get("location", "")
+    if twice := [key for key, times in said.items() if times > 1]:
+        return f"it says {said[twice[0]]} times what its {twice[0]!r} is"
+    if unknown := sorted(said.keys() - _KEYS):
+        return f"it says what its {unknown[0]!r} is, known are {', '.join(sorted(_KEYS))}"
+    if any(not re.fullmatch(r"-?\d{1,19}", values[key]) for key in ("offset", "length") if key in values):
+        return "its offset or length is no number"
+    if any(getattr(tensor, field) for field in _VALUES):
+        return "it holds values, and says that they lie elsewhere"
+    if not location.isprintable() or not location:
+        return f"{location!r} is no file name"
+    folder = folder.resolve()
+    file = folder / location
+    inside = not ABSOLUTE_PATH.match(location) and ".." not in file.parts and file.resolve().is_relative_to(folder)
+    if not inside:
+        return f"{location} is outside of the model's folder"
+    if file.resolve() != file:
+        return f"{location} is reached through a symbolic link"
+    if not file.is_file():
+        return f"{location} is no file"
+    return f"{location} has several hard links" if file.stat().st_nlink > 1 else ""
+
+
 def sha256_of(path: Path) -> str:
-    """Returns the sha256 of a file, in hex."""
-    with path.open("rb") as file:
+    """Returns the sha256 of a file, in hex; raises OSError for what is no regular file."""
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -122,6 +163,6 @@ def unchanged_checks(folder: Path, before: dict[str, str]) -> list[Check]:
 
 def _sha256(path: Path) -> str:
     try:
-        return sha256_of(path) if path.is_file() else ""  # a pipe would never end
+        return sha256_of(path)
     except OSError:
         return ""

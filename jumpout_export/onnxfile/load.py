@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jumpout_export.disk import open_plain
 from jumpout_export.errors import LoadError
+from jumpout_export.onnxfile.functions import unbounded
 from jumpout_export.onnxfile.walk import called, called_as, messages, nodes_of
 from jumpout_export.text import first_line
 
@@ -60,7 +62,7 @@ def load_onnx(path: Path) -> ModelProto:
     """Returns the file's protobuf without external data.
 
     Raises:
-        LoadError: if there is no such file or it is not a readable ONNX model.
+        LoadError: if there is no such file, it is not a readable ONNX model, or nobody could write its functions out.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -70,7 +72,8 @@ def load_onnx(path: Path) -> ModelProto:
     if path.stat().st_size > MAX_BYTES:
         raise LoadError(f"{path}: not a readable ONNX model (it is larger than 2 GiB, the most that protobuf reads)")
     try:
-        model = onnx.load_model(path, format="protobuf", load_external_data=False)
+        with open_plain(path) as file:
+            model = onnx.load_model(file, format="protobuf", load_external_data=False)
     except (DecodeError, OSError) as error:
         raise LoadError(f"{path}: not a readable ONNX model ({first_line(error)})") from error
     # protobuf reads a file that was cut off between two fields, or is empty, without a complaint.
@@ -87,6 +90,8 @@ def load_onnx(path: Path) -> ModelProto:
         raise LoadError(f"{path}: not a readable ONNX model (it has no {', no '.join(missing)}; is it cut off?)")
     if not all(map(_is_text, messages(model))):
         raise LoadError(f"{path}: not a readable ONNX model (it holds names or texts that are not UTF-8)")
+    if reason := unbounded(model):
+        raise LoadError(f"{path}: not a usable ONNX model ({reason})")
     return model
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jumpout_export.onnxfile.data import changed_data, data_sizes, describe_data
+from jumpout_export.onnxfile.data import changed_data, data_sizes, describe_data, misplaced
+from jumpout_export.onnxfile.functions import ambiguous
 from jumpout_export.onnxfile.load import broken
 from jumpout_export.onnxfile.metadata import PREFIX, entries
 from jumpout_export.onnxfile.sizes import impossible, large_values
@@ -16,7 +17,7 @@ from jumpout_export.report import Check, counted
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, TensorProto
+    from onnx import ModelProto
 
 # ai.onnx.ml is part of ONNX; every other domain needs somebody's library at serving time.
 _STANDARD_DOMAINS = DEFAULT_DOMAINS | {"ai.onnx.ml"}
@@ -28,7 +29,7 @@ def static_checks(path: Path, model: ModelProto) -> list[Check]:
     """Returns the checks of `inspect_onnx` that need no runtime; `model` is the protobuf without external data."""
     every = list(sites(model))
     functions = {(function.domain, function.name) for function in model.functions}
-    leaving = [f"{tensor.name}: {text}" for tensor in tensors(model) if (text := _leaves(path, tensor))]
+    leaving = [f"{tensor.name}: {text}" for tensor in tensors(model) if (text := misplaced(path.parent, tensor))]
     leaving = leaving or changed_data(path, model)
     checks = [
         counted("file/random nodes", places(every, draws)),
@@ -36,6 +37,7 @@ def static_checks(path: Path, model: ModelProto) -> list[Check]:
         counted("file/training batchnorm", places(every, batchnorm_may_train)),
         counted("file/training graphs", [f"training_info {index}" for index in range(len(model.training_info))]),
         counted("file/custom operators", places(every, lambda site: _custom(site, functions))),
+        counted("file/functions", ambiguous(model)),
         counted(
             "file/local paths", sorted({match[0] for text in texts(model) for match in ABSOLUTE_PATH.finditer(text)})
         ),
@@ -79,27 +81,6 @@ def can_be_run(checks: Iterable[Check]) -> bool:
 
 def _custom(site: Site, functions: set[tuple[str, str]]) -> bool:
     return site.node.domain not in _STANDARD_DOMAINS and (site.node.domain, site.node.op_type) not in functions
-
-
-def _leaves(path: Path, tensor: TensorProto) -> str:
-    """What is wrong with where external data lies; empty if it is a plain file in the model's folder."""
-    from onnx import TensorProto
-
-    if tensor.data_location != TensorProto.EXTERNAL:
-        return ""
-    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    if not location.isprintable() or not location:
-        return f"{location!r} is no file name"
-    folder = path.parent.resolve()
-    file = folder / location
-    inside = not ABSOLUTE_PATH.match(location) and ".." not in file.parts and file.resolve().is_relative_to(folder)
-    if not inside:
-        return f"{location} is outside of the model's folder"
-    if file.resolve() != file:
-        return f"{location} is reached through a symbolic link"
-    if not file.is_file():
-        return f"{location} is no file"
-    return f"{location} has several hard links" if file.stat().st_nlink > 1 else ""
 
 
 def _onnx_checker(path: Path, leaving: list[str]) -> Check:

@@ -28,10 +28,10 @@ def inspect_onnx(path: str | os.PathLike[str]) -> VerifyReport:
     """Returns the static proof that an ONNX file holds nothing random and nothing in training mode.
 
     Subgraphs and local functions included, it holds: no random operator, no Dropout whose training_mode could be
-    true, no BatchNormalization in training mode, no operator from a custom domain, no absolute path in metadata or
-    doc strings, no external data but in plain files of the file's own folder, no input of an impossible size, no tensor
-    without its data; the ONNX checker accepts it and ONNX Runtime loads it. The notes say whether `fold_onnx` can take
-    the noise out, and which weights hold NaN.
+    true, no BatchNormalization in training mode, no operator from a custom domain, no function that has the name of an
+    operator of a runtime's own, no absolute path in metadata or doc strings, no external data but in plain files of the
+    file's own folder, no input of an impossible size, no tensor without its data; the ONNX checker accepts it and ONNX
+    Runtime loads it. The notes say whether `fold_onnx` can take the noise out, and which weights hold NaN.
 
     Args:
         path: the file.

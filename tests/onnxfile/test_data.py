@@ -13,6 +13,7 @@ from support.static_files import external, found, inspected, model_of
 from jumpout_export import verify_onnx
 from jumpout_export.errors import LoadError
 from jumpout_export.fold.file.fold_file import fold_onnx
+from jumpout_export.onnxfile.metadata import DATA_SHA256
 from jumpout_export.verify.inspect import inspect_onnx
 
 OUTSIDE = "is outside of the model's folder"
@@ -59,10 +60,53 @@ def test_external_data_that_is_no_plain_file_of_the_folder_is_found_and_not_open
     assert verified.providers["cpu"].reason == "the file is not run"
 
 
-def test_external_data_beside_the_file_is_fine(tmp_path):
-    (tmp_path / "weights.bin").write_bytes(bytes(12))
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        ([("location", "weights.bin"), ("location", "pipe")], "it says 2 times what its 'location' is"),
+        ([("location", "pipe"), ("location", "weights.bin")], "it says 2 times what its 'location' is"),
+        ([("location", "weights.bin")] * 3, "it says 3 times what its 'location' is"),
+        ([("location", "weights.bin"), ("location", "missing.bin")], "it says 2 times"),
+        ([("location", "weights.bin"), ("offset", "0"), ("offset", "4")], "it says 2 times what its 'offset' is"),
+        ([("location", "weights.bin"), ("length", "twelve")], "its offset or length is no number"),
+        ([("location", "weights.bin"), ("Location", "pipe")], "it says what its 'Location' is, known are"),
+        ([("location", "weights.bin"), ("", "pipe")], "it says what its '' is, known are"),
+        ([("offset", "0")], "'' is no file name"),
+        ("holds values too", "it holds values, and says that they lie elsewhere"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("tied", [False, True], ids=["", "with a hash"])
+def test_external_data_that_is_told_in_two_ways_is_found_and_not_opened(entries, problem, tied, tmp_path):
+    (tmp_path / "weights.bin").write_bytes(bytes(16))
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it: whoever opens it waits for ever
+    model = model_of("y = Add(x, w)", weights={"w": np.ones(3, "f4")})
+    tensor = model.graph.initializer[0]
+    external(tensor, "weights.bin")
+    if isinstance(entries, str):
+        tensor.float_data.extend([1, 1, 1])
+    else:
+        del tensor.external_data[:]
+        for key, value in entries:
+            tensor.external_data.add(key=key, value=value)
+    if tied:
+        model.metadata_props.add(key=DATA_SHA256, value="0" * 64)
+    report = inspected(model, tmp_path)
+    assert found(report)["external data"].note.startswith(f"w: {problem}")
+    assert found(report)["onnxruntime"].verdict == "not_run"
+    assert not fold_onnx(tmp_path / "model.onnx", tmp_path / "out.onnx")
+    verified = verify_onnx(tmp_path / "model.onnx", torch.nn.ReLU(), torch.ones(2, 3))
+    assert verified.providers["cpu"].reason == "the file is not run"
+    assert sorted(os.listdir(tmp_path)) == ["model.onnx", "pipe", "weights.bin"]
+
+
+@pytest.mark.parametrize("more", [(), (("offset", "4"), ("length", "12"), ("checksum", "0" * 40))])
+def test_external_data_beside_the_file_is_fine(more, tmp_path):
+    (tmp_path / "weights.bin").write_bytes(bytes(12 + 4 * bool(more)))
     model = model_of("y = Add(x, w)", weights={"w": np.ones(3, "f4")})
     external(model.graph.initializer[0], "weights.bin")
+    for key, value in more:
+        model.graph.initializer[0].external_data.add(key=key, value=value)
     assert inspected(model, tmp_path)
 
 

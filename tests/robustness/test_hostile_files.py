@@ -84,6 +84,12 @@ def external(location, **entries):
     return model
 
 
+def in_two_places():
+    model = external("long.bin")
+    model.graph.initializer[0].external_data.add(key="location", value="pipe")
+    return model
+
+
 def twice():
     model = linear()
     copy = model.graph.initializer.add()
@@ -155,6 +161,7 @@ def steering():
 MODELS = {
     "external data in a pipe": (lambda: external("pipe"), "pipe is no file"),
     "external data in a device": (lambda: external("zero"), "is outside of the model's folder"),
+    "external data in two places": (in_two_places, "it says 2 times what its 'location' is"),
     "external data in a folder": (lambda: external("inside"), "inside is no file"),
     "external data cut off": (lambda: external("short.bin"), "onnx"),
     "external data at a negative place": (lambda: external("long.bin", offset="-4096"), "onnx"),

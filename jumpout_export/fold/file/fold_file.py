@@ -20,7 +20,7 @@ from jumpout_export.onnxfile.data import external_files, sha256_of
 from jumpout_export.onnxfile.load import MAX_BYTES, load_onnx
 from jumpout_export.onnxfile.metadata import entries
 from jumpout_export.onnxfile.sizes import MOST_ELEMENTS, impossible
-from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, default_opset, tensors
+from jumpout_export.onnxfile.walk import default_opset, tensors
 from jumpout_export.report import Check, ExportReport, FoldedLayer, counted, limited, passes
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.runtime.providers import fallback
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 TARGET = "the file to write"
 _WATCHED_RUNS = 8
 # What a file must be before anything is read from it; what a fold may change is not among it.
-_NEEDED = ("training graphs", "custom operators", "external data", "input sizes", "tensors", "onnx checker")
+_NEEDED = (
+    *("training graphs", "custom operators", "functions"),
+    *("external data", "input sizes", "tensors", "onnx checker"),
+)
 
 
 def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed: int = 0) -> ExportReport:
@@ -103,8 +106,6 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
 def _unusable(path: Path, model: ModelProto) -> list[Check]:
     """The checks without which nothing can be read from the file, as far as it fails them."""
     checks = [check for check in inspect_file(path, model) if check.name.removeprefix("file/") in _NEEDED]
-    shadowing = [function.name for function in model.functions if function.domain in DEFAULT_DOMAINS]
-    checks.append(counted("file/functions", [f"`{name}` has the name of an ONNX operator" for name in shadowing]))
     if passes(checks):
         files = {path, *(path.parent / name for name in external_files(model))}
         size = sum(file.stat().st_size for file in files)
