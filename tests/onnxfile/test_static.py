@@ -3,12 +3,10 @@
 import pytest
 from support.static_files import (
     FALSE,
-    LOCAL,
     RATIO,
     SCALE,
     TRUE,
     batchnorm,
-    block,
     dropout,
     found,
     in_a_function,
