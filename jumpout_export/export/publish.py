@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from jumpout_export.disk import private_folder
+from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.arguments import check_arguments
 from jumpout_export.export.job import Draft, Job, RefusedError
 from jumpout_export.export.steps import inspect, prepare, replace, verify, write
@@ -123,12 +124,17 @@ def export_onnx(
         draft=Draft(target, batchnorm),
     )
     try:
-        prepared = prepare(job)
-        # In the target's own folder, so that the last step is a rename.
-        with private_folder(target) as folder:
-            written = write(job, prepared, folder)
-            purpose = inspect(job, written)
-            result = verify(job, prepared, written, purpose)
-            return replace(job, prepared, written, result)
-    except RefusedError as refused:
-        return job.draft.report(not_run(providers, str(refused)))
+        with subject.untouched():
+            prepared = prepare(job)
+            # In the target's own folder, so that the last step is a rename.
+            with private_folder(target) as folder:
+                with subject.untouched():  # known before anything is replaced
+                    written = write(job, prepared, folder)
+                    purpose = inspect(job, written)
+                    result = verify(job, prepared, written, purpose)
+                return replace(job, prepared, written, result)
+    except NotFoldableError as error:
+        refused = job.draft.not_foldable(error, subject)
+    except RefusedError as error:
+        refused = error
+    return job.draft.report(not_run(providers, str(refused)))

@@ -172,4 +172,7 @@ def _same(first: Any, second: Any) -> bool:
         return type(first) is type(second) and bool(first == second)
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
-    return bool(torch.equal(tensor_bytes(first), tensor_bytes(second)))
+    one, two = tensor_bytes(first), tensor_bytes(second)
+    if all(tensor.numel() % 8 == 0 and tensor.storage_offset() % 8 == 0 for tensor in (one, two)):
+        one, two = one.view(torch.int64), two.view(torch.int64)  # one by one takes six times as long
+    return bool(torch.equal(one, two))

@@ -91,34 +91,34 @@ def verify_onnx(
     before |= sha256_of_all(path.parent, data)
     notes = [*audit.notes]
     try:
-        folded = fold(subject, first)
+        with subject.untouched():
+            folded = fold(subject, first)
+            notes += folded.notes
+            result = not_run(providers, "the file is not run")
+            if can_be_run(checks):
+                precision = precision_of_file(proto, first)
+                original, network = folded.original.cpu(), folded.model.cpu()
+                prepared = precision.prepare(original, first)
+                loss = precision.loss(original, prepared)
+                notes += precision.notes()
+                result = run_providers(
+                    path,
+                    prepared,
+                    precision.prepare(network, first),
+                    batches,
+                    providers,
+                    loss=loss,
+                    allow_constant=names_of(allow_constant),
+                    made_up=made_up,
+                    thorough=thorough,
+                    seed=seed,
+                    progress=progress,
+                )
+                checks += loss.checks()
+            checks.append(STATE_PASSED)
     except NotFoldableError as error:
         checks.append(Check(name=error.check, verdict="fail", note=str(error)))
         result = not_run(providers, "the PyTorch model has no deterministic eval network")
-    else:
-        notes += folded.notes
-        result = not_run(providers, "the file is not run")
-        if can_be_run(checks):
-            precision = precision_of_file(proto, first)
-            original, network = folded.original.cpu(), folded.model.cpu()
-            prepared = precision.prepare(original, first)
-            loss = precision.loss(original, prepared)
-            notes += precision.notes()
-            result = run_providers(
-                path,
-                prepared,
-                precision.prepare(network, first),
-                batches,
-                providers,
-                loss=loss,
-                allow_constant=names_of(allow_constant),
-                made_up=made_up,
-                thorough=thorough,
-                seed=seed,
-                progress=progress,
-            )
-            checks += loss.checks()
-        checks.append(STATE_PASSED)
     checks += result.checks
     checks += unchanged_checks(path.parent, before)
     return VerifyReport(

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from jumpout_export.errors import ArgumentError, NotFoldableError
 from jumpout_export.fold.network.audit import allowed
 from jumpout_export.fold.network.proof import Folded, fold_with_proof
 from jumpout_export.fold.network.replaced import action_of, is_known, layers_of, replaced, reported
-from jumpout_export.fold.network.state import untouched
 from jumpout_export.fold.network.subject import Subject, subject_of
-from jumpout_export.model.batches import device_of
+from jumpout_export.model.batches import Batch, device_of
+from jumpout_export.model.copies import eval_copy, unlike_attributes
+from jumpout_export.model.guard import Found
 from jumpout_export.model.norms import is_batchnorm
-from jumpout_export.model.randomness import rng_restored
+from jumpout_export.model.randomness import rng_restored, same_bits
+from jumpout_export.model.run import run, run_copy
 from jumpout_export.model.signature import example_batch
 from jumpout_export.model.stochastic import stochastic_layers
 from jumpout_export.report import Check
-from jumpout_export.text import first_line, joined
+from jumpout_export.text import joined
 
 STATE_PASSED = Check(name="state", verdict="pass", note="no call in eval mode depends on the calls before it")
 
@@ -65,7 +66,12 @@ def fold(model: nn.Module | ExportedProgram | Subject, example: Any = None, *, a
     """Returns what `fold_model` returns, and what became of each stochastic layer."""
     allow = (allow,) if isinstance(allow, str) else tuple(allow)
     subject = subject_of(model)
-    original = _eval_copy(subject.module)
+    with subject.untouched():
+        return _fold(subject, example, allow)
+
+
+def _fold(subject: Subject, example: Any, allow: tuple[str, ...]) -> Folded:
+    original = eval_copy(subject.module)
     unknown = [path for path in allow if path not in dict(original.named_modules())]
     if unknown:
         raise ArgumentError("allow", _not_allowed(unknown, [path for path, _ in original.named_modules() if path]))
@@ -77,8 +83,9 @@ def fold(model: nn.Module | ExportedProgram | Subject, example: Any = None, *, a
         folded = Folded(replaced(original, actions, allow), original, reported(layers, actions))
     else:
         batch = example_batch(example, original).to(device_of(original))
-        with untouched(subject.module), rng_restored(), torch.no_grad():
+        with rng_restored(), torch.no_grad():
             folded = fold_with_proof(original, batch, allow)
+            _refuse_other_results(subject.module, original, batch)
     return replace(folded, layers=(*subject.layers, *folded.layers), notes=(*subject.notes, *folded.notes))
 
 
@@ -89,22 +96,22 @@ def _not_allowed(unknown: Sequence[str], paths: Sequence[str]) -> str:
     return f"allow names no module of the model: {', '.join(map(repr, unknown))}; {hint}"
 
 
-def _eval_copy(model: nn.Module) -> nn.Module:
+def _refuse_other_results(model: nn.Module, copied: nn.Module, batch: Batch) -> None:
+    """Where a copy lacks anything, such as a logger, only a run of the model itself tells whether it counts."""
+    unlike = unlike_attributes(model, copied)
+    if not unlike:
+        return
+    found = Found(model)
     try:
-        copied: nn.Module = copy.deepcopy(model).eval()
-        return copied
-    except Exception as error:
-        held = [
-            f"`{f'{path}.' if path else ''}{name}`"
-            for path, module in model.named_modules()
-            for name, value in vars(module).items()
-            if isinstance(value, Tensor) and not value.is_leaf
-        ]
-        hint = f"; set {', '.join(held)} to None first, it holds a result with its gradient graph" if held else ""
-        raise TypeError(
-            f"the model cannot be copied, and the export never changes yours: copy.deepcopy raised "
-            f"{type(error).__name__}: {first_line(error)}{hint}"
-        ) from error
+        own = run(model.eval(), batch)
+    finally:
+        found.restore()
+    if not same_bits(own, run_copy(copied, batch)):
+        raise NotFoldableError(
+            f"a copy of the model gives other results than the model, and it is what would be exported: it differs in "
+            f"{joined(unlike)}; see to it that a copy keeps everything (__deepcopy__, __getstate__ and the like)",
+            check="copy",
+        )
 
 
 def _refuse_layers_that_stay_random(model: nn.Module, allow: tuple[str, ...]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from jumpout_export.errors import ConversionError, NotFoldableError
 from jumpout_export.model.axes import Axes
+from jumpout_export.model.guard import Found, untouched
 from jumpout_export.model.norms import channels, named_norms
 from jumpout_export.model.wrappers import COMPILED, plain_names, unwrap
 from jumpout_export.program.network import ProgramFacts, ProgramNetwork, as_module, program_batchnorms, program_facts
@@ -24,6 +27,25 @@ class Subject:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module  # the network itself, in the user's mode
+        self._found: Found | None = None
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Puts the module back to how it was found, on the way out of each such block.
+
+        What it was is taken down once, in the outermost of them.
+
+        Raises:
+            NotFoldableError: of check `copy`, if there was something to put back.
+        """
+        outermost, found = self._found is None, self._found or Found(self.module)
+        self._found = found
+        try:
+            with untouched(found):
+                yield
+        finally:
+            if outermost:
+                self._found = None
 
     def norms(self) -> list[tuple[str, Any]]:
         """Returns what serves with running statistics, by path: each has `running_mean`, `running_var` and `eps`."""

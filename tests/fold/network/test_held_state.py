@@ -15,7 +15,7 @@ from torch import nn
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.fold.network.folded import fold, fold_model
-from jumpout_export.fold.network.state import snapshot
+from jumpout_export.model.held import snapshot
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)) + 3
 
