@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "loading": {"model", "errors", "text", "disk", "extras"},
     "program": {"model", *GROUND},
     "onnxfile": GROUND,
+    "onnxfile/flow": {"onnxfile", *GROUND},
     "runtime": {"onnxfile", *GROUND},
     "batchnorm/measure": {"model", *GROUND},
     "batchnorm/advice": {"nn", "model", *MEASURE, *GROUND},
@@ -70,7 +71,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "__main__": {"cli", "signals"},
 }
-NO_TORCH = GROUND | {"render", "render/plots", "render/sections", "render/writers", "onnxfile"}
+NO_TORCH = GROUND | {"render", "render/plots", "render/sections", "render/writers", "onnxfile", "onnxfile/flow"}
 NO_TORCH -= {"environment", "tolerances"}  # which torch there is; limits of tensors
 MOST_OF_THE_PACKAGE = 0.22
 MOST_FILES = 16

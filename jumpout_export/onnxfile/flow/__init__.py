@@ -1,0 +1,1 @@
+"""What a file does with the sizes of its open axes."""

@@ -1,0 +1,274 @@
+"""At which sizes of its open axes an ONNX file may begin to compute something else, as far as the file alone says.
+
+What is computed from sizes is followed to where it meets data or decides something (`follow.py`), and looked at as
+a function of each size (`values.py`): where it leaves the law that it obeys at smaller ones (`laws.py`), both
+sides are to be tried. Shapes that only carry a size on, as for a Reshape, obey one law and are not reported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jumpout_export.onnxfile.flow.follow import Flow, Meeting
+from jumpout_export.onnxfile.flow.laws import FIRST, LARGEST, Law, law
+from jumpout_export.onnxfile.flow.shapes import Shapes, light
+from jumpout_export.onnxfile.flow.values import Array, Evaluator, Sizes, UnknownError, Value
+from jumpout_export.onnxfile.load import inlined
+from jumpout_export.onnxfile.walk import default_opset
+from jumpout_export.text import joined
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+# Work of all functions together; what is left then is not followed.
+_MOST_STEPS = 30_000
+# A vector that keeps its length is looked at whole up to this one; of larger ones, corners and sums.
+_WHOLE = 64
+
+
+@dataclass(frozen=True)
+class SizeUse:
+    """A node at which the size of an open axis decides something.
+
+    Attributes:
+        where: the node, for a person, such as `node_Where_3 (Where) in then_branch of node_If_2 (If)`.
+        what: what happens there, a phrase.
+        axes: the open axes, by name; with several, it was found where all have the same size.
+        sizes: both sides of each size at which something changes, or may.
+        followed: whether it was worked out as a function of the size, up to `until`; else constants alone tell.
+        until: the largest size up to which it was.
+    """
+
+    where: str
+    what: str
+    axes: tuple[str, ...]
+    sizes: tuple[int, ...]
+    followed: bool = True
+    until: int = 0
+
+    def __str__(self) -> str:
+        at = f" at {joined([str(size) for size in self.sizes])}" if self.sizes else ""
+        return f"{self.where} {self.what}{at} along {joined(list(self.axes))}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be tried, and what is left.
+
+    Attributes:
+        sizes: by name of the axis, for each further run; the axes that are left out keep the example's.
+        left: the uses that are not, or not wholly, shown by them.
+    """
+
+    sizes: list[dict[str, int]]
+    left: list[SizeUse]
+
+
+def sizes_to_try(uses: Iterable[SizeUse], known: Sizes, batch: str | None = None, budget: int = 1024) -> Plan:
+    """Returns the sizes at which a file has to be compared, the cheapest first.
+
+    Args:
+        uses: of `size_uses`.
+        known: the example's sizes by name of the axis.
+        batch: the name of the batch's axis, None where its size is fixed.
+        budget: of all runs together, in forwards of one sample of the example's size; a sample that is larger along
+            other axes counts for as many as it is larger.
+    """
+    wanted: dict[tuple[tuple[str, int], ...], list[SizeUse]] = {}
+    left: dict[SizeUse, None] = {}
+    for use in uses:
+        if not use.followed:
+            left[use] = None
+        for size in use.sizes:
+            moved = tuple((name, size) for name in use.axes if known.get(name) != size)
+            wanted.setdefault(moved, []).append(use)
+    wanted.pop((), None)
+
+    def cost(moved: tuple[tuple[str, int], ...]) -> float:
+        return math.prod(size if name == batch else max(1.0, size / known[name]) for name, size in moved)
+
+    sizes = []
+    for moved in sorted(wanted, key=cost):
+        budget -= math.ceil(cost(moved))
+        if budget >= 0:
+            sizes.append(dict(moved))
+        else:
+            left |= dict.fromkeys(wanted[moved])
+    return Plan(sizes, list(left))
+
+
+def size_uses(
+    model: ModelProto, opened: Sequence[Mapping[int, str]], known: Sizes, batch: str | None = None
+) -> list[SizeUse]:
+    """Returns where the sizes of open axes decide something in a file, in the order of its nodes.
+
+    Args:
+        model: not changed; external data is not read.
+        opened: per input of the graph, {axis: name}; axes of one name have one size.
+        known: the example's sizes by name of the axis.
+        batch: the name of the batch's axis, None where its size is fixed.
+    """
+    if not known:
+        return []
+    model = inlined(model)
+    bare = light(model, opened)
+    shapes = Shapes(bare, known)
+    evaluator = Evaluator(default_opset(model), shapes)
+    flow = Flow(model, shapes.symbolic, batch, evaluator)
+    shapes.keep({value.name for meeting in flow.meetings if meeting.value for value in _measured(meeting.value)})
+    search = _Search(evaluator, known, batch, _elements(bare, known, batch))
+    found: dict[tuple[object, ...], SizeUse] = {}
+    for meeting in flow.meetings:
+        for use in search.uses(meeting):
+            found.setdefault((use.axes, use.sizes, use.followed), use)  # of what many nodes read, the first is named
+    told = {use.axes for use in found.values() if use.sizes and not use.followed}
+    return [use for use in found.values() if use.sizes or use.axes not in told]
+
+
+def _measured(value: Value) -> list[Value]:
+    return [one.inputs[0] for one in value.before() if one.node is not None and one.node.op_type in ("Shape", "Size")
+            and one.inputs[0] is not None]  # fmt: skip
+
+
+class _Search:
+    """Looks at what meets data as a function of each size."""
+
+    def __init__(self, evaluator: Evaluator, known: Sizes, batch: str | None, elements: frozenset[int]) -> None:
+        self._evaluator, self._known, self._batch, self._elements = evaluator, known, batch, elements
+        self._laws: dict[tuple[int, tuple[str, ...]], Law] = {}
+
+    def uses(self, meeting: Meeting) -> list[SizeUse]:
+        axes = tuple(name for name in self._known if name in meeting.axes)
+        value = meeting.value
+        lines = [(name,) for name in axes] + ([axes] if len(axes) > 1 else [])
+        # A constant may be about a size, or about a number of elements.
+        possible = {-(-one // per) for one in meeting.constants for per in self._elements}
+        near = _both_sides(size for size in possible if size >= FIRST)
+        if value is None or value.kind == "opaque":
+            return [SizeUse(meeting.where, meeting.what, line, near, followed=False) for line in lines[: len(axes)]]
+        found: list[SizeUse] = []
+        for line in lines:
+            key = value.number, line
+            if key not in self._laws:
+                self._laws[key] = self._law(value, line, meeting.constants)
+            one = self._laws[key]
+            if not one.regular:
+                if len(line) == 1:
+                    found.append(self._irregular(meeting, value, line, near, one.until))
+                continue
+            sizes = _both_sides(one.breaks) + self._in_a_period(one, line)
+            new = tuple(size for size in sizes if not any(size in use.sizes for use in found))
+            beyond = _both_sides(size for size in meeting.constants if one.until < size)
+            if new:
+                found.append(SizeUse(meeting.where, meeting.what, line, new, until=one.until))
+            if beyond and one.until < LARGEST and len(line) == 1:
+                found.append(SizeUse(meeting.where, meeting.what, line, beyond, followed=False, until=one.until))
+        return found
+
+    def _irregular(
+        self, meeting: Meeting, value: Value, line: tuple[str, ...], near: tuple[int, ...], until: int
+    ) -> SizeUse:
+        """What every size, or every place, has a value of its own for: weights, if it is a table of places."""
+        length = max((_table(one, self._evaluator) for one in value.before()), default=0)
+        if length and line != (self._batch,):
+            return SizeUse(meeting.where, f"reads a table of {length} places", line, (length,), until=length)
+        sizes = tuple(sorted({*near, *([length] if length >= FIRST else [])}))
+        return SizeUse(meeting.where, f"{meeting.what}, by no simple law", line, sizes, followed=False, until=until)
+
+    def _in_a_period(self, one: Law, line: tuple[str, ...]) -> tuple[int, ...]:
+        """The sizes next to the example's between which what is rounded steps; the smallest are always tried."""
+        if one.period <= 3:
+            return ()
+        base = max(self._known[name] for name in line)
+        return _both_sides(size + max(0, -(-(base - size) // one.period)) * one.period for size in one.steps[:2])
+
+    def _law(self, value: Value, line: tuple[str, ...], constants: Iterable[int]) -> Law:
+        if self._evaluator.steps > _MOST_STEPS:
+            return Law((), 0, regular=False)
+        equal = [one for one in value.before() if one.node is not None and one.node.op_type == "Equal"]
+
+        def sizes(size: int) -> dict[str, int]:
+            return {**self._known, **dict.fromkeys(line, size)}
+
+        def at(size: int) -> Array | None:
+            if self._evaluator.steps > _MOST_STEPS:
+                return None
+            try:
+                return _signature(self._evaluator(value, sizes(size))[0], value.grows)
+            except UnknownError:
+                return None
+            except Exception:  # the file itself fails there, as numpy and onnx say in many ways
+                return np.zeros(0)
+
+        def between(low: int, high: int) -> list[int]:
+            return [size for one in equal for size in _meeting_point(self._evaluator, one, sizes, low, high)]
+
+        return law(at, constants, between)
+
+
+def _table(value: Value, evaluator: Evaluator) -> int:
+    """The number of entries of a constant that is indexed with what follows from sizes, 0 for anything else."""
+    node, table = value.node, value.inputs[0] if value.inputs else None
+    if node is None or node.op_type not in ("Gather", "Slice") or table is None or table.kind != "constant":
+        return 0
+    array = None if table.tensor is not None else evaluator.constant(table)
+    dims = table.tensor.dims if table.tensor is not None else array.shape if array is not None else ()
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+    if node.op_type == "Slice" and len(value.inputs) > 3 and (axes := value.inputs[3]) is not None:
+        found = evaluator.constant(axes)
+        axis = 0 if found is None else int(found.reshape(-1)[0])
+    return dims[axis] if -len(dims) <= axis < len(dims) else 0
+
+
+def _meeting_point(evaluator: Evaluator, equal: Value, sizes: object, low: int, high: int) -> list[int]:
+    """The size between two at which both sides of an Equal are the same, if they cross there."""
+
+    def difference(size: int) -> float:
+        one, two = (side for side in equal.inputs if side is not None)
+        _, left, right = evaluator(equal, sizes(size), (one, two))  # type: ignore[operator]
+        return float(left.reshape(-1)[-1]) - float(right.reshape(-1)[-1])
+
+    try:
+        start = difference(low)
+        if not start * difference(high) < 0:
+            return []
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if start * difference(middle) > 0 else (low, middle)
+    except Exception:  # it cannot be told; what is told is looked at elsewhere
+        return []
+    return [high]
+
+
+def _elements(bare: ModelProto, known: Sizes, batch: str | None) -> frozenset[int]:
+    """How many elements an input has per entry of its batch, and 1."""
+    found = {1}
+    for value in bare.graph.input:
+        dims = [dim.dim_value or known.get(dim.dim_param, 1) for dim in value.type.tensor_type.shape.dim
+                if not batch or dim.dim_param != batch]  # fmt: skip
+        found.add(math.prod(dims))
+    return frozenset(found)
+
+
+def _both_sides(sizes: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted({side for size in sizes for side in (size - 1, size) if side > 0}))
+
+
+def _signature(array: Array, grows: bool) -> Array:
+    """Numbers in which any change of an array shows that is more than the growth of its shape."""
+    values = array.astype(np.float64)
+    if not grows and values.size <= _WHOLE:
+        return np.nan_to_num(values.reshape(-1), nan=7e29, posinf=1e30, neginf=-1e30)
+    picks: list[Array] = [
+        np.unique([0, min(1, size - 1), size - 1]) if size else np.zeros(0, int) for size in values.shape
+    ]
+    corners = values[np.ix_(*picks)] if 0 < values.ndim <= 3 and values.size else values.reshape(-1)[:1]
+    finite = values[np.isfinite(values)]
+    sums = [finite.sum(), finite.size, np.count_nonzero(values)]
+    found = np.concatenate([np.array(values.shape, np.float64), corners.reshape(-1), sums])
+    return np.nan_to_num(found, nan=7e29, posinf=1e30, neginf=-1e30)

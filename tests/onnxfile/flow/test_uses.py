@@ -1,0 +1,265 @@
+"""Sizes that decide something in a file: found, with both sides of where it changes; and files in which none does."""
+
+import numpy as np
+import pytest
+from support.onnx_files import parsed
+
+from jumpout_export.onnxfile.flow.uses import size_uses, sizes_to_try
+
+CONSTANTS = {
+    "k": np.int64(16),
+    "one": np.float32(1),
+    "two": np.float32(2),
+    "zero": np.int64(0),
+    "step": np.int64(1),
+    "first": np.array([0]),
+    "last": np.array([-1]),
+    "nothing": np.float32(0),
+}
+
+
+def model(body, out="float[n,8] y", functions="", **more):
+    header = '<ir_version: 10, opset_import: ["": 18, "local": 1]>'
+    graph = f"g (float[n,8] x) => ({out}) {{ {body} }}"
+    return parsed(f"{header}\n{graph}\n{functions}", {**CONSTANTS, **more}, check=False)
+
+
+def uses(proto, opened=({0: "batch"},), known=None):
+    return size_uses(proto, opened, {"batch": 2} if known is None else known, "batch")
+
+
+def tried(proto, *more):
+    return {size for use in uses(proto, *more) for size in use.sizes}
+
+
+SIZE = "s = Shape (x) n = Gather (s, zero) "
+FACTOR = " f = Where (b, two, one) y = Mul (x, f)"
+DECIDE = {
+    "a comparison": SIZE + "b = GreaterOrEqual (n, k)" + FACTOR,
+    "a size of more than one axis": "n = Size (x) k8 = Mul (k, eight) b = GreaterOrEqual (n, k8)" + FACTOR,
+    "ones that are counted": "s = Shape <end = 1> (x) o = ConstantOfShape <value = int64[1] {1}> (s) "
+    "n = ReduceSum <keepdims = 0> (o) b = GreaterOrEqual (n, k)" + FACTOR,
+    "ones that are found": "s = Shape <end = 1> (x) o = ConstantOfShape <value = int64[1] {1}> (s) i = NonZero (o) "
+    "c = Shape (i) n = Gather (c, step) b = GreaterOrEqual (n, k)" + FACTOR,
+    "ones that are added up": "s = Shape <end = 1> (x) o = ConstantOfShape <value = float[1] {1}> (s) "
+    "c = CumSum (o, zero) n = ArgMax <keepdims = 0> (c) b = GreaterOrEqual (n, k)" + FACTOR,
+    "the largest place": SIZE + "r = Range (zero, n, step) m = ReduceMax <keepdims = 0> (r) b = GreaterOrEqual (m, k)"
+    + FACTOR,
+    "places": SIZE + "r = Range (zero, n, step) b0 = GreaterOrEqual (r, k) b = Unsqueeze (b0, last)" + FACTOR,
+    "one place": SIZE + "r = Range (zero, n, step) b0 = Equal (r, k) b = Unsqueeze (b0, last)" + FACTOR,
+    "one size": SIZE + "b = Equal (n, k)" + FACTOR,
+    "a remainder": SIZE + "r = Mod (n, k) b = Equal (r, zero)" + FACTOR,
+    "a quotient": SIZE + "r = Div (n, k) b = Greater (r, zero)" + FACTOR,
+    "rounding of floats": SIZE + "a = Cast <to = 1> (n) c = Cast <to = 1> (k) d = Div (a, c) e = Floor (d) "
+    "g = Min (e, one) f = Add (g, one) y = Mul (x, f)",
+    "a steep function": SIZE + "a = Cast <to = 1> (n) c = Cast <to = 1> (k) d = Sub (a, c) h = Mul (d, steep) "
+    "e = Sigmoid (h) f = Add (e, one) y = Mul (x, f)",
+    "a bound": SIZE + "m = Min (n, k) o = Sub (n, m) a = Cast <to = 1> (o) f = Add (a, one) y = Mul (x, f)",
+    "a clip": SIZE + "m = Clip (n, k) o = Sub (m, k) a = Cast <to = 1> (o) f = Add (a, one) y = Mul (x, f)",
+    "a table": SIZE + "m = Min (n, most) f = Gather (table, m) y = Mul (x, f)",
+    "a table of places": SIZE + "r = Range (zero, n, step) m = Min (r, most) f0 = Gather (table, m) "
+    "f = Unsqueeze (f0, last) y = Mul (x, f)",
+    "the shape of a result": "h = Relu (x) s = Shape (h) n = Gather (s, zero) b = GreaterOrEqual (n, k)" + FACTOR,
+    "the shape of what is flattened": "h = Reshape (x, last) s = Shape (h) n = Gather (s, zero) "
+    "k8 = Mul (k, eight) b = GreaterOrEqual (n, k8)" + FACTOR,
+    "a condition": SIZE + "b = GreaterOrEqual (n, k) y = If (b) <then_branch = t () => (float[n,8] t) "
+    "{ t = Mul (x, two) }, else_branch = e () => (float[n,8] e) { e = Identity (x) }>",
+    "a size in a branch": "b = Cast <to = 9> (one) y = If (b) <then_branch = t () => (float[n,8] t) { s = Shape (x) "
+    "n = Gather (s, zero) c = GreaterOrEqual (n, k) f = Where (c, two, one) t = Mul (x, f) }, "
+    "else_branch = e () => (float[n,8] e) { e = Identity (x) }>",
+    "a loop": SIZE + "t = Cast <to = 9> (one) v = Loop (n, t, one) <body = l (int64 i, bool c, float v0) => "
+    "(bool c1, float v1) { c1 = Identity (c) b = GreaterOrEqual (i, k) v1 = Where (b, two, one) }> y = Mul (x, v)",
+    "places that are cut": "ends = Reshape (k, last) a = Slice (x, first, ends) c = Slice (x, ends, most1) "
+    "d = Mul (c, two) y = Concat <axis = 0> (a, d)",
+    "data that is counted": "a = Mul (x, nothing) o = Add (a, one) c = CumSum (o, zero) kf = Cast <to = 1> (k) "
+    "b = Greater (c, kf)" + FACTOR,
+    "data that is added up": "a = Mul (x, nothing) o = Add (a, one) c = ReduceSum (o, first) kf = Cast <to = 1> (k) "
+    "b = Greater (c, kf)" + FACTOR,
+    "data that is found": "a = Mul (x, nothing) o = Equal (a, nothing) i = NonZero (o) s = Shape (i) "
+    "n = Gather (s, step) k8 = Mul (k, eight) b = GreaterOrEqual (n, k8)" + FACTOR,
+    "data beside a size": SIZE + "a = Mul (x, nothing) c = Cast <to = 7> (a) d = Add (c, k) b = GreaterOrEqual (n, d)"
+    + FACTOR,
+}  # fmt: skip
+MORE = {
+    "eight": np.int64(8),
+    "steep": np.float32(50),
+    "most": np.int64(19),
+    "most1": np.array([1 << 40]),
+    "table": np.float32([1] * 16 + [2] * 4),
+}
+
+
+@pytest.mark.parametrize("name", DECIDE)
+def test_both_sides_of_16_are_tried(name):
+    proto = model(DECIDE[name], **MORE)
+    assert {15, 16} <= tried(proto) or {16, 17} <= tried(proto) or {17, 18} <= tried(proto), uses(proto)
+
+
+def test_the_node_that_decides_is_named_and_where_it_meets_data():
+    (use,) = uses(model(f"{SIZE} [cmp] b = GreaterOrEqual (n, k) f = Where (b, two, one) [mul] y = Mul (x, f)"))
+    assert use.where == "cmp (GreaterOrEqual)"
+    assert use.what == "meets data at mul (Mul)"
+    assert str(use) == "cmp (GreaterOrEqual) meets data at mul (Mul) at 15; 16 along batch"
+    assert use.followed
+
+
+def test_a_function_is_looked_into():
+    text = """<domain: "local", opset_import: ["": 18]>
+    twice (a) => (b) {
+        s = Shape <end = 1> (a)
+        k = Constant <value_ints = [64]> ()
+        g = Greater (s, k)
+        one = Constant <value_float = 1.0> ()
+        two = Constant <value_float = 2.0> ()
+        f = Where (g, two, one)
+        b = Mul (a, f)
+    }"""
+    assert tried(model("y = local.twice (x)", functions=text)) == {64, 65}
+
+
+HARMLESS = {
+    "a shape that is handed on": "s = Shape (x) p = Gather (s, first) "
+    "t = Concat <axis = 0> (p, last) y = Reshape (x, t)",
+    "what is expanded": "s = Shape (x) t = Expand (one, s) y = Add (x, t)",
+    "a shape with a -1, as converters write it": "s = Shape (x) r = Shape (s) "
+    "o = ConstantOfShape <value = int64[1] {-1}> (r) e = Equal (s, o) w = Where (e, s, s) "
+    "t = Expand (one, w) y = Add (x, t)",
+    "a mean by hand": SIZE + "a = Cast <to = 1> (n) m = ReduceSum (x, first) d = Div (m, a) y = Sub (x, d)",
+    "a root of a size": SIZE + "a = Cast <to = 1> (n) r = Sqrt (a) y = Div (x, r)",
+    "places that are numbered": SIZE + "r = Range (zero, n, step) f = Cast <to = 1> (r) f1 = Unsqueeze (f, last) "
+    "y = Add (x, f1)",
+    "a small constant": SIZE + "b = GreaterOrEqual (n, step)" + FACTOR,
+    "a threshold of the data": "b = Greater (x, six)" + FACTOR,
+    "the last of them": SIZE + "o = Sub (n, step) i = Unsqueeze (o, first) r = Gather (x, i) y = Sub (x, r)",
+    "a mask of lengths": SIZE + "r = Range (zero, n, step) l = Cast <to = 7> (x) u = Unsqueeze (r, last) "
+    "b = Less (u, l)" + FACTOR,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_only_follows_sizes_is_not_reported(name):
+    assert uses(model(HARMLESS[name], six=np.float32(6))) == []
+
+
+MASKS = """g (float[n,t,t] x) => (float[n,t,t] y) {
+    s = Shape (x)
+    t = Gather (s, step)
+    r = Range (zero, t, step)
+    c = Unsqueeze (r, last)
+    %s
+    f = Where (m, nothing, low)
+    y = Add (x, f)
+}"""
+
+
+def along_time(text, **more):
+    proto = parsed(text, {**CONSTANTS, "low": np.float32(-1e9), **more}, check=False)
+    return uses(proto, ({0: "batch", 1: "time", 2: "time"},), {"batch": 2, "time": 9})
+
+
+@pytest.mark.parametrize("mask", ["m = GreaterOrEqual (c, r)", "d = Sub (c, r) a = Abs (d) m = Less (a, two64)"])
+def test_a_causal_mask_and_a_band_are_regular(mask):
+    assert along_time(MASKS % mask, two64=np.int64(2)) == []
+
+
+def test_a_distance_that_is_bounded_is_tried_beyond_its_bound():
+    (use,) = along_time(MASKS % "d = Sub (c, r) a = Abs (d) m = Less (a, k)")
+    assert use.axes == ("time",)
+    assert {16, 17} & set(use.sizes)
+
+
+def test_a_table_of_positions_is_tried_at_its_length():
+    text = """g (float[n,t,4] x) => (float[n,t,4] y) {
+        s = Shape (x)
+        t = Gather (s, step)
+        r = Range (zero, t, step)
+        p = Gather (table, r)
+        y = Add (x, p)
+    }"""
+    table = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+    (use,) = along_time(text, table=table)
+    assert use.what == "reads a table of 64 places"
+    assert use.sizes == (64,)
+    assert use.followed
+
+
+def test_two_axes_that_decide_together_are_tried_together():
+    text = """g (float[n,3,h,w] x) => (float[n,3,h,w] y) {
+        s = Shape <start = 2> (x)
+        a = ReduceProd <keepdims = 0> (s)
+        b = Greater (a, most)
+        f = Where (b, two, one)
+        y = Mul (x, f)
+    }"""
+    proto = parsed(text, {**CONSTANTS, "most": np.int64(10000)}, check=False)
+    found = uses(proto, ({0: "batch", 2: "height", 3: "width"},), {"batch": 2, "height": 32, "width": 32})
+    assert {(use.axes, use.sizes) for use in found} >= {(("height",), (312, 313)), (("height", "width"), (100, 101))}
+
+
+def test_sizes_of_a_strided_convolution_are_traced_back_to_the_input():
+    text = """g (float[n,3,h,w] x) => (float[n,4,a,b] y) {
+        c = Conv <strides = [2, 2], pads = [1, 1, 1, 1]> (x, w)
+        s = Shape (c)
+        i = Constant <value_int = 2> ()
+        h = Gather (s, i)
+        b = Greater (h, most)
+        f = Where (b, two, one)
+        y = Mul (c, f)
+    }"""
+    weights = {**CONSTANTS, "w": np.ones((4, 3, 3, 3), np.float32), "most": np.int64(50)}
+    found = uses(
+        parsed(text, weights, check=False),
+        ({0: "batch", 2: "height", 3: "width"},),
+        {"batch": 2, "height": 32, "width": 32},
+    )
+    assert [use.sizes for use in found] == [(100, 101)]
+
+
+def test_what_cannot_be_followed_is_listed():
+    proto = model(SIZE + "q = other.Thing (n)" + " f = Cast <to = 1> (q) y = Mul (x, f)")
+    (use,) = uses(proto)
+    assert not use.followed
+    assert sizes_to_try([use], {"batch": 2}, "batch").left == [use]
+
+
+def test_a_file_without_open_axes_has_none():
+    assert size_uses(model(DECIDE["a comparison"]), ({},), {}) == []
+
+
+def test_an_invalid_graph_is_no_matter_of_sizes():
+    assert uses(model("y = Add (x, missing)")) == []
+
+
+def test_huge_results_are_not_computed():
+    proto = model(SIZE + "r = Range (zero, huge, n) b0 = Greater (r, k) h = Cast <to = 6> (b0) "
+                  "m = ReduceMax <keepdims = 0> (h) b = Cast <to = 9> (m)"
+                  + FACTOR, huge=np.int64(1 << 60))  # fmt: skip
+    assert all(not use.followed for use in uses(proto))
+
+
+def test_the_plan_keeps_to_its_budget():
+    known = {"batch": 2}
+    found = uses(model(SIZE + "b = GreaterOrEqual (n, k)" + FACTOR, k=np.int64(100)))
+    assert sizes_to_try(found, known, "batch").sizes == [{"batch": 99}, {"batch": 100}]
+    assert sizes_to_try(found, known, "batch").left == []
+    plan = sizes_to_try(found, known, "batch", budget=100)
+    assert plan.sizes == [{"batch": 99}]
+    assert plan.left == found
+
+
+def test_larger_images_cost_as_many_times_more():
+    known = {"height": 10, "width": 10}
+    proto = parsed(
+        """g (float[n,3,h,w] x) => (float[n,3,h,w] y) {
+            s = Shape (x)
+            i = Constant <value_int = 2> ()
+            h = Gather (s, i)
+            b = Greater (h, k)
+            f = Where (b, two, one)
+            y = Mul (x, f)
+        }""",
+        {**CONSTANTS, "k": np.int64(99)},
+        check=False,
+    )
+    found = size_uses(proto, ({2: "height", 3: "width"},), known)
+    assert sizes_to_try(found, known, budget=15).sizes == [{"height": 99}]
