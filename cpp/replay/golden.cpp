@@ -1,10 +1,10 @@
 #include "golden.h"
 
 #include <algorithm>
-#include <fstream>
-#include <sstream>
+#include <optional>
 
 #include "errors.h"
+#include "plain_file.h"
 #include "tensor_proto.h"
 #include "wire.h"
 
@@ -34,13 +34,10 @@ std::vector<fs::path> find_sets(const fs::path& folder) {
 
 Tensor read_tensor(const fs::path& file) {
   if (!fs::exists(file)) throw UsageError(file.string() + ": there is no such file");
-  std::ifstream stream(file, std::ios::binary);
-  std::ostringstream content;
-  if (!fs::is_regular_file(file) || !(content << stream.rdbuf())) {
-    throw UsageError(file.string() + ": it is empty or cannot be read");
-  }
+  const std::optional<std::string> content = read_plain(file);
+  if (!content || content->empty()) throw UsageError(file.string() + ": it is empty or cannot be read");
   try {
-    return parse_tensor(content.str());
+    return parse_tensor(*content);
   } catch (const FormatError& error) {
     throw UsageError(file.string() + ": " + one_line(error.what()));
   }

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "errors.h"
+#include "model_file.h"
 
 namespace replay {
 namespace {
@@ -80,6 +81,7 @@ Session::Session(const std::filesystem::path& model, const SessionSettings& sett
     : file_(model.string()), runtime_(std::make_unique<Runtime>()) {
   if (!std::filesystem::exists(model)) throw UsageError(file_ + ": there is no such file");
   if (!std::filesystem::is_regular_file(model)) throw UsageError(file_ + ": it is not a file");
+  refuse_hostile(model);
   try {
     Ort::Env& env = environment();
     Ort::SessionOptions options;

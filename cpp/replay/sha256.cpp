@@ -5,7 +5,10 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
+#include <optional>
+#include <vector>
+
+#include "plain_file.h"
 
 namespace replay {
 namespace {
@@ -65,18 +68,24 @@ void add_block(State& state, const unsigned char* block) {
 }  // namespace
 
 std::string sha256_of(const std::filesystem::path& file) {
-  std::ifstream stream(file, std::ios::binary);
+  PlainFile source(file);
+  if (!source.is_open()) return "";
   State state = kStart;
+  std::vector<char> part(1024 * kBlock);
   std::array<char, kBlock> block;
   uint64_t bits = 0;
-  size_t filled = kBlock;
-  while (filled == kBlock) {
-    stream.read(block.data(), kBlock);
-    if (stream.bad() || !stream.is_open()) return "";
-    filled = static_cast<size_t>(stream.gcount());
+  size_t filled = part.size();
+  while (filled == part.size()) {
+    const std::optional<size_t> read = source.read(part.data(), part.size());
+    if (!read) return "";
+    filled = *read;
     bits += 8 * filled;
-    if (filled == kBlock) add_block(state, reinterpret_cast<const unsigned char*>(block.data()));
+    for (size_t at = 0; at + kBlock <= filled; at += kBlock) {
+      add_block(state, reinterpret_cast<const unsigned char*>(part.data() + at));
+    }
   }
+  std::memcpy(block.data(), part.data() + filled / kBlock * kBlock, filled % kBlock);
+  filled %= kBlock;
   // The end: one bit, zeros, and the length in the last 8 bytes, in a block of their own if they do not fit.
   block[filled++] = static_cast<char>(0x80);
   std::memset(block.data() + filled, 0, kBlock - filled);

@@ -6,7 +6,7 @@
 
 namespace replay {
 
-// SHA-256 of a file's content in hex, as `sha256sum` prints it; empty if the file cannot be read.
+// SHA-256 of a file's content in hex, as `sha256sum` prints it; empty if it is no regular file or cannot be read.
 std::string sha256_of(const std::filesystem::path& file);
 
 }  // namespace replay

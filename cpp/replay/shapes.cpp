@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <fstream>
 #include <set>
-#include <sstream>
 #include <vector>
 
 #include "errors.h"
-#include "wire.h"
+#include "message.h"
+#include "plain_file.h"
 
 namespace replay {
 namespace {
@@ -28,49 +27,6 @@ constexpr int kDeepest = 34;
 
 constexpr std::array<std::string_view, 6> kRandom = {"RandomUniform",    "RandomUniformLike", "RandomNormal",
                                                      "RandomNormalLike", "Bernoulli",         "Multinomial"};
-
-// Calls visit(number, content) for every text and message in a message.
-template <typename Visit>
-void each(std::string_view message, const Visit& visit) {
-  for (WireReader reader(message); !reader.done();) {
-    const Field field = reader.field();
-    switch (field.type) {
-      case WireType::kVarint:
-        reader.varint();
-        break;
-      case WireType::kFixed32:
-        reader.fixed32();
-        break;
-      case WireType::kFixed64:
-        reader.fixed64();
-        break;
-      case WireType::kBytes:
-        visit(field.number, reader.bytes());
-    }
-  }
-}
-
-std::string_view text(std::string_view message, uint32_t wanted) {
-  std::string_view found;
-  each(message, [&](uint32_t number, std::string_view content) {
-    if (number == wanted) found = content;
-  });
-  return found;
-}
-
-// Protobuf would merge the same message given twice.
-void set_once(std::string_view& message, std::string_view content) {
-  if (message.data()) throw FormatError("a graph is given twice");
-  message = content;
-}
-
-std::string_view message_in(std::string_view message, uint32_t wanted) {
-  std::string_view found;
-  each(message, [&](uint32_t number, std::string_view content) {
-    if (number == wanted) set_once(found, content);
-  });
-  return found;
-}
 
 struct NodeParts {
   std::string_view name, operation, domain;
@@ -124,9 +80,9 @@ class ShapeNodes::Walk {
     if (depth > kDeepest) throw FormatError("its graphs lie too deep in each other");
     Names inputs;
     each(message, [&](uint32_t number, std::string_view content) {
-      if (number == kGraphInput) inputs.insert(text(content, kValueName));
-      if (number == kGraphInitializer) known.insert(text(content, kTensorName));
-      if (number == kGraphSparseInitializer) known.insert(text(message_in(content, kSparseValues), kTensorName));
+      if (number == kGraphInput) inputs.insert(text_in(content, kValueName));
+      if (number == kGraphInitializer) known.insert(text_in(content, kTensorName));
+      if (number == kGraphSparseInitializer) known.insert(text_in(message_in(content, kSparseValues), kTensorName));
     });
     const std::vector<NodeParts> nodes = read_nodes(message, kGraphNode);
     // Whoever runs the model may pass another value than an initializer that is an input too. What a node computes
@@ -171,7 +127,7 @@ ShapeNodes::ShapeNodes(std::string_view model) {
   Walk walk(*this, functions);
   each(model, [&](uint32_t number, std::string_view content) {
     if (number != kModelFunctions) return;
-    if (is_default(text(content, kFunctionDomain))) functions.insert(text(content, kFunctionName));
+    if (is_default(text_in(content, kFunctionDomain))) functions.insert(text_in(content, kFunctionName));
     walk.function_nodes(read_nodes(content, kFunctionNode), 0);
   });
   walk.graph(graph, {}, 0);
@@ -187,10 +143,8 @@ bool ShapeNodes::all(const std::string& name, const std::string& operation) cons
 }
 
 ShapeNodes read_shape_nodes(const std::filesystem::path& model) {
-  std::ostringstream content;
-  content << std::ifstream(model, std::ios::binary).rdbuf();
   try {
-    return ShapeNodes(content.str());
+    return ShapeNodes(read_plain(model).value_or(""));
   } catch (const FormatError& error) {
     throw NotVerifiable(model.string() +
                         ": nodes ran on the CPU, and which of them only compute shapes is not known: " + error.what());

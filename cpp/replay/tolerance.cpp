@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <string>
 
@@ -56,6 +57,12 @@ double masked_value(const std::vector<double>& magnitudes) {
   return twice && others ? largest : kMissing;
 }
 
+[[noreturn]] void refuse(const char* name, double value, double most) {
+  char text[120];
+  std::snprintf(text, sizeof(text), "`%s` is %g, above %g no file is told from a wrong one", name, value, most);
+  throw FormatError(text);
+}
+
 }  // namespace
 
 Tolerance parse_tolerance(std::string_view line) {
@@ -66,6 +73,10 @@ Tolerance parse_tolerance(std::string_view line) {
   tolerance.limits = take(line, "limits=");
   if (!line.empty()) throw FormatError("there is more than expected");
   if (tolerance.sizes.size() != tolerance.limits.size()) throw FormatError("`sizes` and `limits` differ in length");
+  if (tolerance.cap > kCeiling) refuse("cap", tolerance.cap, kCeiling);
+  for (const double limit : tolerance.limits) {
+    if (limit > kMostLimit) refuse("limits", limit, kMostLimit);
+  }
   return tolerance;
 }
 
@@ -83,6 +94,10 @@ Allowance allowance(const Tolerance& tolerance, const Tensor& golden) {
   std::vector<double> magnitudes(count);
   for (size_t i = 0; i < count; ++i) magnitudes[i] = std::abs(value_at(golden, i));
   const double masked = masked_value(magnitudes);
+  double largest = 0;
+  for (const double value : magnitudes) {
+    if (value != masked) largest = std::max(largest, value);
+  }
 
   Allowance result{std::vector<double>(count), std::vector<double>(count)};
   for (size_t image = 0; image < images; ++image) {
@@ -100,7 +115,8 @@ Allowance allowance(const Tolerance& tolerance, const Tensor& golden) {
       const double size = std::max(tolerance.sizes[channel] * factor, magnitudes[i]);
       result.size[i] = size;
       result.limit[i] =
-          std::min(tolerance.limits[channel] * size, tolerance.cap * std::max(size, tolerance.median * factor));
+          std::min({tolerance.limits[channel] * size, tolerance.cap * std::max(size, tolerance.median * factor),
+                    tolerance.cap * std::max(largest, magnitudes[i])});
     }
   }
   return result;

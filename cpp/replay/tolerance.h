@@ -23,7 +23,12 @@ struct Allowance {
   std::vector<double> size, limit;
 };
 
-// Throws FormatError.
+// The largest of CAP in jumpout_export/tolerances.py: what a file may ask for at most, in units of the size.
+constexpr double kCeiling = 5e-2;
+// No right file has larger `limits`: in a channel of rounding errors alone they come to some hundreds.
+constexpr double kMostLimit = 1e4;
+
+// Throws FormatError, for a tolerance above the ceiling too: it would let a wrong file pass.
 Tolerance parse_tolerance(std::string_view line);
 
 // The form of `Budget` in jumpout_export/tolerances.py, with the sizes of jumpout_export/verify/values/scale.py:

@@ -109,11 +109,11 @@ class Replay:
         """A model that answers differently each time."""
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
         y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
-        graph = helper.make_graph([helper.make_node("RandomNormal", [], ["y"], shape=[4])], "g", [x], [y])
-        model = self.crafted(folder, self.from_array(np.zeros(4, "f4")), self.from_array(np.zeros(4, "f4")))
+        graph = helper.make_graph([helper.make_node("RandomNormal", [], ["y"], shape=[4], mean=1000.0)], "g", [x], [y])
+        model = self.crafted(folder, self.from_array(np.zeros(4, "f4")), self.from_array(np.full(4, 1000, "f4")))
         proto = onnx.load(model)
         proto.graph.CopyFrom(graph)
-        proto.metadata_props[0].value = "cap=100 median=1 sizes=1 limits=100"
+        proto.metadata_props[0].value = "cap=0.05 median=1000 sizes=1000 limits=0.05"
         model.write_bytes(proto.SerializeToString())
         return model
 

@@ -64,7 +64,7 @@ def test_a_pass(replay, digits):
 
 def test_a_fail(replay, tmp_path):
     ones = np.ones((2, 2), "f4")
-    tolerance = "cap=1 median=1 sizes=1,1 limits=0.1,0"
+    tolerance = "cap=0.05 median=1 sizes=1,1 limits=0.1,0"
     model = replay.crafted(tmp_path, replay.from_array(ones + 1), replay.from_array(ones), tolerance)
     done = replay(model, "--json")
     report = read(done)
@@ -89,7 +89,7 @@ def test_what_cannot_be_measured_is_no_number(replay, tmp_path):
 def test_an_error_beyond_all_numbers_is_written_as_the_schema_has_it(replay, tmp_path):
     golden, got = np.array([-1.5e308]), np.array([1.5e308])
     model = replay.crafted(
-        tmp_path, replay.from_array(got), replay.from_array(golden), "cap=1 median=1 sizes=1 limits=1"
+        tmp_path, replay.from_array(got), replay.from_array(golden), "cap=0.05 median=1 sizes=1 limits=1"
     )
     done = replay(model, "--json")
     assert '"measured": "Infinity"' in done.stdout
