@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from jumpout_export.errors import LoadError
 from jumpout_export.extras import require
 from jumpout_export.loading.network import call_named
+from jumpout_export.model.batches import Batch
 from jumpout_export.text import some_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -96,6 +97,13 @@ class Remembered:
             yield self._kept[index]
 
 
+class Labelled(NamedTuple):
+    """A batch that says which of its entries is what, so that no input of a network is taken for another."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
 class ArrayFile:
     """Batches of an `.npz` file with `inputs` (N, ...) and optionally `labels` (N,); no object arrays."""
 
@@ -127,7 +135,7 @@ class ArrayFile:
     def __iter__(self) -> Iterator[Any]:
         for start in range(0, len(self.inputs), self.batch_size):
             part = slice(start, start + self.batch_size)
-            yield self.inputs[part] if self.labels is None else (self.inputs[part], self.labels[part])
+            yield self.inputs[part] if self.labels is None else Labelled(self.inputs[part], self.labels[part])
 
 
 class ImageFolder:
@@ -163,7 +171,7 @@ class ImageFolder:
     def __len__(self) -> int:
         return math.ceil(len(self.files) / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Labelled]:
         for start in range(0, len(self.files), self.batch_size):
             part = self.files[start : start + self.batch_size]
             images = [read_image(file) for file, _ in part]
@@ -174,7 +182,7 @@ class ImageFolder:
                         f"{tuple(images[0].shape[1:])}; all must have one size: resize them, or give --data "
                         "package.module:callable"
                     )
-            yield torch.stack(images), torch.tensor([label for _, label in part])
+            yield Labelled(torch.stack(images), torch.tensor([label for _, label in part]))
 
 
 def read_image(file: Path) -> Tensor:
@@ -197,7 +205,7 @@ def read_image(file: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
 
 
-def random_batches(shapes: list[str], seed: int, count: int = 2) -> list[tuple[Tensor, ...] | dict[str, Tensor]]:
+def random_batches(shapes: list[str], seed: int, count: int = 2) -> list[Batch | dict[str, Tensor]]:
     """Returns `count` batches of standard normal inputs for shapes such as `1,3,32,32` or `name:1,3,32,32`.
 
     Raises:
@@ -209,7 +217,8 @@ def random_batches(shapes: list[str], seed: int, count: int = 2) -> list[tuple[T
         raise LoadError(f"--input-shape: give all shapes a name or none, got {', '.join(shapes)}")
     names, sizes = [name for name, _, _ in named], [_shape(text) for _, _, text in named]
     drawn = [[torch.randn(size, generator=generator) for size in sizes] for _ in range(count)]
-    return [dict(zip(names, tensors, strict=True)) if names[0] else tuple(tensors) for tensors in drawn]
+    # All of them are inputs, by position too: nothing here is a label.
+    return [dict(zip(names, one, strict=True)) if names[0] else Batch(tuple(one), {}) for one in drawn]
 
 
 def _shape(text: str) -> tuple[int, ...]:

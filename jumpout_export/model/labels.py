@@ -1,211 +1,197 @@
-"""Tells the inputs in a batch from the labels, by the names and kinds of the parameters of `forward`."""
+"""Tells the inputs in a batch from the labels: the signature of `forward` decides.
+
+A required parameter is always an input. An optional one takes an entry by its key, or by position where its name says
+what it is. What is left over is no input, and integers (N,) among it are the labels. Anything else is an error.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
+from inspect import Parameter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-LABEL_KEYS = ("labels", "label")
-# Labels too, unless the model has an input of that name.
-MAYBE_LABEL_KEYS = ("targets", "target", "y")
+LABELS = ("labels", "label", "targets", "target")
 # What loaders call the input of a model that calls it something else.
-INPUT_KEYS = ("inputs", "input", "images", "image", "img", "pixel_values", "data", "x")
+_INPUTS = ("inputs", "input", "images", "image", "img", "pixel_values", "data", "x")
+# Names that say what an optional parameter takes: more than one number per image, as no class label is, or one.
+_LARGER = re.compile(
+    r"mask|hidden|state|memory|embed|cache|past_|pixel|(token_type|position|input)_ids|^[hc]_?[0x]$|^(image|input)s?$"
+)
+_PER_IMAGE = re.compile(r"^(?!max|min).*len(gth)?s?(_|$)")
+_SETTING = re.compile(r"^(?!.*(tensor|any)).*\b(bool|int|float|str)\b")  # as annotation
 
-Parameters = Mapping[str, inspect.Parameter]
 # Positional inputs, keyword inputs, and (N,) class labels or None.
 Split = tuple[tuple[Any, ...], dict[str, Any], Tensor | None]
+Parameters = Mapping[str, Parameter]
 
-POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-def by_name(entries: dict[str, Any], forward: Parameters) -> Split:
-    """Splits a batch whose entries have names.
-
-    Raises:
-        TypeError: if the names do not say which entries are inputs.
-    """
-    keys = (*LABEL_KEYS, *(key for key in MAYBE_LABEL_KEYS if key not in forward))
-    label_key = next((key for key in keys if key in entries), None)
-    labels = _class_labels(entries.pop(label_key)) if label_key else None
-    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in forward.values())
-    taken = {key: value for key, value in entries.items() if key in forward}
-    only = _only_input(entries) if not taken and _positional(forward)[1] != 0 else None
-    if anything and (taken or only is None or len(entries) > 1):
-        return (), entries, labels
-    if not taken and only is None and entries:
-        raise TypeError(_unnamed(list(entries), forward))
-    rest = {key: value for key, value in entries.items() if key not in taken and key != only}
-    free = [parameter for parameter in list(forward.values())[0 if taken else 1 :] if parameter.name not in taken]
-    # What no parameter is left for is not missed: masks to learn, names, indices.
-    if any(_takes_a_tensor(parameter) for parameter in free):
-        large = [key for key, value in rest.items() if any(tensor.ndim > 1 for tensor in tensors_in(value))]
-        if large:
-            raise TypeError(_unnamed(large, forward))
-    return (() if only is None else (entries[only],)), taken, labels
+POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_ARGS, _KEY, _KWARGS = Parameter.VAR_POSITIONAL, Parameter.KEYWORD_ONLY, Parameter.VAR_KEYWORD
 
 
 def by_position(entries: tuple[Any, ...], forward: Parameters) -> Split:
     """Splits a batch whose entries have an order.
 
     Raises:
-        TypeError: if an entry may be an input or a target.
+        TypeError: if an entry may be an input or none.
     """
-    required, most = _positional(forward)
-    if len(entries) == 2 and _is_group(entries[0], required) and _is_target_like(entries[1], entries[0]):
-        return tuple(entries[0]), {}, _class_labels(entries[1])
-    inputs, rest = entries[:most], entries[len(entries[:most]) :]
-    labels = _class_labels(rest[0]) if rest else None
-    # A forward that needs every entry, such as (x, index), gets every entry.
-    if len(inputs) > max(1, required) and _is_target(inputs, forward):
-        labels, inputs = _class_labels(inputs[-1]), inputs[:-1]
-        if len(inputs) > max(1, required) and _is_per_image(inputs[-1], inputs[0]):
-            raise TypeError(_ambiguous(inputs[-1], forward))
-    if len(inputs) == 1 and isinstance(inputs[0], Mapping):
-        args, kwargs, inner_labels = by_name(dict(inputs[0]), forward)
-        return args, kwargs, labels if labels is not None else inner_labels
-    if len(inputs) == 1 and isinstance(inputs[0], tuple | list) and (most is None or len(inputs[0]) == required):
-        inputs = tuple(inputs[0])
+    if _is_group(entries, forward):
+        count, entries = len(entries[0]), (*entries[0], *entries[1:])
+    else:
+        count = _inputs(entries, forward)
+    inputs, rest = entries[:count], entries[count:]
+    labels = next((found for entry in rest if (found := _classes(entry)) is not None), None)
+    if count == 1 and isinstance(inputs[0], Mapping):
+        args, kwargs, inner = by_name(dict(inputs[0]), forward)
+        return args, kwargs, inner if labels is None else labels
     return inputs, {}, labels
 
 
-def fields_of(batch: Any) -> dict[str, Any] | None:
-    """Returns the fields of a named tuple or data class, None for anything else."""
-    if isinstance(batch, tuple) and hasattr(batch, "_asdict"):
-        return dict(batch._asdict())
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+def by_name(entries: dict[str, Any], forward: Parameters) -> Split:
+    """Splits a batch whose entries have names; a `forward` that takes a dict gets them as one.
+
+    Raises:
+        TypeError: if the names do not say which entries are inputs.
+    """
+    places = list(forward.values())
+    taken = {key: value for key, value in entries.items() if key in forward and not _is_label(forward[key])}
+    keys = [key for key in (*LABELS, "y") if key in entries and key not in taken]
+    labels = _classes(entries[keys[0]]) if keys else None
+    rest = {key: value for key, value in entries.items() if key not in (*taken, *keys)}
+    name = None
+    if not taken and places and places[0].kind is not _KWARGS:
+        name, first = _only_input(rest), places.pop(0)
+        if first.kind in POSITIONAL and (_says(first, "dict", "mapping") or not (name or places)):
+            return (rest,), {}, labels
+    if any(place.kind is _KWARGS for place in places) and (name is None or len(rest) > 1):
+        return (), taken | rest, labels
+    args = () if name is None else (rest.pop(name),)
+    free = [place for place in places if place.name not in taken]
+    for key, value in rest.items():
+        if not (taken or args) or any(_fits(value, place, _size(entries)) is not False for place in free):
+            raise TypeError(
+                f"a batch must name the model's inputs, got {key!r} where forward takes "
+                f"{', '.join(map(repr, forward)) or 'nothing'}; rename the entry, leave it out, or call the model "
+                "yourself: forward_fn=lambda model, batch: model(...)"
+            )
+    return args, taken, labels
+
+
+def _is_group(entries: tuple[Any, ...], forward: Parameters) -> bool:
+    """Whether the first entry holds all inputs, as in ((a, b), labels) for a forward of a and b."""
+    if not entries or not isinstance(entries[0], tuple | list):
+        return False
+    places = [place for place in forward.values() if place.kind in POSITIONAL]
+    required = max(1, sum(map(_is_required, places)))
+    if places and (len(entries[0]) != required or _says(places[0], "list", "tuple", "sequence")):
+        return False
+    # For a forward of two, ((a, b), c) may be a pair and c.
+    return 1 < len(entries) < required or all(map(_is_target_like, entries[1:2]))
+
+
+def _inputs(entries: tuple[Any, ...], forward: Parameters) -> int:
+    """How many of the entries, from the first on, are inputs."""
+    if entries and isinstance(entries[0], Mapping) and entries[0].keys() & forward.keys():
+        return 1  # which holds all of them, by name
+    places = [place for place in forward.values() if place.kind in POSITIONAL]
+    places += [place for place in forward.values() if place.kind is _ARGS] * len(entries)
+    count = min(max(1, sum(map(_is_required, places))), len(places), len(entries))
+    size = _size(entries)
+    while count < min(len(entries), len(places)) and _fits(entries[count], places[count], size):
+        count += 1
+    free = [*places[count:], *(place for place in forward.values() if place.kind is _KEY)]
+    for index, entry in enumerate(entries[count:], count):
+        for place in free:
+            fits = _fits(entry, place, size)
+            if fits or (fits is None and place in places[index : index + 1]):
+                raise TypeError(_unclear(entry, place, forward))
+    return count
+
+
+def _fits(entry: Any, place: Parameter, size: int | None) -> bool | None:
+    """Whether an entry is what a parameter takes, in a batch of so many images; None where that is not clear."""
+    if _size(entry) is None or _is_label(place) or _SETTING.search(_annotation(place)):
+        return False
+    target = _is_target_like(entry)
+    clear = None if target and _size(entry) == size else True
+    if _is_required(place) or place.kind is _ARGS:
+        return True if _is_required(place) else clear
+    if place.default is not None:  # a setting; where it is a number, there may be one per image
+        number = isinstance(place.default, int | float | Tensor) and not isinstance(place.default, bool)
+        return None if number and not _is_classes(entry) else False
+    if _LARGER.search(place.name):
+        return False if _is_classes(entry) else clear
+    if _PER_IMAGE.search(place.name):
+        return (entry.ndim < 2 or None) if target else False
     return None
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yields the tensors in nested tuples, lists and mappings, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            yield from tensors_in(entry)
-    elif isinstance(value, tuple | list):
-        for entry in value:
-            yield from tensors_in(entry)
-    elif (fields := fields_of(value)) is not None:
-        yield from tensors_in(fields)
+def _size(value: Any) -> int | None:
+    """How long the first tensor is; None where there is none."""
+    tensors = (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+    return next((tensor.shape[0] if tensor.ndim else 1 for tensor in tensors), None)
+
+
+def _is_required(place: Parameter) -> bool:
+    return place.default is place.empty and place.kind not in (_ARGS, _KWARGS)
+
+
+def _is_label(place: Parameter) -> bool:
+    return place.name in LABELS and not _is_required(place)
+
+
+def _annotation(place: Parameter) -> str:
+    return "" if place.annotation is place.empty else inspect.formatannotation(place.annotation).lower()
+
+
+def _says(place: Parameter, *kinds: str) -> bool:
+    return any(kind in _annotation(place) for kind in kinds)
+
+
+def _unclear(entry: Any, place: Parameter, forward: Parameters) -> str:
+    names = [name for name in forward if _is_required(forward[name])] or list(forward)[:1]
+    inputs = "".join(f"{name!r}: ..., " for name in names)
+    ways = f"{{{inputs}{place.name!r}: ...}} if it is, {{{inputs}'labels': ...}} if it is not"
+    what = f"the one of shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else f"a {type(entry).__name__}"
+    if place.kind is _ARGS:
+        ways = "((a, b),) for a forward of a and b, {'input': a, 'labels': b} for a forward of a"
+    return (
+        f"a batch must say which entries are inputs: {what} may be the input `{place.name}` of forward, or no input; "
+        f"yield {ways}"
+    )
 
 
 def _only_input(entries: dict[str, Any]) -> str | None:
     """The entry that is the input where none is named like a parameter; None where that is not clear."""
-    known = [key for key in INPUT_KEYS if key in entries]
+    known = [key for key in _INPUTS if key in entries]
     tensors = [key for key, value in entries.items() if isinstance(value, Tensor)]
     return next((keys[0] for keys in (list(entries), known, tensors) if len(keys) == 1), None)
 
 
-def _takes_a_tensor(parameter: inspect.Parameter) -> bool:
-    """Whether a parameter that `forward` does not require may get an entry of a batch."""
-    return not (
-        parameter.name in (*LABEL_KEYS, *MAYBE_LABEL_KEYS)
-        or isinstance(parameter.default, bool | str)
-        or parameter.kind is inspect.Parameter.VAR_POSITIONAL
-    )
-
-
-def _unnamed(names: list[str], forward: Parameters) -> str:
-    return (
-        f"a batch must name the model's inputs, got {', '.join(map(repr, names))} where forward takes "
-        f"{', '.join(map(repr, forward)) or 'nothing'}; rename the entries, or call the model yourself: "
-        "forward_fn=lambda model, batch: model(...)"
-    )
-
-
-def _is_target(inputs: tuple[Any, ...], forward: Parameters) -> bool:
-    """Whether the last of the entries that `forward` accepts, but does not require, is no input."""
-    first, last, parameter = inputs[0], inputs[-1], _receiver(len(inputs) - 1, forward)
-    if _is_classes(last) and _is_per_image(last, first):
-        return True
-    if parameter.kind is not inspect.Parameter.VAR_POSITIONAL and not _takes_a_tensor(parameter):
-        return True
-    if _is_target_like(last, first):
-        raise TypeError(_ambiguous(last, forward))
-    return False
-
-
-def _ambiguous(entry: Tensor, forward: Parameters) -> str:
-    return (
-        f"a batch must say which entries are inputs: the one of shape {tuple(entry.shape)} may be a target, or one of "
-        f"the inputs {', '.join(map(repr, forward))} of forward; yield a dict with the inputs by name, or leave the "
-        "target out"
-    )
-
-
-def _is_group(entry: Any, required: int) -> bool:
-    """Whether an entry is all of several inputs together, as in ((a, b), labels) for a forward of a and b."""
-    return isinstance(entry, tuple | list) and len(entry) == required > 1
-
-
-def _is_target_like(value: Any, first: Any) -> bool:
-    return _is_per_image(value, first) or _is_one_hot_like(value, first)
-
-
-def _is_per_image(value: Any, first: Any) -> bool:
-    """One number per image: class labels, an index, or what a regression learns."""
-    return (
-        isinstance(value, Tensor)
-        and (value.ndim == 1 or (value.ndim == 2 and value.shape[1] == 1))
-        and _batch_size(value) == _batch_size(first)
-    )
-
-
-def _is_one_hot_like(value: Any, first: Any) -> bool:
-    """One number per class and image: one-hot, several of them hot, or probabilities."""
-    if not isinstance(value, Tensor) or value.ndim != 2 or value.is_complex():
+def _is_target_like(value: Any) -> bool:
+    """Whether there is one number per image, or one per class and image that sum to one."""
+    if not isinstance(value, Tensor) or value.ndim > 2 or value.dtype == torch.bool or value.is_complex():
         return False
-    if _batch_size(value) != _batch_size(first):
-        return False
-    # Zeros and ones in the shape of the input are a mask.
-    mask = isinstance(first, Tensor) and value.shape == first.shape
-    if not mask and bool(((value == 0) | (value == 1)).all()):
+    if value.ndim < 2 or value.shape[1] == 1:
         return True
-    return value.is_floating_point() and bool((value >= 0).all() and ((value.sum(dim=1) - 1).abs() < 1e-3).all())
-
-
-def _class_labels(value: Any) -> Tensor | None:
-    """(N,) class labels where `value` is class labels or one-hot rows; None for any other target."""
-    if _is_classes(value):
-        return value
-    if not isinstance(value, Tensor) or value.ndim != 2 or value.shape[1] < 2 or value.is_complex():
-        return None
-    one_hot = bool(((value == 0) | (value == 1)).all() and (value.sum(dim=1) == 1).all())
-    return value.to(torch.uint8).argmax(dim=1) if one_hot else None
+    return bool((value >= 0).all() and ((value.sum(dim=1) - 1).abs() < 1e-3).all())
 
 
 def _is_classes(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.ndim == 1
-        and not value.is_floating_point()
-        and not value.is_complex()
-        and value.dtype != torch.bool
-    )
+    """Whether these are class labels, (N,) integers."""
+    return _is_target_like(value) and value.ndim == 1 and not value.is_floating_point()
 
 
-def _batch_size(value: Any) -> int | None:
-    tensor = next(tensors_in(value), None)
-    return tensor.shape[0] if tensor is not None and tensor.ndim else None
-
-
-def _positional(forward: Parameters) -> tuple[int, int | None]:
-    """How many positional inputs `forward` requires, and accepts (None: any number)."""
-    parameters = [parameter for parameter in forward.values() if parameter.kind in POSITIONAL]
-    required = sum(parameter.default is parameter.empty for parameter in parameters)
-    unbounded = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in forward.values())
-    return required, None if unbounded else len(parameters)
-
-
-def _receiver(index: int, forward: Parameters) -> inspect.Parameter:
-    """The parameter that gets the positional input `index`."""
-    kinds = (*POSITIONAL, inspect.Parameter.VAR_POSITIONAL)  # a signature has them in this order
-    parameters = [parameter for parameter in forward.values() if parameter.kind in kinds]
-    return parameters[min(index, len(parameters) - 1)]
+def _classes(value: Any) -> Tensor | None:
+    """(N,) class labels, those of one-hot rows too; None for any other target."""
+    if _is_classes(value):
+        labels: Tensor = value
+        return labels
+    if not _is_target_like(value) or value.ndim < 2 or value.shape[1] == 1 or not ((value == 0) | (value == 1)).all():
+        return None
+    return value.to(torch.uint8).argmax(dim=1)

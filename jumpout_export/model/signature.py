@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from jumpout_export.model.batches import Batch, split_batch
-from jumpout_export.model.labels import POSITIONAL, fields_of
+from jumpout_export.model.batches import Batch, fields_of, parameters_of, split_batch
+from jumpout_export.model.labels import POSITIONAL
 
 # What numpy, ONNX and ONNX Runtime's CPU provider all have. bfloat16: ONNX Runtime has no bfloat16 convolution on CPU.
 DTYPES = (
@@ -107,8 +106,7 @@ def input_names(model: nn.Module, batch: Batch) -> list[str]:
     The entries of a dict are named by their keys, those of a tuple or list `name_0`, `name_1`, ...; where two inputs
     would have one name, the parameter's name comes before the key.
     """
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind in POSITIONAL]
+    names = [parameter.name for parameter in parameters_of(model).values() if parameter.kind in POSITIONAL]
     count = len(batch.args)
     if len(names) < count:
         rest = count - len(names)
@@ -170,26 +168,9 @@ def only_tensors(result: Any) -> Any:
 
 
 def _split(example: Any, model: nn.Module) -> Batch:
-    entry = example[0] if isinstance(example, tuple | list) and len(example) == 1 else example
-    whole = dict(entry) if isinstance(entry, Mapping) else None
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    alone = whole is not None and len(parameters) == 1 and parameters[0].kind in POSITIONAL
-    if alone and parameters[0].name not in (whole or {}) and _means_mapping(parameters[0].annotation):
-        return Batch((whole,), {})
-    try:
-        batch = split_batch(example, model)
-    except TypeError:
-        if not alone:
-            raise
-        return Batch((whole,), {})
-    order = [parameter.name for parameter in parameters]
+    batch, order = split_batch(example, model), list(parameters_of(model))
     kwargs = sorted(batch.kwargs.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     return Batch(batch.args, dict(kwargs))
-
-
-def _means_mapping(annotation: Any) -> bool:
-    text = annotation if isinstance(annotation, str) else str(getattr(annotation, "__origin__", annotation))
-    return any(name in text for name in ("dict", "Dict", "Mapping"))
 
 
 def _entries(result: Any) -> Mapping[Any, Any] | None:
@@ -213,7 +194,7 @@ def first_and_all(inputs: Any, model: nn.Module, name: str) -> tuple[Batch, Iter
         ValueError: if there is none.
         TypeError: if it is neither, or a batch holds something else than tensors.
     """
-    if isinstance(inputs, Tensor | tuple | Mapping):
+    if isinstance(inputs, Tensor | tuple | Mapping) or fields_of(inputs) is not None:
         inputs = [inputs]
     if not isinstance(inputs, Iterable):
         raise TypeError(f"{name} must be a batch or an iterable of batches, got {type(inputs).__name__}")

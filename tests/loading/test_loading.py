@@ -14,6 +14,7 @@ from torch import nn
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.errors import LoadError
 from jumpout_export.loading import load_data, load_model, load_weights, random_batches
+from jumpout_export.model.batches import split_batch
 
 FACTORIES = """
 import torch
@@ -153,6 +154,20 @@ def test_npz_batches_cover_everything_in_order(tmp_path):
     assert [len(batch) for batch in load_data(str(tmp_path / "unlabelled.npz"), 3)] == [3, 1]
 
 
+class Speech(nn.Module):
+    def forward(self, x, lengths=None, y=None):
+        return x
+
+
+def test_labels_of_a_file_and_random_inputs_are_taken_for_what_they_are(tmp_path):
+    np.savez(tmp_path / "d.npz", inputs=np.ones((4, 2), np.float32), labels=np.arange(4))
+    split = split_batch(next(iter(load_data(str(tmp_path / "d.npz")))), Speech())
+    assert (len(split.args), split.kwargs, split.labels.tolist()) == (1, {}, [0, 1, 2, 3])
+    image_folder(tmp_path)
+    assert len(split_batch(next(iter(load_data(str(tmp_path)))), Speech()).labels) == 4
+    assert len(split_batch(random_batches(["4,2", "4", "4"], seed=0)[0], Speech()).args) == 3
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -236,8 +251,8 @@ def test_a_callable_that_yields_forever_serves_a_check_of_as_many_images_as_aske
 
 def test_random_batches():
     (first, second) = random_batches(["2,3"], seed=1)
-    assert first[0].shape == (2, 3)
-    assert not torch.equal(first[0], second[0])
+    assert first.args[0].shape == (2, 3)
+    assert not torch.equal(first.args[0], second.args[0])
     named = random_batches(["image:1,3,4,4", "mask:1,4"], seed=1)[0]
     assert {name: tuple(value.shape) for name, value in named.items()} == {"image": (1, 3, 4, 4), "mask": (1, 4)}
 

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from jumpout_export.model.batches import first_tensor, split_batch
-from jumpout_export.model.labels import tensors_in
+from jumpout_export.model.batches import first_tensor, split_batch, tensors_in
 
 X, Y = torch.randn(6, 3), torch.arange(6)
 FLOAT, COLUMN = torch.randn(6), torch.randn(6, 1)
@@ -173,28 +172,9 @@ def test_labels_are_class_labels_or_none(batch, model, labels):
     assert (found if found is None else found.tolist()) == labels
 
 
-@pytest.mark.parametrize(
-    ("batch", "model"),
-    [
-        ((IMAGE, FLOAT), Two()),
-        ((IMAGE, COLUMN), Two()),
-        ((IMAGE, ONE_HOT), Two()),
-        ((IMAGE, ONE_HOT * 0.9 + 0.0125), Two()),
-        ((IMAGE, FLOAT), Any()),
-        ((IMAGE, Y, Y), Two()),
-    ],
-    ids=["regression", "column", "one-hot", "smoothed", "any number", "label and index"],
-)
-def test_an_entry_that_may_be_a_target_or_an_optional_input_is_an_error(batch, model):
-    if len(batch) == 3:
-        model = type("Three", (nn.Module,), {"forward": lambda self, image, mask=None, prior=None: image})()
-    with pytest.raises(TypeError, match=r"a batch must say which entries are inputs: the one of shape \(6.* may be a"):
-        split_batch(batch, model)
-
-
 def test_names_that_the_model_does_not_have_are_an_error():
-    with pytest.raises(TypeError, match="got 'left', 'right' where forward takes 'x'; rename the entries, or call"):
-        split_batch({"left": X, "right": X}, One())
+    with pytest.raises(TypeError, match="got 'left' where forward takes 'first', 'second'; rename the entry, leave it"):
+        split_batch({"left": X, "right": X}, Pairwise())
     with pytest.raises(TypeError, match="got 'msk' where forward takes 'image', 'mask'; rename"):
         split_batch({"image": X, "msk": MASK}, Two())
 

@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DistributedSampler
 
 from jumpout_export.batchnorm.measure.distributed import ALONE, Ranks
-from jumpout_export.model.batches import Progress, device_of, split_batch
-from jumpout_export.model.labels import tensors_in
+from jumpout_export.model.batches import Progress, device_of, split_batch, tensors_in
 from jumpout_export.model.randomness import (
     get_generator_state,
     is_generator,
