@@ -15,7 +15,8 @@ from torch import nn
 
 Action = Literal["identity", "relu", "keep"]
 
-# The eval forward of these returns its input, so a deterministic network is the same network without them.
+# The eval forward of these should return its input, so that a deterministic network is the same network without them;
+# whether it does is shown before one is taken out.
 IDENTITY_IN_EVAL = frozenset(
     {
         "Dropout",

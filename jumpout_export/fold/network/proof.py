@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.fold.network.audit import allowed, refuse_randomness
-from jumpout_export.fold.network.replaced import action_of, is_known, layers_of, not_identity, replaced, reported, watch
+from jumpout_export.fold.network.identity import not_identity, watch
+from jumpout_export.fold.network.replaced import action_of, is_known, layers_of, replaced, reported
 from jumpout_export.fold.network.state import kept_state
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.randomness import same_bits

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jumpout_export.fold.network.audit import allowed
-from jumpout_export.model.randomness import same_bits
 from jumpout_export.model.stochastic import StochasticLayer, stochastic_layers
 from jumpout_export.nn.modules import Jumpout
 from jumpout_export.report import FoldedLayer
-from jumpout_export.text import first_line
 
 # Their eval forward is known to return its input (RReLU's: to be a LeakyReLU).
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _KNOWN = frozenset(layer.forward for layer in (*_DROPOUTS, nn.RReLU, Jumpout))
-# Any other layer is asked whether it returns its input: values of these sizes, of both signs.
-_SCALES = (1e-3, 1.0, 1e4)
 
 
 def layers_of(model: nn.Module, allow: tuple[str, ...]) -> list[StochasticLayer]:
@@ -37,37 +31,6 @@ def is_known(layer: nn.Module) -> bool:
     """Whether the eval forward is one of torch's or ours that is known, and nothing is hooked around it."""
     own = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
     return not own and type(layer).forward in _KNOWN and type(layer).__call__ is nn.Module.__call__
-
-
-def watch(layer: StochasticLayer, seen: dict[str, list[Tensor] | None]) -> torch.utils.hooks.RemovableHandle:
-    """Records the inputs of the layer; None once it was called with anything but one floating-point tensor."""
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = seen.setdefault(layer.path, [])
-        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
-            seen[layer.path] = None
-        elif inputs is not None and all(args[0].shape != other.shape for other in inputs):
-            inputs.append(args[0].detach().clone())
-
-    return layer.module.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-def not_identity(layer: StochasticLayer, seen: list[Tensor] | None) -> str:
-    """Why the layer cannot be replaced; empty if it returns its input (or its relu) bit for bit at all scales."""
-    if not seen:
-        return "is called with more than one tensor, so it is not known to return its input in eval mode"
-    generator = torch.Generator().manual_seed(0)
-    for value in seen:
-        noise = torch.randn(value.shape, generator=generator).to(value)
-        for x in (value, *(noise * scale for scale in _SCALES)):
-            expected = torch.relu(x) if layer.action == "relu" else x.clone()
-            try:
-                output = layer.module(x.clone())
-            except Exception as error:  # a user's forward may raise anything; the reason is reported
-                return f"fails on other values with {type(error).__name__}: {first_line(error)}"
-            if not isinstance(output, Tensor) or not same_bits(expected, output):
-                return "does more in eval mode than return its input"
-    return ""
 
 
 def replaced(original: nn.Module, actions: dict[str, str], allow: tuple[str, ...]) -> nn.Module:
