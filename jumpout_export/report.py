@@ -77,12 +77,12 @@ class ProviderReport(_Model):
 
 
 class FoldedLayer(_Model):
-    """A stochastic layer that the fold removed.
+    """What the fold made of a stochastic layer.
 
     Attributes:
         path: module path, for example `features.3`.
         kind: class name, for example `Jumpout`.
-        action: `identity`, `relu` (a fused ReLU stays) or what else it became.
+        action: `identity`, `relu` (a fused ReLU stays) or what else it became; `keep` where it stays, its noise off.
         settings: the layer's settings as `name=value`, for the file's provenance.
     """
 

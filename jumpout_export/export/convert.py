@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from jumpout_export.errors import ConversionError
 from jumpout_export.export.converter_log import converter_log
+from jumpout_export.export.explain import AXES_OPTION, STATIC_HINT, explain, refuse_complex
 from jumpout_export.export.size_guards import check_sizes, traced_programs
 from jumpout_export.model.axes import BATCH, Axes, choose_axes
 from jumpout_export.model.batches import Batch
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 # A protobuf message ends at 2 GiB; weights beyond it lie in a second file. The rest is for the graph.
 _MOST_WEIGHTS = MAX_BYTES - 2**26
-_STATIC_HINT = "pass dynamic_batch=False (--static) to export the example's batch size only"
-_AXES_OPTION = "dynamic_axes (--dynamic)"
-_BAKED = ("inferred a static shape", "Constraints violated", "marked as dynamic but")
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,8 @@ def convert(
         try:
             result = fresh(traced)(folded)
             results = [output.name for output in outputs(result, names)]
+            if problem := refuse_complex(results, only_tensors(result)):
+                raise ConversionError(problem)
             exported = folded if only_tensors(result) is result else _OnlyTensors(folded)
             call = _by_name(exported, fresh(traced))
             program = torch.onnx.export(
@@ -99,12 +99,12 @@ def convert(
         except ConversionError:
             raise
         except Exception as error:  # the converter, and the user's forward in it, may raise anything
-            raise ConversionError(_explain(error, axes, said)) from error
+            raise ConversionError(explain(error, folded, traced, axes, said)) from error
     data = path.with_name(f"{path.name}.data")
     if model is None:
         program.save(path, external_data=True)
         model = load_onnx(path)
-    _check_as_asked(model, names, results, wanted, axes, said)
+    _check_as_asked(model, names, results, wanted, axes)
     _clean(model, keep_debug_info, metadata or {})
     tied = tie_data(model, data, path.name) if data.exists() else None
     path.write_bytes(model.SerializeToString(deterministic=True))
@@ -156,7 +156,7 @@ def _check_sizes(programs: Sequence[ExportedProgram], folded: nn.Module, batch: 
         return []
     if not programs:
         return ["torch.onnx traced without torch.export.export: conditions on sizes were not read"]
-    hints = {name: f"leave `{name}` out of {_AXES_OPTION}" for name in axes.names} | {BATCH: _STATIC_HINT}
+    hints = {name: f"leave `{name}` out of {AXES_OPTION}" for name in axes.names} | {BATCH: STATIC_HINT}
     return check_sizes(programs[-1], folded, batch, axes, hints)
 
 
@@ -165,13 +165,11 @@ def _bytes_of(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _check_as_asked(
-    model: ModelProto, inputs: list[str], results: list[str], opset: int, axes: Axes, said: list[str]
-) -> None:
+def _check_as_asked(model: ModelProto, inputs: list[str], results: list[str], opset: int, axes: Axes) -> None:
     got = default_opset(model)
     if got != opset:
         raise ConversionError(
-            f"opset {opset} was asked for, the converter wrote {got}; it has {DEFAULT_OPSET} and later{_log(said)}"
+            f"opset {opset} was asked for, the converter wrote {got}; it has {DEFAULT_OPSET} and later"
         )
     found = [value.name for value in model.graph.input], [value.name for value in model.graph.output]
     if found != (inputs, results):
@@ -182,7 +180,7 @@ def _check_as_asked(
                 continue
             what = f"axis {axis} of input `{value.name}`"
             if not dim.dim_param:
-                hint = _STATIC_HINT if opened[axis] == BATCH else f"leave `{opened[axis]}` out of {_AXES_OPTION}"
+                hint = STATIC_HINT if opened[axis] == BATCH else f"leave `{opened[axis]}` out of {AXES_OPTION}"
                 raise ConversionError(f"{what}, `{opened[axis]}`, is fixed at {dim.dim_value}; {hint}")
             raise ConversionError(f"{what} is open under the name {dim.dim_param}, asked for was {opened.get(axis)}")
 
@@ -212,25 +210,3 @@ def _check_valid(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # the checker and shape inference raise several types
         raise ConversionError(f"the converter wrote a graph that onnx.checker rejects: {first_line(error)}") from error
-
-
-def _explain(error: Exception, axes: Axes, said: list[str]) -> str:
-    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    fixes, hints = [], []
-    if axes.size is None:
-        fixes.append("the model fixes its batch size")
-        hints.append(_STATIC_HINT)
-    if axes.names:
-        fixes.append(f"the model fixes the size of {', '.join(axes.names)}")
-        hints.append(f"leave out of {_AXES_OPTION} what has to stay")
-    why, what_helps = " or ".join(fixes), ", or ".join(hints)
-    if fixes and any(sign in text for sign in _BAKED):
-        return f"{why} ({text[:300]}); {what_helps}"
-    capturing = type(error).__name__ == "TorchExportError"  # an operator without translation is no matter of shapes
-    hint = f"; if {why}, {what_helps}" if fixes and capturing else ""
-    return f"torch.onnx.export failed with {type(cause).__name__}: {text[:600]}{_log(said)}{hint}"
-
-
-def _log(said: list[str]) -> str:
-    return f" (the converter says: {'; '.join(said[:4])})" if said else ""

@@ -34,6 +34,7 @@ class Draft:
     folded: tuple[FoldedLayer, ...] = ()
     opset: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
+    said: tuple[str, ...] = ()  # warnings of the converter: of a file that passed they explain nothing
 
     @property
     def failed(self) -> bool:
@@ -68,6 +69,7 @@ class Draft:
         passed = bool(result) and passes(self.checks, result.providers)
         # Of a file that is not published nobody needs a hash: it would be taken for that of an older one.
         data_files = {data.name: data.stat().st_size} if passed and data else {}
+        self.notes += [] if passed else [f"the converter says: {line}" for line in self.said]
         self.notes += [f"ship both files, {self.target.name} and {describe_data(data_files)}"] * bool(data_files)
         return ExportReport(
             passed=passed,

@@ -118,11 +118,10 @@ def write(job: Job, prepared: Prepared, folder: Path) -> Written:
             )
     except ConversionError as error:
         raise draft.not_converted(error) from error
-    draft.opset = converted.opset
-    said = (*converted.said, *conditions, *converted.restrictions)
+    draft.opset, draft.said = converted.opset, converted.said
     draft.add(
         [Check(name="convert", verdict="pass", note=f"opset {converted.opset}")],
-        [f"the converter says: {line}" for line in said],
+        [*conditions, *converted.restrictions],
     )
     return Written(file, converted.data)
 

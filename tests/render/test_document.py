@@ -12,6 +12,7 @@ from jumpout_export.render.writers.document import build_document
 from jumpout_export.report import (
     BatchNormReport,
     Check,
+    FoldedLayer,
     PipelineReport,
     ProviderReport,
     VerifyReport,
@@ -212,3 +213,12 @@ def test_plots_leave_matplotlib_as_it_was():
 def test_what_is_no_report_is_refused():
     with pytest.raises(TypeError, match="only a report can be rendered: got dict, allowed is BatchNormReport"):
         render_markdown({"verdict": "ok"})
+
+
+def test_a_layer_that_stays_is_not_counted_as_removed():
+    actions = ["identity"] * 9 + ["keep"] * 6 + ["relu"]
+    layers = [FoldedLayer(path=f"layers.{i}", kind="Layer", action=action) for i, action in enumerate(actions)]
+    text = words(terminal(export(folded=layers)))
+    assert "Fold: ✓ done, 9 layers removed, 1 became relu, 6 stay" in text
+    assert "Fold: ✓ done, 0 layers removed, 1 stays" in words(terminal(export(folded=layers[9:10])))
+    assert "keep" not in text

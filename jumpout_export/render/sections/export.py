@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 
@@ -11,7 +12,7 @@ from jumpout_export.render.blocks import Block, Cell, Column, Group, Items, Plot
 from jumpout_export.render.headline import is_published, says_little
 from jumpout_export.render.numbers import number
 from jumpout_export.render.plots import run as plots
-from jumpout_export.report import Check, CheckVerdict, ExportReport, VerifyReport
+from jumpout_export.report import Check, CheckVerdict, ExportReport, FoldedLayer, VerifyReport
 from jumpout_export.text import count
 
 # With more checks the groups start folded away, below a table of those that did not pass.
@@ -20,6 +21,7 @@ _MANY_CHECKS = 12
 _FEW_RATIOS = 3
 # The bar behind a measured value: empty at this fraction of the limit, full at the limit, logarithmic between.
 _EMPTY_BAR = plots.LOWEST_RATIO
+_KEPT = "keep"  # the action of a layer that stays in the file, with its noise off
 # Verdicts as they are summed up in a line, and in the order in which a person wants to see them.
 _COUNTED: dict[CheckVerdict, str] = {
     "fail": "failed",
@@ -30,18 +32,33 @@ _COUNTED: dict[CheckVerdict, str] = {
 _URGENCY = ("fail", "not_run", "warning", "pass")
 
 
+def folded_summary(layers: Sequence[FoldedLayer]) -> str:
+    """Returns what became of the stochastic layers: how many are gone, have become another layer, and stay."""
+    kept = sum(layer.action == _KEPT for layer in layers)
+    removed = sum(layer.action == "identity" for layer in layers)
+    others = Counter(layer.action for layer in layers if layer.action not in (_KEPT, "identity"))
+    parts = [f"{count(removed, 'layer')} removed", *(f"{number} became {action}" for action, number in others.items())]
+    return ", ".join([*parts, *([f"{kept} {'stays' if kept == 1 else 'stay'}"] if kept else [])])
+
+
 def folded_section(report: ExportReport) -> list[Section]:
     """Returns the table of stochastic layers that were removed."""
     columns = (Column("layer", "path"), Column("kind"), Column("became"), Column("settings", "note"))
     rows = tuple(
-        (Cell(layer.path), Cell(layer.kind), Cell(layer.action), Cell(layer.settings or "–")) for layer in report.folded
+        (
+            Cell(layer.path),
+            Cell(layer.kind),
+            Cell("stays" if layer.action == _KEPT else layer.action),
+            Cell(layer.settings or "–"),
+        )
+        for layer in report.folded
     )
     nothing = Items(("No layer was removed.",))
     return [
         Section(
             "folded",
             "What was folded away",
-            "Layers that are random in training are removed before the export.",
+            "Layers that are random in training are removed before the export; what does more in eval mode stays.",
             "Jumpout and inverted dropout are the identity in serving, so removing them changes no output; a fused "
             "ReLU stays behind as a plain ReLU. The settings are kept for the file's provenance.",
             (Table(columns, rows) if rows else nothing,),

@@ -9,7 +9,7 @@ from jumpout_export.render.blocks import Cell, Document, Fact, Section, state
 from jumpout_export.render.headline import headline, worst_layer
 from jumpout_export.render.numbers import percent, score
 from jumpout_export.render.sections.batchnorm import batchnorm_sections
-from jumpout_export.render.sections.export import folded_section, parity_section
+from jumpout_export.render.sections.export import folded_section, folded_summary, parity_section
 from jumpout_export.render.sections.layers import kinds
 from jumpout_export.render.sections.run import environment_section, notes_section, provenance_section, training_section
 from jumpout_export.report import BatchNormReport, Check, ExportReport, PipelineReport, Report, VerifyReport
@@ -95,7 +95,7 @@ def _pipeline_facts(report: PipelineReport) -> list[Fact]:
 def _export_facts(report: ExportReport) -> list[Fact]:
     # A failed export without a folded layer may have ended before the fold.
     done = state("done" if report.folded or report.passed else "not run")
-    return [Fact("Fold", done, f"{count(len(report.folded), 'layer')} removed"), *_parity_facts(report)]
+    return [Fact("Fold", done, folded_summary(report.folded)), *_parity_facts(report)]
 
 
 def _verify_facts(report: VerifyReport) -> list[Fact]:
