@@ -66,6 +66,12 @@ DROPOUT_ROUNDINGS = 64
 ROUNDINGS = 16.0
 # Up to here weights multiplied by one number still count as parallel (`verify/constants/batchnorms.py`).
 PARALLEL_ROUNDINGS = 64.0
+# Of a weight's length: so near to it, a constant that nothing else explains is a wrong copy of it
+# (`verify/constants/weights.py`).
+NEAR = 0.1
+# Share of all values that a forward reads that may be known by the outputs alone: on right files of the networks of
+# `tests/support/architectures.py`, of recurrent layers and of attention nothing is (`verify/constants/weights.py`).
+UNSHOWN = 1e-3
 # Two floats of the file and of the model are the same weight (`verify/divergence/search.py`).
 WEIGHT_ROUNDINGS = 4.0
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jumpout_export.model.batches import Batch
@@ -33,6 +34,9 @@ class Operation:
     # what it was called with; tensors that are no weights may have been changed in place since
     arguments: tuple[Any, ...]
     source: tuple[str, int]  # file and line of the user's source, empty and 0 where they are unknown
+    options: Mapping[str, Any] = field(default_factory=dict)  # what it was called with by name
+    # whether it runs functions of its own, as torch.cond does, whose operations and weights are not seen
+    is_opaque: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,18 +49,39 @@ class Recording:
     producers: list[int | None]
     names: dict[int, str]  # of the parameters and buffers by their `id`, those that were only reshaped too
 
+    def live(self) -> set[int]:
+        """Returns the operations whose results reach what the model returned."""
+        found: set[int] = set()
+        left = [index for index in self.producers if index is not None]
+        while left:
+            index = left.pop()
+            if index not in found:
+                found.add(index)
+                left += self.operations[index].inputs
+        return found
+
+    def returned(self) -> set[str]:
+        """Returns the names of the weights that the model returns as they are."""
+        return {self.names[id(tensor)] for tensor in _tensors(self.result) if id(tensor) in self.names}
+
+    def read_directly(self, index: int) -> set[str]:
+        """Returns the names of the weights that an operation itself reads, not those that its operands are made of."""
+        operation = self.operations[index]
+        leaves = _tensors((operation.arguments, dict(operation.options)))
+        return {self.names[id(tensor)] for tensor in leaves if id(tensor) in self.names}
+
 
 def record(
     model: nn.Module,
     batch: Batch,
     keep: Callable[[int, Tensor], None] | None = None,
-    constants: list[Tensor] | None = None,
+    constants: dict[int, Tensor] | None = None,
 ) -> Recording:
     """Returns the operations that the model runs on copies of a batch; generators are restored, hooks removed.
 
     The model, in eval mode, is run as it is, so pass a copy of one that keeps state. `keep` is called with index and
     result of every operation, before anything can change the result in place. `constants` gets what the operations make
-    of weights and numbers alone, copied where it is no part of a weight.
+    of weights and numbers alone, by the index of the operation, copied where it is no part of a weight.
     """
     weights = itertools.chain(model.named_parameters(), model.named_buffers())
     names = {id(tensor): name for name, tensor in weights}
@@ -90,7 +115,7 @@ class _Recorder(TorchDispatchMode):
         inputs: list[Tensor],
         stack: list[str],
         keep: Callable[[int, Tensor], None] | None,
-        constants: list[Tensor] | None,
+        constants: dict[int, Tensor] | None,
     ) -> None:
         super().__init__()
         self._constants = constants
@@ -140,6 +165,8 @@ class _Recorder(TorchDispatchMode):
                     from_data=from_data,
                     arguments=tuple(args),
                     source=user_frame(),
+                    options=kwargs,
+                    is_opaque=isinstance(func, HigherOrderOperator),
                 )
             )
             self._producers[id(tensor)] = (index,)
@@ -147,7 +174,7 @@ class _Recorder(TorchDispatchMode):
                 self._keep(index, tensor)
             if self._constants is not None and not from_data:
                 shared = any(_storage(tensor) == _storage(read) for read in reads)
-                self._constants.append(tensor.detach() if shared else tensor.detach().clone())
+                self._constants[index] = tensor.detach() if shared else tensor.detach().clone()
         for tensor in _changed(func, args):
             storage = _storage(tensor)
             self._written[storage] = (*self._written.get(storage, ()), len(self.operations) - 1)

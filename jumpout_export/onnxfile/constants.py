@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ class Holder:
     value: str = ""  # name of the value that a layer makes, or that a BatchNormalization reads
     affine_follows: bool = False  # whether a further constant is added to or multiplied with a layer's output
     constants: tuple[Array, ...] = ()  # gamma, beta, mean and variance of a BatchNormalization
+    names: tuple[str, ...] = ()  # of the constants of the file that it consists of
 
 
 class FileConstants:
@@ -53,12 +55,38 @@ class FileConstants:
         self._nodes: list[NodeProto] = list(model.graph.node)
         self._tensors = {name: tensor for name, tensor in constants_of(model.graph).items() if tensor is not None}
         self._arrays: dict[str, Array | None] = {}
+        self._layers: dict[tuple[str, tuple[int, ...]], list[Holder]] = {}
         self._readers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self._nodes:
             for name in node.input:
                 self._readers[name].append(node)
-        self.layers = [layer for node in self._nodes if (layer := self._layer(node)) is not None]
-        self.batchnorms = [found for node in self._nodes if (found := self._batchnorm(node)) is not None]
+
+    @cached_property
+    def batchnorms(self) -> list[Holder]:
+        """Every BatchNormalization whose parameters are constants."""
+        return [found for node in self._nodes if (found := self._batchnorm(node)) is not None]
+
+    def layers(self, kind: str, shape: tuple[int, ...]) -> list[Holder]:
+        """Returns the layers of a kind whose weights have a shape, row by row of the output channels.
+
+        No others are read.
+
+        Args:
+            kind: as in `Holder`.
+            shape: (output channels, weights per output channel).
+        """
+        if (kind, shape) not in self._layers:
+            nodes = [node for node in self._nodes if self._kind(node) == kind and self._may_be(node, shape)]
+            found = (layer for node in nodes if (layer := self._layer(node)) is not None)
+            self._layers[kind, shape] = [layer for layer in found if layer.parts["weights"].shape == shape]
+        return self._layers[kind, shape]
+
+    def _kind(self, node: NodeProto) -> str:
+        return ("Linear" if node.op_type in ("Gemm", "MatMul") else node.op_type) if node.op_type in _LAYERS else ""
+
+    def _may_be(self, node: NodeProto, shape: tuple[int, ...]) -> bool:
+        tensor = self._tensors.get(node.input[1]) if len(node.input) > 1 else None
+        return tensor is not None and math.prod(tensor.dims) == math.prod(shape)
 
     def array(self, name: str) -> Array | None:
         """Returns a floating-point constant; None for anything else."""
@@ -66,13 +94,13 @@ class FileConstants:
             self._arrays[name] = self._read(self._tensors.get(name))
         return self._arrays[name]
 
-    def arrays(self, size: int) -> Iterator[Array]:
-        """Yields every floating-point constant of so many elements."""
+    def arrays(self, size: int) -> Iterator[tuple[str, Array]]:
+        """Yields name and values of every floating-point constant of so many elements."""
         for name, tensor in self._tensors.items():
             if math.prod(tensor.dims) == size:
                 array = self.array(name)
                 if array is not None:
-                    yield array
+                    yield name, array
 
     def _read(self, tensor: TensorProto | None) -> Array | None:
         from onnx import TensorProto, numpy_helper
@@ -102,7 +130,7 @@ class FileConstants:
             if own is None or own.size not in (1, len(rows)):
                 return None
             bias = bias + own.reshape(-1).astype(np.float64) * (beta if node.op_type == "Gemm" else 1.0)
-        output, bias = self._with_added(node.output[0], bias)
+        output, bias, added = self._with_added(node.output[0], bias)
         return Holder(
             where=f"{node.op_type} {node.name or node.output[0]}",
             kind=kind,
@@ -110,16 +138,18 @@ class FileConstants:
             eps=float(np.finfo(weight.dtype).eps),
             value=output,
             affine_follows=any(self._affine(reader, output) for reader in self._readers[output]),
+            names=(*node.input[1:], *added),
         )
 
-    def _with_added(self, output: str, bias: Array) -> tuple[str, Array]:
-        """The bias and the value's name behind an Add of one constant per channel, where there is one."""
+    def _with_added(self, output: str, bias: Array) -> tuple[str, Array, list[str]]:
+        """The value and its bias behind an Add of one constant per channel, where there is one, and that constant."""
         readers = self._readers[output]
         if len(readers) == 1 and readers[0].op_type == "Add":
-            added = self.array(next((name for name in readers[0].input if name != output), output))
+            name = next((name for name in readers[0].input if name != output), output)
+            added = self.array(name)
             if added is not None and added.size in (1, len(bias)):
-                return readers[0].output[0], bias + added.reshape(-1).astype(np.float64)
-        return output, bias
+                return readers[0].output[0], bias + added.reshape(-1).astype(np.float64), [name]
+        return output, bias, []
 
     def _affine(self, node: NodeProto, value: str) -> bool:
         others = [name for name in node.input if name != value]
@@ -142,6 +172,7 @@ class FileConstants:
             eps=float(np.finfo(found[0].dtype).eps),
             value=node.input[0],
             constants=constants,
+            names=tuple(node.input[1:]),
         )
 
 

@@ -9,12 +9,10 @@ from torch import nn
 
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.samples import rows
 from jumpout_export.report import Check, ProviderReport, VerifyReport, counted, passes
 from jumpout_export.runtime.session import Session
 from jumpout_export.tolerances import FACTOR, ILL_CONDITIONED, ceiling, describe_budget
-from jumpout_export.verify.constants.batchnorms import batchnorms_in_file, constants_check
-from jumpout_export.verify.constants.weights import weights_check
+from jumpout_export.verify.constants.proof import prove_constants
 from jumpout_export.verify.divergence.samples import Suspects
 from jumpout_export.verify.values.compare import Comparison
 from jumpout_export.verify.values.reference import Reference
@@ -118,16 +116,14 @@ def with_what_no_value_shows(
 
     `size` is the batch size that the file fixes, or None; `branches` says whether all were run, None if it has none.
     """
-    batchnorms, notes = batchnorms_in_file(path, original, first, size)
-    images = rows(first, range(min(2, first.size) if size is None else size))
-    more = (constants_check(original, batchnorms), weights_check(path, original, images, batchnorms), branches)
-    checks = report.checks + [check for check in more if check is not None]
-    found = suspects.look(path, original, report.checks, batchnorms, size is not None)
+    constants = prove_constants(path, original, first, size)
+    checks = [*report.checks, *constants.checks, *([branches] if branches is not None else [])]
+    found = suspects.look(path, original, report.checks, constants.located, size is not None)
     return report.model_copy(
         update={
             "checks": checks,
             "passed": passes(checks, report.providers),
             "first_divergence": found.layer if found is not None else None,
-            "notes": [*([found.note] if found is not None else []), *report.notes, *notes],
+            "notes": [*([found.note] if found is not None else []), *report.notes, *constants.notes],
         }
     )

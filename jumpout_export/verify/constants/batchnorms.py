@@ -14,28 +14,27 @@ are compared anyway.
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
 
-from jumpout_export.model.batches import Batch
 from jumpout_export.model.norms import statistics_owners
-from jumpout_export.model.operations import Recording, record
-from jumpout_export.model.samples import rows
+from jumpout_export.model.operations import Recording
 from jumpout_export.onnxfile.constants import Array, FileConstants, Holder
-from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.report import Check
-from jumpout_export.text import first_line, joined
+from jumpout_export.text import joined
 from jumpout_export.tolerances import PARALLEL_ROUNDINGS, ROUNDINGS
 from jumpout_export.verify.constants.calls import Call, batchnorm_calls, relative
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+# What the model's own forward computes, outside of every submodule.
+ROOT = "."
 
 
 @dataclass(frozen=True)
@@ -51,31 +50,12 @@ class Located:
     limit: float = 0.0  # largest allowed error at that channel
     channel: int = 0  # where the largest error is
     what: str = ""  # what is wrong there, `weights`, `bias`, `scale` or `shift`
+    constants: tuple[str, ...] = ()  # names of the constants of the file that it is in
 
     @property
     def wrong(self) -> bool:
         """Whether the file's constants are not those of the buffers."""
         return not self.error <= self.limit
-
-
-def batchnorms_in_file(
-    path: Path, original: nn.Module, batch: Batch, size: int | None
-) -> tuple[list[Located], list[str]]:
-    """Returns what `locate_batchnorms` returns for a saved file, and notes on why nothing could be located.
-
-    Args:
-        path: the file.
-        original: the model in eval mode, on the CPU; a copy of it is run.
-        batch: images on the CPU.
-        size: the file's batch size, None where it is open.
-    """
-    if not statistics_owners(original):
-        return [], []
-    images = rows(batch, range(min(2, batch.size) if size is None else size))
-    try:
-        return locate_batchnorms(record(copy.deepcopy(original), images), path, load_onnx(path)), []
-    except Exception as error:  # the user's forward may raise anything, and a file may hold anything
-        return [], [f"the BatchNorm constants could not be looked for in the file: {first_line(error)}"]
 
 
 def locate_batchnorms(recording: Recording, path: Path, model: ModelProto) -> list[Located]:
@@ -88,15 +68,29 @@ def locate_batchnorms(recording: Recording, path: Path, model: ModelProto) -> li
     """
     file = FileConstants(path, model)
     calls = batchnorm_calls(recording)
-    found = [_right(call, file) for call in calls]
-    used = {located.where for located in found if located is not None}
-    for index, call in enumerate(calls):
-        if found[index] is None:
+    found = {call.operation: _right(call, file) for call in calls}
+    _share(calls, found)
+    used = {located.where for located in found.values() if located is not None}
+    for call in reversed(calls):  # of several BatchNorms behind one layer, the last one first: all may be part of it
+        if found[call.operation] is None:
             located = _wrong(call, file, used)
-            found[index] = located
+            found[call.operation] = located
             used |= {located.where} if located is not None else set()
+            _share(calls, found)
     _pair_the_rest(calls, found, file, used)
-    return [one or Located(call.name, call.operation, call.name) for one, call in zip(found, calls, strict=True)]
+    return [
+        found[call.operation] or Located(call.name, call.operation, call.module)
+        for call in calls
+        if call.certain or found[call.operation] is not None
+    ]
+
+
+def _share(calls: list[Call], found: dict[int, Located | None]) -> None:
+    """BatchNorms before one that is folded into a layer are folded into it too, if they are nowhere else."""
+    for call in reversed(calls):
+        last, before = found[call.operation], call.before
+        if before is not None and last is not None and last.layer is not None and found[before.operation] is None:
+            found[before.operation] = replace(last, name=before.name, operation=before.operation)
 
 
 def constants_check(model: nn.Module, located: list[Located]) -> Check | None:
@@ -105,7 +99,7 @@ def constants_check(model: nn.Module, located: list[Located]) -> Check | None:
     if not names and not located:
         return None
     calls = {name: [one for one in located if one.name == name] for name in [*names, *(one.name for one in located)]}
-    missing = [f"`{name}`" for name, its in calls.items() if not its or not all(one.where for one in its)]
+    missing = [f"`{name or ROOT}`" for name, its in calls.items() if not its or not all(one.where for one in its)]
     there = [one for one in located if one.where]
     wrong = [one for one in there if one.wrong]
     worst = max(there, key=lambda one: one.error / one.limit if one.limit else math.inf, default=None)
@@ -125,7 +119,7 @@ def constants_check(model: nn.Module, located: list[Located]) -> Check | None:
 def _sentence(one: Located) -> str:
     form = "folded into" if one.layer is not None else "as"
     size = f"{one.what} off by {one.error:.2g} of its size, limit {one.limit:.2g}"
-    return f"`{one.name}` channel {one.channel}: {size} ({form} {one.where})"
+    return f"`{one.name or ROOT}` channel {one.channel}: {size} ({form} {one.where})"
 
 
 def _right(call: Call, file: FileConstants) -> Located | None:
@@ -140,13 +134,15 @@ def _right(call: Call, file: FileConstants) -> Located | None:
 
 
 def _as_mul_and_add(call: Call, file: FileConstants) -> Located | None:
-    arrays = [array.reshape(-1) for array in file.arrays(len(call.constants[0]))]
+    arrays = [(name, array.reshape(-1)) for name, array in file.arrays(len(call.constants[0]))]
     if not arrays:
         return None
-    errors = {part: [float(call.errors(part, one).max()) for one in arrays] for part in ("scale", "shift")}
-    parts = {part: arrays[int(np.argmin(errors[part]))] for part in errors}
+    errors = {part: [float(call.errors(part, one).max()) for _, one in arrays] for part in ("scale", "shift")}
+    best = {part: arrays[int(np.argmin(errors[part]))] for part in errors}
+    parts = {part: array for part, (_, array) in best.items()}
     eps = float(np.finfo(parts["shift"].dtype).eps)
-    located = _against(call, Holder("a Mul and an Add", "BatchNormalization", parts, eps))
+    names = tuple(name for name, _ in best.values())
+    located = _against(call, Holder("a Mul and an Add", "BatchNormalization", parts, eps, names=names))
     return None if located.wrong else located
 
 
@@ -172,21 +168,21 @@ def _wrong(call: Call, file: FileConstants, used: set[str]) -> Located | None:
     return _against(call, best) if best is not None else None
 
 
-def _pair_the_rest(calls: list[Call], found: list[Located | None], file: FileConstants, used: set[str]) -> None:
+def _pair_the_rest(calls: list[Call], found: dict[int, Located | None], file: FileConstants, used: set[str]) -> None:
     """BatchNorms that no layer leads to, with the nodes that are left, in order and if half of the constants agree."""
     for channels in {call.constants[0].shape for call in calls}:
-        left = [i for i, call in enumerate(calls) if found[i] is None and call.constants[0].shape == channels]
+        left = [call for call in calls if found[call.operation] is None and call.constants[0].shape == channels]
         nodes = [node for node in file.batchnorms if node.where not in used and node.constants[0].shape == channels]
-        for index, node in zip(left, nodes, strict=True) if len(left) == len(nodes) else ():
-            pairs = zip(calls[index].constants, node.constants, strict=True)
+        for call, node in zip(left, nodes, strict=True) if len(left) == len(nodes) else ():
+            pairs = zip(call.constants, node.constants, strict=True)
             if np.mean([relative(a - b, np.abs(a)) <= ROUNDINGS * node.eps for a, b in pairs]) >= 0.5:
-                found[index] = _against(calls[index], node)
+                found[call.operation] = _against(call, node)
 
 
 def _holders(call: Call, file: FileConstants) -> list[Holder]:
     """Every layer like the one that the BatchNorm reads, then every node with its channels."""
-    nodes = (*file.layers, *file.batchnorms)
-    return [one for one in nodes if call.shapes.get(one.kind) == next(iter(one.parts.values())).shape]
+    layers = file.layers(call.layer.kind, call.layer.parts["weights"].shape) if call.layer is not None else []
+    return [*layers, *(one for one in file.batchnorms if one.parts["scale"].shape == call.constants[0].shape)]
 
 
 def _against(call: Call, holder: Holder) -> Located:
@@ -198,13 +194,14 @@ def _against(call: Call, holder: Holder) -> Located:
     return Located(
         name=call.name,
         operation=call.operation,
-        path=call.name if layer is None else layer.where,
+        path=call.module if layer is None else layer.where,
         where=holder.where,
         layer=None if layer is None else call.layer_operation,
         error=float(errors[what][channel]),
         limit=float(limits[channel]),
         channel=channel,
         what=what,
+        constants=holder.names,
     )
 
 

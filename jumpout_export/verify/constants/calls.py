@@ -7,9 +7,12 @@ scale and bias * scale + shift.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from torch import Tensor
 
+from jumpout_export.model.norms import STATISTICS
 from jumpout_export.model.operations import Operation, Recording
 from jumpout_export.onnxfile.constants import Array, Holder, transposed_rows
 from jumpout_export.tolerances import ROUNDINGS
@@ -22,12 +25,14 @@ class Call:
     """A call of a BatchNorm that uses its running statistics.
 
     Attributes:
-        name: module path.
+        name: module path; that of its mean, if its buffers have names of their own.
+        module: path of the module that has its buffers.
         operation: index of the call in the recording.
+        certain: whether its statistics are buffers as they are, which a file has to hold in one form or another.
         constants: gamma, beta, mean and variance, (channels,) each.
         layer: whose result it reads, `where` its module path; None if that is no layer with its channels.
         layer_operation: index of that layer in the recording.
-        shapes: of the largest part that a node of the file must have to hold the constants, by its kind.
+        before: the BatchNorm between that layer and this one; the layer is the one with that folded into it, then.
     """
 
     def __init__(
@@ -38,19 +43,29 @@ class Call:
         epsilon: float,
         layer: Holder | None = None,
         layer_operation: int | None = None,
+        before: Call | None = None,
     ) -> None:
         gamma, beta, mean, variance = constants
         self.name, self.operation, self.constants = name, operation, constants
-        self.layer, self.layer_operation = layer, layer_operation
+        self.module, self.certain = name, True
+        self.layer, self.layer_operation, self.before = layer, layer_operation, before
         self._scale = scale = gamma / np.sqrt(variance + epsilon)
         shift, size = beta - mean * scale, np.abs(mean * scale) + np.abs(beta)
-        self.shapes: dict[str, tuple[int, ...]] = {"BatchNormalization": scale.shape}
         self._wanted = {"scale": (scale, np.abs(scale)), "shift": (shift, size)}
         if layer is not None:
-            self.shapes[layer.kind] = layer.parts["weights"].shape
-            bias = layer.parts["bias"] * scale
-            self._wanted["bias"] = bias + shift, np.abs(bias) + size
+            own = layer.parts["bias"]
+            own_size = np.abs(own) if before is None else before._wanted["bias"][1]
+            self._wanted["bias"] = own * scale + shift, own_size * np.abs(scale) + size
         self._epsilon_share = epsilon / (variance + epsilon)
+        if before is not None:
+            self._epsilon_share = self._epsilon_share + before._epsilon_share
+
+    def folded(self) -> Holder | None:
+        """Returns the layer that it reads with itself folded into it, None without a layer."""
+        if self.layer is None:
+            return None
+        parts = {"weights": self.layer.parts["weights"] * self._scale[:, None], "bias": self._wanted["bias"][0]}
+        return replace(self.layer, parts=parts)
 
     def errors(self, part: str, got: Array, first: int | None = None) -> Array:
         """Returns by how much one of a holder's parts is off, per channel in units of its size.
@@ -81,29 +96,53 @@ def relative(error: Array, size: Array) -> Array:
 
 def batchnorm_calls(recording: Recording) -> list[Call]:
     """Returns the calls of BatchNorms that use their running statistics, in their order."""
-    calls = (_call(recording, index) for index in range(len(recording.operations)))
-    return [call for call in calls if call is not None]
+    calls: dict[int, Call] = {}
+    for index in range(len(recording.operations)):
+        call = _call(recording, index, calls)
+        if call is not None:
+            calls[index] = call
+    return list(calls.values())
 
 
-def _call(recording: Recording, index: int) -> Call | None:
+def _call(recording: Recording, index: int, calls: dict[int, Call]) -> Call | None:
     operation = recording.operations[index]
     # (input, weight, bias, running_mean, running_var, ..., eps); further results of a call are operations too
-    if "batch_norm" not in operation.name or len(operation.arguments) < 6:
+    if "batch_norm" not in operation.name or len(operation.arguments) < 6 or operation.arguments[5] is True:
         return None
     if index and recording.operations[index - 1].arguments is operation.arguments:
         return None
     _, gamma, beta, mean, variance = operation.arguments[:5]
-    epsilon, name = operation.arguments[-1], recording.names.get(id(mean))
-    if name is None or not isinstance(variance, Tensor) or not isinstance(epsilon, float):
+    epsilon = operation.arguments[-1]
+    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor) or not isinstance(epsilon, float):
         return None
+    from_data = [one for one in operation.inputs if recording.operations[one].from_data]
+    if any(len(recording.operations[one].shape) == 1 for one in from_data):
+        return None  # statistics of the data
+    name = recording.names.get(id(mean))
     mean, variance = _double(mean), _double(variance)
     gamma = np.ones_like(mean) if gamma is None else _double(gamma)
     beta = np.zeros_like(mean) if beta is None else _double(beta)
-    before = [one for one in operation.inputs if recording.operations[one].from_data]
-    layer = _layer(recording.operations[before[0]], len(mean)) if len(before) == 1 else None
-    return Call(
-        name.rpartition(".")[0], index, (gamma, beta, mean, variance), epsilon, layer, before[0] if layer else None
+    before = calls.get(from_data[0]) if len(from_data) == 1 else None
+    if before is not None and len(before.constants[0]) == len(mean):
+        layer, layer_operation = before.folded(), before.layer_operation
+    else:
+        before = None
+        layer = _layer(recording.operations[from_data[0]], len(mean)) if len(from_data) == 1 else None
+        layer_operation = from_data[0] if layer is not None else None
+    path, _, last = (name or "").rpartition(".")
+    call = Call(
+        path if last == STATISTICS[0] or name is None else name,
+        index,
+        (gamma, beta, mean, variance),
+        epsilon,
+        layer,
+        layer_operation,
+        before if layer is not None else None,
     )
+    call.module = operation.module if name is None else path
+    if name is None:  # statistics that are made of others, as a tracking InstanceNorm repeats its own
+        call.name, call.certain = operation.module, False
+    return call
 
 
 def _layer(operation: Operation, channels: int) -> Holder | None:
@@ -112,14 +151,15 @@ def _layer(operation: Operation, channels: int) -> Holder | None:
         weight, bias, kind = _double(arguments[1]), arguments[2], "ConvTranspose" if arguments[6] else "Conv"
         rows = transposed_rows(weight, arguments[8]) if arguments[6] else weight.reshape(len(weight), -1)
     elif operation.name.startswith("aten.addmm."):
-        rows, bias = _double(arguments[2]).T, arguments[0]
+        alpha, beta = (float(operation.options.get(name, 1.0)) for name in ("alpha", "beta"))
+        rows, bias = alpha * _double(arguments[2]).T, beta * arguments[0] if beta else None
     elif operation.name.startswith("aten.mm."):
         rows = _double(arguments[1]).T
     else:
         return None
-    if len(rows) != channels:
+    if len(rows) != channels or (bias is not None and bias.numel() not in (1, channels)):
         return None
-    parts = {"weights": rows, "bias": np.zeros(channels) if bias is None else _double(bias).reshape(-1)}
+    parts = {"weights": rows, "bias": np.zeros(channels) + (0.0 if bias is None else _double(bias).reshape(-1))}
     return Holder(operation.module, kind, parts, float(np.finfo(np.float64).eps))
 
 

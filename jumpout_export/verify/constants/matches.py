@@ -1,26 +1,28 @@
-"""Whether a constant of a file is a weight of the model: equal, a wrong copy of it, or something else."""
+"""Whether a constant of a file is a value that the model knows: equal, a wrong copy of it, or something else."""
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
 
 import numpy as np
 
 from jumpout_export.onnxfile.constants import Array
+from jumpout_export.onnxfile.tables import Constant
 from jumpout_export.tolerances import ROUNDINGS
-
-if TYPE_CHECKING:
-    from onnx import TensorProto
 
 # Of each constant so many values are looked at before all are.
 _LOOKED_AT = 4096
+# So many values are compared at a time: what is made for a comparison stays small, and a wrong value ends it early.
+_AT_A_TIME = 1 << 20
 # Fewer different values in common are no evidence: two masks of 0 and 1 have most of theirs. Of values that are no
 # multiples of 1 / _ROUND, which nobody writes by hand, a few are enough.
 _LEAST_VALUES, _LEAST_ODD = 8, 3
 _ROUND = 64
+# Of more axes not all orders are tried.
+_MOST_AXES = 5
 # So much of a weight makes a constant of the file that weight, if not a right one.
 _MOST = 0.5
 
@@ -33,32 +35,30 @@ class Known:
     array: Array  # its values
     judged: bool = True  # whether a constant that resembles it has to be it
     by_name: bool = False  # whether a constant of its name has to be it
+    made_of: tuple[str, ...] = ()  # the weights that it is made of, if it is none
+    operation: int | None = None  # of the recording, that makes it
+    rearranged: bool = False  # whether it is made of weights by moving values alone
 
     @property
     def roundings(self) -> float | None:
         """How many roundings of the largest value a right file may be off; a weight is there bit for bit."""
-        return None if self.name else ROUNDINGS
+        return None if self.name or self.rearranged else ROUNDINGS
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The weights that it is, or is made of."""
+        return (self.name,) if self.name else self.made_of
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest finite magnitude."""
+        return _largest(self.array)
 
     def layouts(self) -> Iterator[Array]:
         """Yields it as it is and with its last two axes swapped."""
         yield np.atleast_1d(self.array)
-        if self.array.ndim > 1:
+        if self.array.ndim > 1 and min(self.array.shape[-2:]) > 1:
             yield self.array.swapaxes(-1, -2)
-
-
-class Constant:
-    """A tensor of the file, read again where all of it is needed."""
-
-    def __init__(self, tensor: TensorProto, folder: str) -> None:
-        self.name = tensor.name or "a constant"
-        self._tensor, self._folder = tensor, folder
-        self.size = math.prod(tensor.dims)
-
-    def values(self) -> Array:
-        """All values, flat."""
-        from onnx import numpy_helper
-
-        return numpy_helper.to_array(self._tensor, self._folder).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,29 @@ class Candidate:
     sample: Array
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """A constant of the file that should be a known value and is not."""
+
+    known: Known
+    constant: Constant
+    text: str  # what is wrong, for a person
+
+
+@dataclass(frozen=True)
+class Match:
+    """What one constant of the file is."""
+
+    equal: tuple[Known, ...] = ()  # known values that it is
+    wrong: Wrong | None = None  # of which it is a wrong copy, if it is none
+
+
 def candidates_of(known: list[Known]) -> list[Candidate]:
-    """Returns every layout of values of one size, at the places that are looked at first."""
+    """Returns every layout of values of one size, at the places that are looked at first; weights come first."""
     chosen = _chosen(known[0].array.size)
     return [
         Candidate(one, layout, layout[np.unravel_index(chosen, layout.shape)])
-        for one in known
+        for one in sorted(known, key=lambda one: not one.name)
         for layout in one.layouts()
     ]
 
@@ -85,46 +102,97 @@ def _chosen(size: int) -> Array:
     return np.arange(size) if size <= _LOOKED_AT else np.random.default_rng(0).integers(size, size=_LOOKED_AT)
 
 
-def matches(constant: Constant, candidates: list[Candidate]) -> tuple[set[str], tuple[str, str] | None, bool]:
-    """Returns the names of the weights that a constant is; of which it is a wrong copy, with a sentence; if it is any.
+def matches(constant: Constant, candidates: list[Candidate]) -> Match:
+    """Returns which known values a constant is, bit for bit or to some roundings, or of which it is a wrong copy.
 
     Args:
         constant: of the file.
         candidates: known values of its size.
     """
+    if not candidates:
+        return Match()
     values = constant.values()
     sample = values[_chosen(constant.size)]
-    names: set[str] = set()
-    any_equal = False
-    nearest: tuple[int, str, str] | None = None
+    equal: list[Known] = []
+    alike: list[Candidate] = []
     for one in candidates:
-        if (values.dtype.kind == "f") != (one.layout.dtype.kind == "f"):
+        if any(known.name for known in equal) and not one.known.name:
+            break  # a weight that is in the file as it is; what is made of weights follows
+        if not _comparable(values, one.layout):
             continue
-        same = same_values(sample, one.sample, one.known.roundings)
-        named = one.known.by_name and one.known.name == constant.name
-        if not same.all() and not (one.known.judged and (named or _alike(one.sample, same))):
-            continue
-        differing = np.flatnonzero(~same_values(values, one.layout.reshape(-1), one.known.roundings))
-        if not differing.size:
-            any_equal = True
-            names.add(one.known.name)
-        elif one.known.judged and (nearest is None or differing.size < nearest[0]):
-            nearest = differing.size, one.known.name, _sentence(constant, values, one, differing)
-    return names, nearest[1:] if nearest is not None else None, any_equal
+        same = same_values(sample, one.sample, one.known.roundings, one.known.largest)
+        if same.all() and not next(_blocks(values, one), None):
+            equal.append(one.known)
+        elif one.known.judged and (
+            same.all() or (one.known.by_name and one.known.name == constant.name) or _alike(one.sample, same)
+        ):
+            alike.append(one)
+    if equal or not alike:
+        return Match(tuple(equal))
+    counted = [(sum(differing for _, differing in _blocks(values, one)), one) for one in alike]
+    differing, nearest = min(counted, key=lambda pair: pair[0])
+    return Match((), Wrong(nearest.known, constant, describe(constant, nearest.known, nearest.layout, differing)))
 
 
-def _sentence(constant: Constant, values: Array, one: Candidate, differing: Array) -> str:
-    first = int(differing[0])
-    place = np.unravel_index(first, one.layout.shape)
+def is_permuted(constant: Constant, known: Known) -> bool:
+    """Returns whether a constant is a known value with its axes in yet another order."""
+    array, shape = known.array, tuple(size for size in constant.dims if size > 1)
+    if not 2 < array.ndim <= _MOST_AXES or sorted(shape) != sorted(size for size in array.shape if size > 1):
+        return False
+    values = constant.values()
+    if not _comparable(values, array):
+        return False
+    for axes in itertools.permutations(range(array.ndim)):
+        layout = array.transpose(axes)
+        if tuple(size for size in layout.shape if size > 1) == shape:
+            candidate = Candidate(known, layout, layout)
+            if next(_blocks(values, candidate), None) is None:
+                return True
+    return False
+
+
+def describe(constant: Constant, known: Known, layout: Array, differing: int) -> str:
+    """Returns how a constant differs from a known value, with the first place in the value's own axes."""
+    values = constant.values()
+    start = next(start for start, _ in _blocks(values, Candidate(known, layout, layout)))
+    first = start + int(np.flatnonzero(~_same_block(values, known, layout, start))[0])
+    place = np.unravel_index(first, layout.shape)
     where = ", ".join(str(int(axis)) for axis in place)
-    there, wanted = values[first].item(), one.layout[place].item()
-    name = one.known.name
-    if name:
-        what = f"`{name}` has {differing.size} of {constant.size} values wrong in the file"
-        what += "" if constant.name == name else f", there `{constant.name}`"
+    there, wanted = values[first].item(), layout[place].item()
+    if known.name:
+        what = f"`{known.name}` has {differing} of {constant.size} values wrong in the file"
+        what += "" if constant.name == known.name else f", there `{constant.name}`"
     else:
-        what = f"`{constant.name}` in the file, made of weights, has {differing.size} of {constant.size} values wrong"
+        made_of = " and ".join(f"`{name}`" for name in known.made_of) or "numbers alone"
+        what = f"`{constant.name}` in the file, made of {made_of}, has {differing} of {constant.size} values wrong"
     return f"{what}, the first at [{where}]: {there:.9g} instead of {wanted:.9g}"
+
+
+def _comparable(values: Array, wanted: Array) -> bool:
+    """Whether one may be the other: a table of integers is a constant of floats where something is added to it."""
+    return (values.dtype.kind == "f") == (wanted.dtype.kind == "f") or values.dtype.kind == "f"
+
+
+def _blocks(values: Array, one: Candidate) -> Iterator[tuple[int, int]]:
+    """Yields where a block of rows with differing values starts in the flat array, and how many differ in it."""
+    row = one.layout[0].size
+    step = row * max(1, _AT_A_TIME // max(row, 1))
+    for start in range(0, values.size, step):
+        same = _same_block(values, one.known, one.layout, start)
+        if not same.all():
+            yield start, int((~same).sum())
+
+
+def _same_block(values: Array, known: Known, layout: Array, start: int) -> Array:
+    row = layout[0].size
+    rows = max(1, _AT_A_TIME // max(row, 1))
+    wanted = layout[start // row : start // row + rows]
+    return same_values(
+        values[start : start + wanted.size],
+        wanted.reshape(-1),
+        known.roundings,
+        known.largest if known.roundings else 0,
+    )
 
 
 def _alike(wanted: Array, same: Array) -> bool:
@@ -139,18 +207,31 @@ def _alike(wanted: Array, same: Array) -> bool:
     return odd >= _LEAST_ODD or len(agreeing) >= _LEAST_VALUES
 
 
-def same_values(values: Array, wanted: Array, roundings: float | None) -> Array:
-    """Returns which values are the wanted ones: bit for bit, or to so many roundings of the largest."""
+def same_values(values: Array, wanted: Array, roundings: float | None, largest: float | None = None) -> Array:
+    """Returns which values are the wanted ones: bit for bit, or to so many roundings of the largest.
+
+    Args:
+        values: of a file.
+        wanted: as many.
+        roundings: None for bit for bit.
+        largest: magnitude of which roundings are counted, where that of `wanted` is not the one.
+    """
     with np.errstate(all="ignore"):
-        cast = wanted.astype(values.dtype)
+        cast = wanted.astype(values.dtype, copy=False)
         if values.dtype.kind != "f":
-            return values == cast
-        nan = np.isnan(values) & np.isnan(cast)
-        if roundings is None:
+            return np.asarray(values == cast)
+        if roundings is None and wanted.dtype.kind == "f":
             bits = np.dtype(f"u{values.dtype.itemsize}")
             equal: Array = np.ascontiguousarray(values).view(bits) == np.ascontiguousarray(cast).view(bits)
-            return equal | nan
-        finite = np.abs(cast[np.isfinite(cast)])
-        slack = roundings * float(np.finfo(values.dtype).eps) * float(finite.max(initial=0.0))
-        close: Array = (values == cast) | (np.abs(values.astype(np.float64) - cast) <= slack) | nan
-        return close
+            return equal if equal.all() else equal | (np.isnan(values) & np.isnan(cast))
+        close: Array = values == cast
+        if roundings is None or close.all():
+            return close
+        size = _largest(cast) if largest is None else largest
+        slack = roundings * float(np.finfo(values.dtype).eps) * size
+        return close | (np.abs(values.astype(np.float64) - cast) <= slack) | (np.isnan(values) & np.isnan(cast))
+
+
+def _largest(array: Array) -> float:
+    finite = np.abs(array[np.isfinite(array)]) if array.dtype.kind == "f" else np.abs(array.astype(np.float64))
+    return float(finite.max(initial=0.0))

@@ -2,118 +2,187 @@
 
 A wrong row of an embedding changes no output as long as no image asks for it. So every constant of the file is looked
 for among the weights (parameters, buffers, tables of integers), bit for bit, and among what the model makes of weights
-alone (a normalized weight, a mask), to ROUNDINGS eps; as it is or with the last two axes swapped. One that is none of
-these, and has most of its values in common with one, or the name of a weight, is wrong. Weights that are nowhere are
-part of another constant, or not used: they are named, only the outputs say something about them. Those that a BatchNorm
-is folded into are the subject of `constants.py`.
+alone (a normalized weight, a mask), to ROUNDINGS eps; as it is or with the last two axes swapped, joined with others or
+cut. One that is none of these, and has most of its values in common with one, or the name of a weight, is wrong.
+
+What is left on either side is not shown to be right. A weight that the forward reads and that is nowhere, while the
+file has something else of its size, or more than UNSHOWN of all values that the forward reads, is no pass. Those that
+a BatchNorm is folded into are the subject of `batchnorms.py`.
 """
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
-from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+import numpy as np
+from torch import nn
 
-from jumpout_export.model.batches import Batch
-from jumpout_export.model.norms import statistics_owners
-from jumpout_export.model.operations import record
-from jumpout_export.onnxfile.constants import Array
-from jumpout_export.onnxfile.load import load_onnx
-from jumpout_export.onnxfile.walk import tensors
-from jumpout_export.report import Check, counted
-from jumpout_export.text import first_line, joined
+from jumpout_export.onnxfile.tables import Constant
+from jumpout_export.report import Check, CheckVerdict
+from jumpout_export.text import count, joined
+from jumpout_export.tolerances import NEAR, UNSHOWN
 from jumpout_export.verify.constants.batchnorms import Located
-from jumpout_export.verify.constants.matches import Constant, Known, candidates_of, matches
+from jumpout_export.verify.constants.known import Recorded, known_values
+from jumpout_export.verify.constants.matches import (
+    Known,
+    Match,
+    Wrong,
+    candidates_of,
+    describe,
+    is_permuted,
+    matches,
+    same_values,
+)
+from jumpout_export.verify.constants.pieces import Pieces
+from jumpout_export.verify.constants.shown import Read, weights_read
 
-# Shorter lists of integers are shapes and axes.
-SHORTEST_TABLE = 32
+# So much of a weight that is nowhere makes a constant of its size a wrong copy of it; of one that is one value
+# throughout nearly all, because half of many masks is.
+_MOST, _NEARLY_ALL = 0.5, 0.9
 
 
-def weights_check(path: Path, model: nn.Module, batch: Batch, located: Iterable[Located] = ()) -> Check | None:
-    """Returns whether the constants of the file are the weights of the model; None for a model without weights.
+@dataclass
+class Weights:
+    """What of a model's weights is in a file."""
+
+    found: set[str] = field(default_factory=set)  # names of those that the file holds
+    made: set[int] = field(default_factory=set)  # operations on weights alone whose results it holds
+    wrong: list[Wrong] = field(default_factory=list)  # constants that should be a known value and are not
+    left: list[Constant] = field(default_factory=list)  # that nothing explains
+    missing: list[Known] = field(default_factory=list)  # weights that the forward reads and nothing shows
+    share: float = 0.0  # of all values that the forward reads, that those have
+    unread: list[str] = field(default_factory=list)  # names of weights that the forward does not read
+    judged: list[str] = field(default_factory=list)  # names of those that no check of BatchNorms is about
+
+    def replaced(self, weight: Known) -> list[Constant]:
+        """Returns what the file has of the size of a weight that is missing, and nothing explains."""
+        alike = weight.judged and weight.array.size > 1
+        return [one for one in self.left if alike and one.size == weight.array.size]
+
+    def unshown(self) -> list[str]:
+        """Returns what is known by the outputs alone, weights and constants, with their sizes."""
+        texts = [f"`{one.name}` ({_size(one.array.size, self.replaced(one))})" for one in self.missing]
+        return texts + [f"`{one.name}` of the file ({_size(one.size)})" for one in self.left]
+
+    def check(self, problem: str) -> Check | None:
+        """Returns the verdict, None for a model without weights; `problem` says why its forward is not known."""
+        if not self.judged and not self.missing:
+            return None
+        replaced = any(self.replaced(one) for one in self.missing)
+        refused = replaced or self.share > UNSHOWN
+        parts = [joined([one.text for one in self.wrong])] if self.wrong else []
+        if refused:
+            parts.append(f"not shown: {self.share:.2g} of all values that the forward reads, limit {UNSHOWN:g}")
+            parts += [f"the forward could not be recorded: {problem}"] if problem else []
+        named = sum(name in self.found for name in self.judged)
+        parts.append(f"{named} of {len(self.judged)} weights are in the file bit for bit")
+        unshown = self.unshown()
+        parts += [f"known by the outputs alone: {joined(unshown)}"] if unshown else []
+        parts += [f"not read by the forward: {joined([f'`{name}`' for name in self.unread])}"] if self.unread else []
+        verdict: CheckVerdict = "fail" if self.wrong else "not_run" if refused else "pass"
+        return Check(name="weights", measured=len(self.wrong), limit=0, verdict=verdict, note="; ".join(parts))
+
+
+def find_weights(constants: list[Constant], model: nn.Module, recorded: Recorded, located: list[Located]) -> Weights:
+    """Returns what of a model's weights is among the constants of a file.
 
     Args:
-        path: the file; external data is read from its folder.
-        model: in eval mode, on the CPU; a copy of it is run.
-        batch: images on the CPU.
-        located: what the file has for the BatchNorms of the model.
+        constants: of the file.
+        model: in eval mode, on the CPU.
+        recorded: what its forward did.
+        located: what the file has for its BatchNorms.
     """
-    try:
-        known, all_known = known_values(model, batch, list(located))
-        return _compared(_constants(path), known, all_known)
-    except Exception as error:  # a file may hold anything
-        return counted("weights", [f"the weights could not be looked for in the file: {first_line(error)}"])
-
-
-def known_values(model: nn.Module, batch: Batch, located: list[Located]) -> tuple[list[Known], bool]:
-    """Returns the weights and what the model makes of them, and whether that is all a right file may hold."""
-    made: list[Tensor] = []
-    elsewhere = set()
-    all_known = True
-    try:
-        recording = record(copy.deepcopy(model), batch, constants=made)
-    except Exception:  # the user's forward may raise anything
-        all_known = False
-    else:
-        folded = [one.layer for one in located if one.layer is not None]
-        elsewhere = {name for index in folded for name in recording.operations[index].weights}
-    prefixes = tuple(f"{name}." for name in statistics_owners(model))
-    # A BatchNorm that was not found may be part of any layer, whose constants may have kept their names.
-    names_tell = all(one.where for one in located)
-    known = [
-        Known(name, _array(tensor), name not in elsewhere and not name.startswith(prefixes or ("\0",)), names_tell)
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        if _counts(tensor)
+    known = known_values(model, recorded, located)
+    weights = {one.name: one for one in known if one.name}
+    result = Weights(judged=[name for name, one in weights.items() if one.judged])
+    wrong = _match([one for one in constants if not one.is_shape], known, result)
+    if recorded.recording is not None:
+        result.wrong = wrong
+    else:  # what resembles a weight may be what the forward makes of it
+        result.left += [one.constant for one in wrong]
+    explained = {name for one in located for name in one.constants}
+    result.left = [one for one in result.left if one.name not in explained]
+    _take_pieces(weights, result)
+    read = _read(weights, recorded, located, result)
+    result.unread = [name for name in result.judged if name not in read.every and name not in result.found]
+    if recorded.recording is not None:
+        _take_wrong_copies([one for name, one in weights.items() if name in read.unshown and one.judged], result)
+    wrong_names = {name for one in result.wrong for name in one.known.weights}
+    result.missing = [
+        one for name, one in weights.items() if name in read.unshown - wrong_names and not _is_one_value(one)
     ]
-    return [*known, *(Known("", _array(tensor)) for tensor in made if _counts(tensor))], all_known
+    total = sum(weights[name].array.size for name in read.every)
+    result.share = sum(one.array.size for one in result.missing) / max(total, 1)
+    result.left = [one for one in result.left if one.size > 1]
+    return result
 
 
-def _counts(tensor: Tensor) -> bool:
-    return tensor.numel() >= (1 if tensor.is_floating_point() else SHORTEST_TABLE) and not tensor.is_complex()
-
-
-def _array(tensor: Tensor) -> Array:
-    tensor = tensor.detach()
-    array: Array = (tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor).numpy(
-        force=True
-    )
-    return array
-
-
-def _constants(path: Path) -> list[Constant]:
-    from onnx import TensorProto
-
-    kinds = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
-    tables = {TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.INT8, TensorProto.UINT8}
-    return [
-        constant
-        for tensor in tensors(load_onnx(path))
-        if tensor.data_type in kinds | tables | {TensorProto.BOOL}
-        and (constant := Constant(tensor, str(path.parent))).size
-        >= (1 if tensor.data_type in kinds else SHORTEST_TABLE)
-    ]
-
-
-def _compared(constants: list[Constant], known: list[Known], all_known: bool) -> Check | None:
-    weights = [one.name for one in known if one.name and one.judged]
-    if not weights:
-        return None
+def _match(constants: list[Constant], known: list[Known], result: Weights) -> list[Wrong]:
+    """Takes down what the constants are, and returns those that are wrong."""
     by_size: dict[int, list[Known]] = defaultdict(list)
     for one in known:
         by_size[one.array.size].append(one)
     candidates = {size: candidates_of(by_size[size]) for size in {one.size for one in constants} & by_size.keys()}
-    found: set[str] = set()
-    wrong: dict[str, str] = {}
+    wrong = []
     for constant in constants:
-        names, nearest, any_equal = matches(constant, candidates.get(constant.size, []))
-        found |= names
-        if nearest is not None and not any_equal and all_known:
-            wrong[nearest[1]] = nearest[0]
-    unseen = [f"`{name}`" for name in weights if name not in found and name not in wrong.values()]
-    text = f"{sum(name in found for name in weights)} of {len(weights)} weights are in the file bit for bit"
-    note = "; ".join([*([joined(list(wrong))] if wrong else []), text])
-    note += f"; known by the outputs alone: {joined(unseen)}" if unseen else ""
-    return Check(name="weights", measured=len(wrong), limit=0, verdict="fail" if wrong else "pass", note=note)
+        match = matches(constant, candidates.get(constant.size, []))
+        if not match.equal and match.wrong is None:
+            match = Match(tuple(one for one in by_size.get(constant.size, []) if is_permuted(constant, one)))
+        for one in match.equal:
+            result.found |= set(one.weights) if one.name or one.rearranged else set()
+            result.made |= {one.operation} if one.operation is not None else set()
+        if match.wrong is not None:
+            wrong.append(match.wrong)
+        elif not match.equal:
+            result.left.append(constant)
+    return wrong
+
+
+def _take_pieces(weights: dict[str, Known], result: Weights) -> None:
+    pieces = Pieces({name: one.array for name, one in weights.items()})
+    result.left = [one for one in result.left if not pieces.take(one.values(), one.dims)]
+    result.found |= pieces.whole()
+
+
+def _read(weights: dict[str, Known], recorded: Recorded, located: list[Located], result: Weights) -> Read:
+    if recorded.recording is None:
+        return Read(set(weights), set(weights) - result.found)
+    explained = {index for one in located if one.where for index in (one.operation, one.layer) if index is not None}
+    return weights_read(recorded.recording, set(weights), result.found, result.made, explained)
+
+
+def _take_wrong_copies(missing: list[Known], result: Weights) -> None:
+    """Of weights that are nowhere, those that something of their size is most of, or close to in every value."""
+    for weight in missing:
+        for constant in result.left if weight.array.size > 1 else []:
+            text = _wrong_copy(constant, weight) if constant.size == weight.array.size else ""
+            if text:
+                result.wrong.append(Wrong(weight, constant, text))
+                result.left.remove(constant)
+                break
+
+
+def _wrong_copy(constant: Constant, weight: Known) -> str:
+    values = constant.values()
+    for layout in weight.layouts():
+        wanted = layout.reshape(-1)
+        same = same_values(values, wanted, None)
+        if same.mean() >= (_NEARLY_ALL if _is_one_value(weight) else _MOST):
+            return describe(constant, weight, layout, int((~same).sum()))
+        size = float(np.linalg.norm(wanted.astype(np.float64)))
+        error = float(np.linalg.norm(values.astype(np.float64) - wanted))
+        if values.dtype.kind == "f" and error <= NEAR * size:
+            text = f"`{weight.name}` is off by {error / size:.2g} of its size in the file"
+            return text + ("" if constant.name == weight.name else f", there `{constant.name}`")
+    return ""
+
+
+def _is_one_value(weight: Known) -> bool:
+    """Whether a weight is one value throughout: exporters make a number of it, or leave zeros and ones out."""
+    first = weight.array.flat[0]
+    return bool((weight.array == first).all()) and (weight.array.size > 1 or first in (0, 1))
+
+
+def _size(size: int, instead: list[Constant] | None = None) -> str:
+    return count(size, "value") + (f", the file has `{instead[0].name}` of that size" if instead else "")

@@ -13,9 +13,9 @@ from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.report import Check
 from jumpout_export.runtime.session import Level
 from jumpout_export.text import first_line
-from jumpout_export.verify.constants.batchnorms import Located
+from jumpout_export.verify.constants.batchnorms import ROOT, Located
 from jumpout_export.verify.divergence.locate import locate_divergence
-from jumpout_export.verify.divergence.search import ROOT, Divergence
+from jumpout_export.verify.divergence.search import Divergence
 from jumpout_export.verify.values.compare import Comparison
 
 # Images that are looked at: the worst one and some after it, so that few values agree by chance.

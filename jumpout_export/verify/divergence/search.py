@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from jumpout_export.model.operations import Recording
 from jumpout_export.onnxfile.constants import FileConstants
 from jumpout_export.tolerances import WEIGHT_ROUNDINGS
-from jumpout_export.verify.constants.batchnorms import Located
+from jumpout_export.verify.constants.batchnorms import ROOT, Located
 from jumpout_export.verify.constants.matches import Known, same_values
 
-# What the model's own forward computes, outside of every submodule.
-ROOT = "."
 # An error of so many limits is a fault. Up to 2.6 limits were measured on right files, at channels of which a ReLU
 # leaves next to nothing; what is less is not named without another sign.
 TELLING_ERROR = 8.0
@@ -162,7 +160,7 @@ class Search:
         known = Known("", weight.detach().double().numpy(force=True))
         return any(
             same_values(array.reshape(-1), layout.reshape(-1), WEIGHT_ROUNDINGS).all()
-            for array in self._constants.arrays(weight.numel())
+            for _, array in self._constants.arrays(weight.numel())
             for layout in known.layouts()
         )
 

@@ -13,7 +13,8 @@ from torch import nn
 from jumpout_export.export.convert import convert
 from jumpout_export.export.converter_log import converter_log
 from jumpout_export.model.batches import Batch
-from jumpout_export.verify.constants.batchnorms import ROUNDINGS, batchnorms_in_file, constants_check
+from jumpout_export.tolerances import ROUNDINGS
+from jumpout_export.verify.constants.proof import prove_constants
 from jumpout_export.verify.verify import verify_onnx
 
 
@@ -95,9 +96,8 @@ def files(tmp_path_factory):
 
 
 def located(model, images, path):
-    found, notes = batchnorms_in_file(path, model, Batch((images,), {}), None)
-    assert notes == []
-    return found, constants_check(model, found)
+    proof = prove_constants(path, model, Batch((images,), {}), None)
+    return proof.located, next((check for check in proof.checks if check.name == "batchnorm constants"), None)
 
 
 @pytest.mark.integration
@@ -213,9 +213,9 @@ def test_what_cannot_be_located_is_named_and_no_failure(files, tmp_path):
 
 def test_a_model_that_cannot_run_is_a_note(files):
     model, _, path = files("conv")
-    found, notes = batchnorms_in_file(path, model, Batch((torch.randn(2, 3, 6, 6),), {}), None)
-    assert found == []
-    assert notes[0].startswith("the BatchNorm constants could not be looked for in the file: ")
+    proof = prove_constants(path, model, Batch((torch.randn(2, 3, 6, 6),), {}), None)
+    assert proof.located == []
+    assert proof.notes[0].startswith("the BatchNorm constants could not be looked for in the file: ")
 
 
 @pytest.mark.integration

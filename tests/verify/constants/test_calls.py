@@ -24,6 +24,9 @@ def call(layer=None):
 LAYER = Holder("conv", "Conv", {"weights": np.array([[1.0, 2], [3, 4]]), "bias": array(10, 0)}, 2.0**-52)
 
 
+LAYER_OF_ONE = Holder("conv", "Conv", {"weights": np.array([[1.0, 2]]), "bias": array(10)}, 2.0**-52)
+
+
 def test_its_own_scale_and_shift():
     assert call().errors("scale", array(2, 0.55)).tolist() == [0, pytest.approx(0.1)]
     # The size of a shift is |mean * scale| + |beta|: 2 and 1 + 1, although the second shift is 0.
@@ -36,8 +39,6 @@ def test_folded_into_a_layer():
     assert folded.errors("weights", np.array([[2.0, 4], [1.5, 2.2]])).tolist() == [0, pytest.approx(0.1)]
     assert folded.errors("weights", np.array([[2.0, 4.4], [1.5, 2.2]]), 1).tolist() == [pytest.approx(0.1)]
     assert folded.errors("bias", array(29, 1)).tolist() == [0.5, 0.5]
-    assert folded.shapes == {"BatchNormalization": (2,), "Conv": (2, 2)}
-    assert call().shapes == {"BatchNormalization": (2,)}
 
 
 def test_the_limit_is_some_roundings_and_that_of_the_epsilon():
@@ -51,7 +52,7 @@ def test_no_size_is_smaller_than_single_precision_resolves_and_nan_is_infinitely
 
 def recorded(model, *shape):
     model = model.eval()
-    return batchnorm_calls(record(model, onnx_batch(torch.ones(2, *shape), model)))
+    return batchnorm_calls(record(model, onnx_batch(torch.rand(2, *shape), model)))
 
 
 @pytest.mark.parametrize(
@@ -78,3 +79,60 @@ def test_what_is_no_layer_or_normalises_by_the_batch_is_none():
     assert found.layer is None
     assert recorded(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)), 3) == []
     assert len(recorded(nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False)), 3)) == 2
+
+
+class Product(nn.Module):
+    """A product with a bias that is counted twice and weights that count by half, and a BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.w, self.b, self.bn = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4)), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.bn(torch.addmm(self.b, x, self.w, beta=2.0, alpha=0.5))
+
+
+def test_alpha_and_beta_of_a_product_are_part_of_its_weights():
+    model = Product()
+    (found,) = recorded(model, 3)
+    np.testing.assert_allclose(found.layer.parts["weights"], model.w.detach().numpy().T / 2)
+    np.testing.assert_allclose(found.layer.parts["bias"], 2 * model.b.detach().numpy())
+
+
+def test_a_batchnorm_behind_another_reads_the_layer_with_that_one_folded_into_it():
+    """scale 2 and shift -2, then scale 0.5 and shift 1: all in all 1 and 0, in units of what is added up on the way."""
+    first = Call("a", 1, (array(2), array(0), array(1), array(0)), 1.0, LAYER_OF_ONE, 0)
+    second = Call("b", 2, (array(0.5), array(1), array(0), array(0)), 1.0, first.folded(), 0, first)
+    assert second.errors("weights", np.array([[1.0, 2]])).tolist() == [0]
+    assert second.errors("bias", array(10)).tolist() == [0]
+    # (|10 * 2| + |1 * 2|) * 0.5 + 1 = 12
+    assert second.errors("bias", array(16)).tolist() == [0.5]
+
+
+class Domains(nn.Module):
+    """Statistics with other names, one row for each domain, as they are and made of others; behind a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mean = nn.Conv2d(2, 4, 3), nn.Parameter(torch.randn(2, 4))
+        self.register_buffer("spread", torch.rand(4) + 0.5)
+        self.register_buffer("centre", torch.rand(4))
+
+    def forward(self, x):
+        x = nn.functional.batch_norm(self.conv(x), self.mean[1], self.spread * 2)
+        return nn.functional.batch_norm(x, self.centre, self.spread)
+
+
+def test_statistics_may_have_any_name_and_be_made_of_others():
+    first, second = recorded(Domains(), 2, 5, 5)
+    assert (first.name, first.module, first.certain, first.layer.where) == ("", "", False, "conv")
+    assert (second.name, second.module, second.certain, second.before) == ("centre", "", True, first)
+
+
+def test_statistics_of_the_data_are_none():
+    class Own(nn.Module):
+        def forward(self, x):
+            return nn.functional.batch_norm(x, x.mean((0, 2)), x.var((0, 2)))
+
+    assert recorded(Own(), 5, 6) == []

@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
+from jumpout_export.onnxfile.tables import Constant
 from jumpout_export.tolerances import ROUNDINGS
-from jumpout_export.verify.constants.matches import Constant, Known, candidates_of, matches, same_values
+from jumpout_export.verify.constants.matches import Known, candidates_of, matches, same_values
 
 WEIGHT = np.arange(1, 13, dtype=np.float32).reshape(3, 4) / 7
 EPS = 2.0**-23
 
 
 def match(array, *known, name="c"):
-    return matches(Constant(numpy_helper.from_array(np.ascontiguousarray(array), name), ""), candidates_of(list(known)))
+    """The names of the known values that it is, of which it is a wrong copy and how, and whether it is any."""
+    constant = Constant(numpy_helper.from_array(np.ascontiguousarray(array), name), "")
+    found = matches(constant, candidates_of(list(known)))
+    wrong = (found.wrong.known.name, found.wrong.text) if found.wrong is not None else None
+    return {one.name for one in found.equal}, wrong, bool(found.equal)
 
 
 def changed(places, by=1.0):

@@ -7,7 +7,8 @@ from torch import nn
 
 from jumpout_export.model.signature import onnx_batch
 from jumpout_export.verify.constants.batchnorms import Located
-from jumpout_export.verify.constants.weights import known_values, weights_check
+from jumpout_export.verify.constants.known import known_values
+from jumpout_export.verify.constants.proof import prove_constants, recorded_run
 
 X = torch.ones(2, 3)
 
@@ -27,12 +28,16 @@ class Scaled(nn.Module):
 
 def known(located=()):
     model = Scaled().eval()
-    return model, *known_values(model, onnx_batch(X, model), list(located))
+    return model, known_values(model, recorded_run(model, onnx_batch(X, model)), list(located))
+
+
+def weights_check(path, model):
+    checks = prove_constants(path, model, onnx_batch(X, model), None).checks
+    return next((check for check in checks if check.name == "weights"), None)
 
 
 def test_weights_and_what_the_model_makes_of_them_are_known():
-    model, values, everything = known()
-    assert everything
+    model, values = known([Located("norm", 3, "norm")])
     assert {one.name: one.judged for one in values if one.name} == {
         "weight": True,
         "spare": True,
@@ -47,23 +52,25 @@ def test_weights_and_what_the_model_makes_of_them_are_known():
 
 def test_the_weights_of_a_layer_that_a_batchnorm_is_folded_into_are_not_looked_for():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
-    batch = onnx_batch(X, model)
-    judged = {one.name for one in known_values(model, batch, [])[0] if one.name and one.judged}
+    recorded = recorded_run(model, onnx_batch(X, model))
+    judged = {one.name for one in known_values(model, recorded, [Located("1", 3, "1")]) if one.name and one.judged}
     assert judged == {"0.weight", "0.bias"}
-    # Operation 0 is the transposition of the weight.
-    folded = known_values(model, batch, [Located("1", 2, "0", "Gemm fc", layer=1)])[0]
+    # Operation 0 is the transposition of the weight, 2 an empty tensor.
+    folded = known_values(model, recorded, [Located("1", 3, "0", "Gemm fc", layer=1)])
     assert not any(one.judged for one in folded if one.name)
 
 
 def test_a_name_tells_only_where_every_batchnorm_was_found():
-    assert all(one.by_name for one in known([Located("norm", 2, "norm", "BatchNormalization n")])[1] if one.name)
-    assert not any(one.by_name for one in known([Located("norm", 2, "norm")])[1])
+    assert all(one.by_name for one in known([Located("norm", 3, "norm", "BatchNormalization n")])[1] if one.name)
+    assert not any(one.by_name for one in known([Located("norm", 3, "norm")])[1])
 
 
 def test_a_model_that_cannot_run_may_make_anything_of_its_weights():
     model = nn.Linear(3, 2)
-    values, everything = known_values(model, onnx_batch(torch.ones(2, 5), model), [])
-    assert ([one.name for one in values if one.name], everything) == (["weight", "bias"], False)
+    recorded = recorded_run(model, onnx_batch(torch.ones(2, 5), model))
+    assert recorded.problem.startswith("mat1 and mat2 shapes cannot be multiplied")
+    values = known_values(model, recorded, [])
+    assert [(one.name, one.by_name) for one in values] == [("weight", False), ("bias", False)]
 
 
 def test_one_wrong_value_fails_and_the_right_file_passes(tmp_path):
@@ -71,15 +78,15 @@ def test_one_wrong_value_fails_and_the_right_file_passes(tmp_path):
     model = nn.Linear(3, 4)
     values = {name: value.detach().numpy() for name, value in model.named_parameters()}
     text = "g (float[n,3] x) => (float[n,4] y) { y = Gemm<transB = 1>(x, weight, bias) }"
-    check = weights_check(saved(parsed(text, values), tmp_path / "right.onnx"), model, onnx_batch(X, model))
+    check = weights_check(saved(parsed(text, values), tmp_path / "right.onnx"), model)
     assert (check.verdict, check.note) == ("pass", "2 of 2 weights are in the file bit for bit")
     values["weight"] = values["weight"].copy()
     values["weight"][3, 1] = 5
-    check = weights_check(saved(parsed(text, values), tmp_path / "wrong.onnx"), model, onnx_batch(X, model))
+    check = weights_check(saved(parsed(text, values), tmp_path / "wrong.onnx"), model)
     assert (check.verdict, check.measured) == ("fail", 1)
     assert check.note.startswith("`weight` has 1 of 12 values wrong in the file, the first at [3, 1]: 5 instead of ")
 
 
 def test_a_model_without_weights_has_no_such_check(tmp_path):
     path = saved("g (float[n,3] x) => (float[n,3] y) { y = Relu(x) }", tmp_path / "m.onnx")
-    assert weights_check(path, nn.ReLU(), onnx_batch(X, nn.ReLU())) is None
+    assert weights_check(path, nn.ReLU()) is None

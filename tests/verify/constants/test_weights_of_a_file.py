@@ -12,7 +12,7 @@ from torch import nn
 
 from jumpout_export import export_onnx
 from jumpout_export.model.signature import onnx_batch
-from jumpout_export.verify.constants.weights import weights_check
+from jumpout_export.verify.constants.proof import prove_constants
 from jumpout_export.verify.verify import verify_onnx
 
 pytestmark = pytest.mark.integration
@@ -31,6 +31,10 @@ class Tokens(nn.Module):
 
 
 WORDS = torch.arange(20).reshape(4, 5) % 5
+
+
+def weights_check(path, model, batch):
+    return next(check for check in prove_constants(path, model, batch, None).checks if check.name == "weights")
 
 
 def changed(path, constant, change):
@@ -82,7 +86,7 @@ def test_a_constant_with_the_name_of_a_weight_has_to_be_that_weight(tokens):
     assert "`words.weight` has 270 of 300 values wrong in the file, the first at [5, 0]" in the(report, "weights").note
 
 
-def test_a_weight_that_is_not_there_is_named_and_no_failure(tokens):
+def test_a_weight_that_is_nowhere_is_not_shown_and_the_file_does_not_pass(tokens):
     model, path = tokens
     proto = onnx.load(path)
     for message in (*proto.graph.initializer, *(node for node in proto.graph.node)):
@@ -91,12 +95,21 @@ def test_a_weight_that_is_not_there_is_named_and_no_failure(tokens):
         elif message.name == "words.weight":
             message.name = "table"
     onnx.save(proto, path)
-    assert the(verify_onnx(path, model, WORDS), "weights").note == "4 of 4 weights are in the file bit for bit"
+    report = verify_onnx(path, model, WORDS)
+    assert report
+    assert the(report, "weights").note == "4 of 4 weights are in the file bit for bit"
     with torch.no_grad():
         model.words.weight[5:].normal_()
-    assert the(verify_onnx(path, model, WORDS), "weights").note == (
-        "3 of 4 weights are in the file bit for bit; known by the outputs alone: `words.weight`"
+    report = verify_onnx(path, model, WORDS)
+    assert not report
+    unshown = "`words.weight` (300 values, the file has `table` of that size); `table` of the file (300 values)"
+    check = the(report, "weights")
+    assert check.verdict == "not_run"
+    assert check.note == (
+        "not shown: 0.91 of all values that the forward reads, limit 0.001; 3 of 4 weights are in the file bit for "
+        f"bit; known by the outputs alone: {unshown}"
     )
+    assert f"not shown to be the model's, known by the outputs alone: {unshown}" in report.notes
 
 
 class WeightNorm(nn.Sequential):
@@ -204,7 +217,7 @@ def test_tables_of_integers_and_weights_beside_a_batchnorm_are_looked_at(tmp_pat
 
 @pytest.mark.parametrize("swap", [False, True], ids=["as it is", "swapped"])
 def test_weights_are_found_in_both_layouts_and_in_subgraphs(tmp_path, swap):
-    model = nn.Linear(40, 30).eval()
+    model = nn.Linear(40, 30, bias=False).eval()
     weight = model.weight.detach().numpy()
     node = h.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight.T if swap else weight, "inner"))
     graph = h.make_graph([node], "inner", [], [h.make_tensor_value_info("w", TensorProto.FLOAT, None)])
@@ -213,7 +226,7 @@ def test_weights_are_found_in_both_layouts_and_in_subgraphs(tmp_path, swap):
     whole = h.make_graph([node], "g", [h.make_tensor_value_info("c", TensorProto.BOOL, [])], [output])
     onnx.save(h.make_model(whole), tmp_path / "m.onnx")
     assert weights_check(tmp_path / "m.onnx", model, onnx_batch(torch.randn(2, 40), model)).note == (
-        "1 of 2 weights are in the file bit for bit; known by the outputs alone: `bias`"
+        "1 of 1 weights are in the file bit for bit"
     )
 
 
@@ -233,12 +246,16 @@ def test_constants_with_common_values_are_no_wrong_weights(tmp_path):
             return x * self.scale + self.mask + self.pruned
 
     others = {"a": torch.zeros(64), "b": (torch.arange(64) % 3 < 2).float(), "c": torch.rand(64)}
+    others |= {"d": Masks().mask, "e": Masks().pruned.detach()}
     constants = [numpy_helper.from_array(one.numpy(), key) for key, one in others.items()]
     graph = h.make_graph([], "g", [], [h.make_tensor_value_info("a", TensorProto.FLOAT, [64])], constants)
     onnx.save(h.make_model(graph), tmp_path / "m.onnx")
     check = weights_check(tmp_path / "m.onnx", Masks(), onnx_batch(torch.randn(2, 64), Masks()))
     assert check.verdict == "pass"
-    assert check.note.startswith("0 of 3 weights")
+    assert check.note == (
+        "2 of 3 weights are in the file bit for bit; known by the outputs alone: `a` of the file (64 values); "
+        "`b` of the file (64 values); `c` of the file (64 values)"
+    )
 
 
 def test_a_weight_that_resembles_another_is_not_taken_for_a_wrong_copy_of_it(tmp_path):
@@ -258,7 +275,7 @@ def test_a_weight_that_resembles_another_is_not_taken_for_a_wrong_copy_of_it(tmp
     model, x = Kept().eval(), torch.randn(4, 40)
     report = export_onnx(model, tmp_path / "m.onnx", x)
     assert report, report.checks
-    note = "1 of 2 weights are in the file bit for bit; known by the outputs alone: `before.weight`"
+    note = "1 of 2 weights are in the file bit for bit; not read by the forward: `before.weight`"
     assert the(report, "weights").note == note
 
     def spoil(array):

@@ -1,0 +1,70 @@
+"""What no value shows of a saved file: whether its constants are the model's weights."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.norms import statistics_owners
+from jumpout_export.model.operations import record
+from jumpout_export.model.samples import rows
+from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.onnxfile.tables import constants_in
+from jumpout_export.report import Check, counted
+from jumpout_export.text import first_line, joined
+from jumpout_export.verify.constants.batchnorms import Located, constants_check, locate_batchnorms
+from jumpout_export.verify.constants.known import Recorded
+from jumpout_export.verify.constants.weights import find_weights
+
+
+@dataclass
+class Constants:
+    """The verdicts on a file's constants, and what they rest on."""
+
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    located: list[Located] = field(default_factory=list)  # what the file has for the BatchNorms
+
+
+def prove_constants(path: Path, model: nn.Module, batch: Batch, size: int | None) -> Constants:
+    """Returns whether the constants of a file are those of a model.
+
+    Args:
+        path: the file; external data is read from its folder.
+        model: in eval mode, on the CPU; a copy of it is run once.
+        batch: inputs on the CPU.
+        size: the file's batch size, None where it is open.
+    """
+    result = Constants()
+    images = rows(batch, range(min(2, batch.size) if size is None else size))
+    recorded = recorded_run(model, images)
+    try:
+        file = load_onnx(path)
+        if recorded.recording is not None:
+            result.located = locate_batchnorms(recorded.recording, path, file)
+        elif statistics_owners(model):
+            result.notes.append(f"the BatchNorm constants could not be looked for in the file: {recorded.problem}")
+        weights = find_weights(constants_in(file, str(path.parent)), model, recorded, result.located)
+    except Exception as error:  # a file may hold anything
+        result.checks = [counted("weights", [f"the weights could not be looked for in the file: {first_line(error)}"])]
+        return result
+    checks = constants_check(model, result.located), weights.check(recorded.problem)
+    result.checks = [check for check in checks if check is not None]
+    unshown = weights.unshown()
+    if unshown:
+        result.notes.append(f"not shown to be the model's, known by the outputs alone: {joined(unshown)}")
+    return result
+
+
+def recorded_run(model: nn.Module, batch: Batch) -> Recorded:
+    """Returns what a copy of the model did on a batch, or why that cannot be told."""
+    made: dict[int, Tensor] = {}
+    try:
+        run = copy.deepcopy(model)
+        return Recorded(record(run, batch, constants=made), made, run)
+    except Exception as error:  # the user's forward may raise anything
+        return Recorded(problem=first_line(error))
