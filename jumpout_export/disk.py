@@ -27,7 +27,8 @@ def check_target(path: str | os.PathLike[str], name: str) -> Path:
     """Returns the path of an ONNX file that is to be written; messages call it `name`.
 
     Raises:
-        ValueError: if no ONNX file can be written there.
+        ValueError: if no ONNX file can be written there. A symbolic link is refused: whether the link or the file that
+            it leads to is meant to be replaced nobody can know, and a cache of downloads is full of them.
         TypeError: if it is no path.
     """
     if not isinstance(path, str | os.PathLike):
@@ -39,9 +40,17 @@ def check_target(path: str | os.PathLike[str], name: str) -> Path:
         raise ValueError(f"the folder of {name} does not exist: {str(target.parent)!r}")
     if target.is_dir():
         raise ArgumentError(name, f"{name} is a folder, not a file: {str(target)!r}")
+    refuse_link(target, name)
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise ValueError(f"the folder of {name} cannot be written to: {str(target.parent)!r}")
     return target
+
+
+def refuse_link(target: Path, name: str) -> None:
+    """Raises a ValueError if a file that is to be written is a symbolic link; messages call it `name`."""
+    if target.is_symlink():
+        to = os.readlink(target)
+        raise ArgumentError(name, f"{name} is a symbolic link to {to!r}: name that file, or remove the link")
 
 
 @contextlib.contextmanager
@@ -100,8 +109,13 @@ def open_plain(path: Path) -> BufferedReader:
         raise
 
 
-def replace_file(file: Path, target: Path) -> None:
+def replace_file(file: Path, target: Path, like: Path | None = None) -> None:
     """Moves a finished file to its place; after a power cut there is the old file or the whole new one.
+
+    Args:
+        file: in the file system of `target`.
+        target: its place.
+        like: as of `move`.
 
     Raises:
         OSError: if that is not possible; then `target` is as it was.
@@ -109,10 +123,43 @@ def replace_file(file: Path, target: Path) -> None:
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
     defer_signals()
-    os.replace(file, target)
-    with _opened(target.parent) as folder:
+    move(file, target, like)
+    # It has happened, so what follows is no error any more; not all file systems can do it.
+    with contextlib.suppress(OSError), _opened(target.parent) as folder:
         if folder is not None:
             os.fsync(folder)
+
+
+def move(source: Path, target: Path, like: Path | None = None) -> None:
+    """Renames a file or folder and notices that it happened where the file system says that it could not.
+
+    Args:
+        source: in the file system of `target`.
+        target: its new name; a file there is replaced.
+        like: what it takes owner and permissions from, if that exists; by default the older `target`.
+
+    Raises:
+        OSError: if it is still where it was.
+    """
+    own = source.stat()
+    _permit(source, own, target if like is None else like)
+    try:
+        os.replace(source, target)
+    except OSError:
+        # A network file system may have done it and lost the answer: it tries again, and there is no such file.
+        if source.exists() or not target.exists() or not os.path.samestat(own, target.stat()):
+            raise
+
+
+def _permit(file: Path, own: os.stat_result, like: Path) -> None:
+    """Gives a file the owner and the permissions of another, as far as the file system and our rights go."""
+    with contextlib.suppress(OSError):
+        wanted = like.stat()
+        if (wanted.st_uid, wanted.st_gid) != (own.st_uid, own.st_gid) and os.name == "posix":
+            with contextlib.suppress(OSError):
+                os.chown(file, wanted.st_uid, wanted.st_gid)
+        if wanted.st_mode != own.st_mode:
+            file.chmod(wanted.st_mode & 0o777)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.cli import options
 from jumpout_export.cli import ranks as cli_ranks
 from jumpout_export.cli.work import build_job, check_folder, finish, working
+from jumpout_export.disk import refuse_link
 from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError
 from jumpout_export.report import PipelineReport
@@ -80,6 +81,8 @@ def recalibrate_bn(
         raise LoadError(f"-o {output} must end in .safetensors")
     if output is not None and not output.parent.is_dir():
         raise LoadError(f"-o {output}: the folder {output.parent} does not exist")
+    if output is not None:
+        refuse_link(output, f"-o {output}")
     with working() as progress:
         job = build_job(model, weights, device, data, None, batch_size, seed)
         with cli_ranks.process_group() as group:

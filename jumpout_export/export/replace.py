@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jumpout_export.disk import locked, replace_file
+from jumpout_export.disk import locked, move, replace_file
 from jumpout_export.export.golden import FOLDER
 from jumpout_export.onnxfile.data import data_files
 from jumpout_export.signals import defer_signals
@@ -36,18 +36,18 @@ def replace_export(file: Path, data: Path | None, target: Path, golden: Path | N
         defer_signals()
         try:
             if data and weights:
-                replace_file(data, weights)
+                replace_file(data, weights, like=target)  # as private as the file itself
             if final and aside and final.exists():
-                final.rename(aside)
+                move(final, aside)
             replace_file(file, target)
         finally:
             if file.exists():
                 if weights and weights not in older:
                     weights.unlink(missing_ok=True)
                 if final and aside and aside.exists():
-                    aside.rename(final)
+                    move(aside, final)
             elif final and golden:
-                golden.rename(final)
+                move(golden, final, like=aside)
         for path in older:
             if path != weights:
                 path.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Container, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jumpout_export.disk import move
 from jumpout_export.errors import LoadError
 from jumpout_export.model.wrappers import PARTS
 from jumpout_export.text import some_of
@@ -70,7 +70,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
         part = Path(folder) / path.name
         part.write_bytes(save(state))
-        os.replace(part, path)
+        move(part, path)
 
 
 def call_named(spec: str, what: str) -> Any:

@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "render": {"report", "text"},
     "render/plots": {"render", "report", "extras"},
     "render/sections": {"report", "text", *DRAWING},
-    "render/writers": {"report", "text", "extras", "render/sections", *DRAWING},
+    "render/writers": {"report", "text", "extras", "disk", "render/sections", *DRAWING},
     "ops": {"errors"},
     "model": GROUND,
     "nn": {"ops", "errors"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from jumpout_export.disk import move
 from jumpout_export.render.sections.channels import MAX_PANELS
 from jumpout_export.render.writers.document import build_document
 from jumpout_export.render.writers.html import draw_plots, page
@@ -61,7 +62,7 @@ def _write(path: Path, text: str) -> Path:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        move(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
