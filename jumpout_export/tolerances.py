@@ -74,6 +74,9 @@ NEAR = 0.1
 UNSHOWN = 1e-3
 # Two floats of the file and of the model are the same weight (`verify/divergence/search.py`).
 WEIGHT_ROUNDINGS = 4.0
+# Of a value, on inputs of other magnitudes (`verify/magnitudes.py`): a file that is off by more has hardly a digit of
+# it, PyTorch's own error below the second is of no account, and it counts where such values are a tenth of all.
+DIGITS_LOST, DIGITS_KEPT, DIGITS_LOST_SHARE = 1e-2, 1e-4, 0.1
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _sizes(axes: Axes) -> tuple[int, ...]:
     return SIZES if axes.size is None else (axes.size,)
 
 
-def rows(batch: Batch, index: range, batched: Sequence[bool] | None = None) -> Batch:
+def rows(batch: Batch, index: Sequence[int], batched: Sequence[bool] | None = None) -> Batch:
     """Returns the images with these numbers; numbers beyond the batch's end start again at its first.
 
     `batched` says which inputs' first axis is the batch; without it, all that are as long as the batch.

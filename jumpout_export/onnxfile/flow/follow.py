@@ -12,8 +12,7 @@ from jumpout_export.onnxfile.flow.places import fixed_places, mixes
 from jumpout_export.onnxfile.flow.rules import (
     DECIDES,
     INTEGERS,
-    MOVES,
-    PICKS,
+    PICKED,
     PICKS_BY_DATA,
     REPEATS,
     grows_by,
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
 # Constants that may be sizes; smaller ones are always tried.
 _LEAST, _MOST = 4, 1 << 16
+# Of values that meet data; a network has a few dozen.
+_MOST_MEETINGS = 300
 # Values that are looked through for them, and constants of a list that are taken.
 _NEAR, _FEW = 24, 4
 
@@ -50,6 +51,7 @@ class Flow:
 
     Attributes:
         meetings: in the order of the nodes.
+        complete: whether these are all.
     """
 
     def __init__(self, model: ModelProto, dims: Mapping[str, Dims], batch: str | None, evaluator: Evaluator) -> None:
@@ -62,9 +64,10 @@ class Flow:
             evaluator: for constants.
         """
         self.meetings: list[Meeting] = []
+        self.complete = True
         self._dims, self._batch, self._evaluator = dims, batch, evaluator
         self._all = frozenset(one for shape in dims.values() for one in shape if isinstance(one, str))
-        self._count, self._repeats = 0, 0
+        self._count, self._repeats, self._met = 0, 0, set[int]()
         scope = {value.name: self._new("data", name=value.name) for value in model.graph.input}
         self._graph(model.graph, scope, "", main=True)
         for output in model.graph.output:
@@ -117,7 +120,7 @@ class Flow:
             kind = "opaque" if axes else "constant"
             for one in given:
                 self._meet(where, "is read by what is not followed", one)
-        elif inputs and (first := inputs[0]) is not None and first.dims is not None and node.op_type in PICKS | MOVES:
+        elif inputs and (first := inputs[0]) is not None and first.dims is not None and node.op_type in PICKED:
             index = self._evaluator.moved(node, np.arange(len(first.dims)).reshape(first.shape), [*inputs[1:]])
             if index is not None and len(node.output) == 1:
                 dims, shape = tuple(first.dims[i] for i in index.flat), index.shape
@@ -139,7 +142,12 @@ class Flow:
         return kind_of(dims), dims
 
     def _meet(self, where: str, what: str, value: Value | None) -> None:
-        if value is not None and value.kind in ("other", "opaque"):
+        if value is None or value.kind not in ("other", "opaque") or value.number in self._met:
+            return
+        self._met.add(value.number)
+        if len(self._met) > _MOST_MEETINGS:
+            self.complete = False
+        else:
             first = next((one.where for one in value.before() if one.kind == value.kind and one.where), where)
             what = f"{what} at {where}" if first != where else what
             self.meetings.append(Meeting(first, what, value, value.axes, self._constants([value])))
@@ -147,7 +155,8 @@ class Flow:
     def _may_decide(self, where: str, what: str, axes: frozenset[str], values: Iterable[Value | None]) -> None:
         """What cannot be followed, with the constants around it; nothing if there are none."""
         constants = self._constants([value for value in values if value is not None])
-        if constants:
+        self.complete &= len(self.meetings) < 2 * _MOST_MEETINGS
+        if constants and self.complete:
             self.meetings.append(Meeting(where, what, None, axes or self._all, constants))
 
     def _constants(self, values: Iterable[Value]) -> frozenset[int]:

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 # As regular as what they are made of.
 _LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Identity", "Cos", "Sin", "MatMul", "Sum"})
-MOVES = frozenset({"Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Concat", "Expand", "Tile"})
+_MOVES = frozenset({"Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Concat", "Expand", "Tile"})
 _MAKES = frozenset({"Range", "ConstantOfShape"})
-PICKS = frozenset({"Gather", "Slice", "Split"})
+_PICKS = frozenset({"Gather", "Slice", "Split"})
+# What they make of a vector is some of its entries, in another shape.
+PICKED = (_PICKS | _MOVES) - {"Concat"}
 # Where a size beside data decides something; with a count of data, these too.
 DECIDES = COMPARES | {"Min", "Max", "Mod", "Clip"}
 PICKS_BY_DATA = frozenset({"Where", "Gather", "OneHot"})
@@ -42,7 +44,7 @@ def _is_regular(node: NodeProto, given: Sequence[Value]) -> bool:
     if kind == "Cast":
         to = attribute(node, "to")
         return to in _WIDE and (first.whole or to not in INTEGERS)
-    if kind in PICKS:
+    if kind in _PICKS:
         return first.kind == "plain" and not first.grows and {one.kind for one in others} <= {"constant"}
     if kind == "Div":
         return given[-1].kind == "constant" and not all(one.whole for one in given)
@@ -50,7 +52,7 @@ def _is_regular(node: NodeProto, given: Sequence[Value]) -> bool:
         return not first.grows
     if kind in ("Expand", "Tile"):
         return not others[0].grows
-    return kind in _LINEAR or kind in _MAKES or kind in MOVES
+    return kind in _LINEAR or kind in _MAKES or kind in _MOVES
 
 
 def grows_by(node: NodeProto, given: Sequence[Value]) -> bool:

@@ -20,7 +20,7 @@ from jumpout_export.onnxfile.flow.shapes import Shapes, light
 from jumpout_export.onnxfile.flow.values import Array, Evaluator, Sizes, UnknownError, Value
 from jumpout_export.onnxfile.load import inlined
 from jumpout_export.onnxfile.walk import default_opset
-from jumpout_export.text import joined
+from jumpout_export.text import first_line, joined
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -115,7 +115,14 @@ def size_uses(
     """
     if not known:
         return []
-    model = inlined(model)
+    try:
+        return _uses(inlined(model), opened, known, batch)
+    except Exception as error:  # a file may hold anything; it is no reason to call it wrong
+        what = f"could not be followed ({first_line(error)})"
+        return [SizeUse("what is computed from sizes", what, (name,), (), followed=False) for name in known]
+
+
+def _uses(model: ModelProto, opened: Sequence[Mapping[int, str]], known: Sizes, batch: str | None) -> list[SizeUse]:
     bare = light(model, opened)
     shapes = Shapes(bare, known)
     evaluator = Evaluator(default_opset(model), shapes)
@@ -127,7 +134,14 @@ def size_uses(
         for use in search.uses(meeting):
             found.setdefault((use.axes, use.sizes, use.followed), use)  # of what many nodes read, the first is named
     told = {use.axes for use in found.values() if use.sizes and not use.followed}
-    return [use for use in found.values() if use.sizes or use.axes not in told]
+    more = [] if flow.complete else list(known)
+    return [
+        *(use for use in found.values() if use.sizes or use.axes not in told),
+        *(
+            SizeUse("what further nodes", "do with sizes is not looked at", (name,), (), followed=False)
+            for name in more
+        ),
+    ]
 
 
 def _measured(value: Value) -> list[Value]:

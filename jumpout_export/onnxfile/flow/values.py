@@ -25,6 +25,8 @@ Dims = tuple[int | str | None, ...]
 # Of one value that is computed here, and of a constant that is read: a table of positions is larger.
 MOST_ELEMENTS = 1 << 18
 _MOST_CONSTANT = 1 << 16
+# Values that one is computed from.
+_MOST_VALUES = 2000
 
 COMPARES = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 REDUCES = frozenset({"ReduceSum", "ReduceProd", "ReduceMax", "ReduceMin", "ReduceMean"})
@@ -129,7 +131,10 @@ class Evaluator:
             Exception: of numpy or onnx, if the file itself fails at these sizes.
         """
         known: dict[int, Array] = {}
-        for value in wanted.before():
+        before = wanted.before(_MOST_VALUES + 1)
+        if len(before) > _MOST_VALUES:
+            raise UnknownError("it is computed from too many values")
+        for value in before:
             if value.number not in known:
                 known[value.number] = self._value(value, known, sizes)
         return [known[value.number] for value in (wanted, *also)]

@@ -263,3 +263,23 @@ def test_larger_images_cost_as_many_times_more():
     )
     found = size_uses(proto, ({2: "height", 3: "width"},), known)
     assert sizes_to_try(found, known, budget=15).sizes == [{"height": 99}]
+
+
+def test_sizes_that_are_joined_to_constants_stay_what_they_are():
+    """A Concat of a shape and numbers picks no entries of the shape."""
+    body = (
+        "s = Shape (x) j = Concat <axis = 0> (s, numbers) m = ReduceMax <keepdims = 0> (j) "
+        "b = GreaterOrEqual (m, k)" + FACTOR
+    )
+    assert tried(model(body, numbers=np.array([1, 12]))) == {15, 16}
+
+
+def test_many_values_that_meet_data_are_bounded():
+    body, before = SIZE, "x"
+    for number in range(400):
+        body += f"b{number} = Greater (n, c{number}) f{number} = Where (b{number}, two, one) "
+        body += f"y{number} = Mul ({before}, f{number}) "
+        before = f"y{number}"
+    limits = {f"c{number}": np.int64(1000 + number) for number in range(400)}
+    found = uses(model(f"{body} y = Identity ({before})", **limits))
+    assert any("is not looked at" in use.what and not use.followed for use in found)

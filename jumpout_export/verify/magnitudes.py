@@ -1,0 +1,207 @@
+"""Inputs that are larger or smaller than those that were given: where PyTorch has a value and the file has none.
+
+A formula may be right on the given inputs and break beyond them: `log(sigmoid(x))` is minus infinity at -100, where
+PyTorch's logsigmoid is -100, and `log(1 + x)` has no digit left at 1e-8. Such a file is no wrong one, so it is a
+warning; where the given inputs themselves reach as far, it is a failure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jumpout_export.model.axes import Axes
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.samples import rows
+from jumpout_export.model.signature import Output, tensors, with_tensors
+from jumpout_export.report import Check
+from jumpout_export.runtime.session import Session
+from jumpout_export.text import first_line
+from jumpout_export.tolerances import DIGITS_KEPT, DIGITS_LOST, DIGITS_LOST_SHARE
+from jumpout_export.verify.divergence.breaks import first_cancelled, first_not_finite
+
+NAME = "magnitudes"
+# Factors of the given inputs.
+SCALES = (1e-6, 1e-3, 10.0, 100.0)
+# Of the largest number of a type: beyond, a sum in another order may overflow.
+_NEAR_OVERFLOW = 1 / 16
+# Of the largest value of an output; smaller ones have lost no digit that matters.
+_SMALL = 1e-3
+
+Run = Callable[[Batch], list[Output]]
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """What a session gives at one scale where PyTorch gives something else."""
+
+    label: str  # of the session
+    batch: Batch
+    text: str  # for a person
+    lost: bool = False  # whether digits are lost, else values are not finite
+    scale: float = 1.0
+    inside: bool = False  # whether some of the given inputs are as large
+
+
+def check_magnitudes(
+    path: Path, sessions: Sequence[tuple[str, Session]], own: Run, exact: Run | None, given: Batch, axes: Axes
+) -> Check | None:
+    """Returns whether the file keeps up with PyTorch on inputs of other magnitudes; None if it has none to scale.
+
+    The two images with the largest and the smallest value (a whole batch, where its size is fixed) are run at each
+    scale, in PyTorch and each session. Where PyTorch cannot run them, or has no finite value, nothing is compared.
+
+    Args:
+        path: the file.
+        sessions: that were opened on it, with their labels, such as `cpu/all`.
+        own: runs the model in its own precision, in eval mode.
+        exact: runs it in float64, None if it cannot be; called where a file seems to have lost digits.
+        given: the first batch.
+        axes: which are open.
+    """
+    scaled = [_can_be_scaled(value) for value in tensors(given)]
+    if not any(scaled) or not sessions:
+        return None
+    chosen = _extremes(given, axes, scaled) if axes.size is None else range(axes.size)
+    images = rows(given, chosen, axes.batched)
+    skipped: list[str] = []
+    compared: list[float] = []
+    found: list[_Broken] = []
+    for scale in SCALES:
+        moved = [v * scale if is_scaled else v for v, is_scaled in zip(tensors(images), scaled, strict=True)]
+        batch = with_tensors(images, moved)
+        try:
+            expected = own(batch)
+        except Exception as error:  # the user's forward may raise anything
+            skipped.append(f"at {scale:g} times PyTorch cannot run it: {first_line(error)}")
+            continue
+        if not any(one.tensor.is_floating_point() for one in expected):
+            return None
+        if not any(bool(torch.isfinite(one.tensor).any()) for one in expected if one.tensor.is_floating_point()):
+            skipped.append(f"at {scale:g} times PyTorch has no finite value")
+            continue
+        compared.append(scale)
+        inside = _reaches(given, batch, scaled)
+        broken = (_compare(label, session, batch, expected, exact) for label, session in sessions)
+        found += [replace(one, scale=scale, inside=inside) for one in broken if one is not None]
+    if found:
+        return _verdict(path, found, images)
+    if not compared:
+        note = f"nothing could be compared on larger and smaller inputs: {'; '.join(skipped)}"
+        return Check(name=NAME, verdict="not_run", required=False, note=note)
+    at = ", ".join(f"{scale:g}" for scale in compared)
+    note = f"finite, with the digits that PyTorch has, at {at} times the given inputs"
+    return Check(name=NAME, verdict="pass", note="; ".join([note, *skipped]))
+
+
+def _extremes(given: Batch, axes: Axes, scaled: Sequence[bool]) -> list[int]:
+    """The numbers of the images that hold the largest and the smallest value of the first input that is scaled."""
+    for value, is_batch, is_scaled in zip(tensors(given), axes.batched, scaled, strict=True):
+        if is_batch and is_scaled and value.numel():
+            flat = value.reshape(len(value), -1)
+            return [int(flat.amax(1).argmax()), int(flat.amin(1).argmin())]
+    return [0]
+
+
+def _can_be_scaled(value: Tensor) -> bool:
+    """Whether an input is a quantity: floating point, and not a mask of zeros and ones."""
+    return value.is_floating_point() and bool(((value != 0) & (value != 1)).any())
+
+
+def _compare(label: str, session: Session, batch: Batch, expected: list[Output], exact: Run | None) -> _Broken | None:
+    try:
+        found = session.run(tensors(batch))
+    except Exception as error:  # ONNX Runtime raises a dozen types without a common base
+        return _Broken(label, batch, f"ONNX Runtime cannot run it: {first_line(error)}")
+    for want, have in zip(expected, found, strict=True):
+        if not want.tensor.is_floating_point() or have.shape != want.tensor.shape:
+            continue  # what is of another shape is reported where the given inputs are compared
+        most = torch.finfo(want.tensor.dtype).max * _NEAR_OVERFLOW
+        finite = torch.isfinite(want.tensor) & (want.tensor.abs() < most)
+        bad = int((finite & ~torch.isfinite(have)).sum())
+        if bad:
+            text = f"output `{want.name}` has {bad} NaN or infinite of {have.numel()} values where PyTorch's are finite"
+            return _Broken(label, batch, text)
+    return _lost(label, batch, expected, found, exact)
+
+
+def _lost(label: str, batch: Batch, expected: list[Output], found: list[Tensor], exact: Run | None) -> _Broken | None:
+    """Where the file has hardly a digit of many values of which PyTorch has most."""
+    suspects = [
+        number
+        for number, (want, have) in enumerate(zip(expected, found, strict=True))
+        if want.tensor.is_floating_point()
+        and have.shape == want.tensor.shape
+        and have.numel()
+        and _share(_off(have, want.tensor.double()) > DIGITS_LOST, want.tensor) >= DIGITS_LOST_SHARE
+    ]
+    if not suspects or exact is None:
+        return None
+    try:
+        reference = exact(batch)
+    except Exception:  # a forward that fixes float32 may fail in any way; then nobody knows who is right
+        return None
+    for number in suspects:
+        true = reference[number].tensor.double()
+        own = _off(expected[number].tensor, true)
+        lost = (_off(found[number], true) > DIGITS_LOST) & (own < DIGITS_KEPT)
+        if _share(lost, true) >= DIGITS_LOST_SHARE:
+            worst = float(_off(found[number], true)[lost].median())
+            text = (
+                f"output `{expected[number].name}` is off by {worst:.1%} of the value in {int(lost.sum())} of "
+                f"{true.numel()} values, where PyTorch is off by {float(own[lost].median()):.1g}"
+            )
+            return _Broken(label, batch, text, lost=True)
+    return None
+
+
+def _off(value: Tensor, true: Tensor) -> Tensor:
+    """The error in units of the true value; 0 where nothing counts."""
+    return ((value.double() - true).abs() / true.abs()).where(_counts(true), 0.0).nan_to_num(nan=0.0)
+
+
+def _counts(true: Tensor) -> Tensor:
+    """What is not a rounding error beside other values of its output, as a probability of 1e-9 is."""
+    return torch.isfinite(true) & (true.abs() > _SMALL * true.abs().where(torch.isfinite(true), 0.0).max())
+
+
+def _share(flags: Tensor, true: Tensor) -> float:
+    return float(flags.sum()) / max(1, int(_counts(true).sum()))
+
+
+def _reaches(given: Batch, batch: Batch, scaled: Sequence[bool]) -> bool:
+    """Whether the given images are of such a magnitude too: their largest values, of every input that is scaled."""
+    for value, moved, is_scaled in zip(tensors(given), tensors(batch), scaled, strict=True):
+        if is_scaled:
+            images = value if value.ndim else value[None]
+            sizes = [float(one.abs().max()) for one in images.reshape(len(images), -1) if one.numel()]
+            if not sizes or not min(sizes) <= float(moved.abs().max()) <= max(sizes):
+                return False
+    return True
+
+
+def _verdict(path: Path, found: list[_Broken], image: Batch) -> Check:
+    """The one that the given inputs reach counts before others, then the one that is nearest to them."""
+    worst = min(found, key=lambda one: (not one.inside, abs(math.log10(one.scale))))
+    provider, _, level = worst.label.partition("/")
+    try:
+        if worst.lost:
+            node = first_cancelled(path, provider, level, tensors(worst.batch))
+        else:
+            node = first_not_finite(path, provider, level, tensors(worst.batch), tensors(image))
+    except Exception as error:  # of onnx and ONNX Runtime, in a dozen types without a common base
+        node = f"which node begins it could not be seen: {first_line(error)}"
+    where = ", as large as some that were given," if worst.inside else ""
+    more = dict.fromkeys(f"{one.scale:g}" for one in found if one.scale != worst.scale)
+    also = f"; also at {', '.join(more)} times" if more else ""
+    return Check(
+        name=NAME,
+        measured=worst.scale,
+        verdict="fail" if worst.inside else "warning",
+        note=f"at {worst.scale:g} times the given inputs{where or ','} {worst.text} ({worst.label}); {node}{also}",
+    )
