@@ -118,7 +118,7 @@ def with_what_no_value_shows(
     """
     constants = prove_constants(path, original, first, size)
     checks = [*report.checks, *constants.checks, *([branches] if branches is not None else [])]
-    found = suspects.look(path, original, report.checks, constants.located, size is not None)
+    found = suspects.look(path, original, report.checks, constants, size is not None)
     return report.model_copy(
         update={
             "checks": checks,

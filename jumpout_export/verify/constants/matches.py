@@ -11,6 +11,7 @@ import numpy as np
 
 from jumpout_export.onnxfile.constants import Array
 from jumpout_export.onnxfile.tables import Constant
+from jumpout_export.text import some_of
 from jumpout_export.tolerances import ROUNDINGS
 
 # Of each constant so many values are looked at before all are.
@@ -163,8 +164,9 @@ def describe(constant: Constant, known: Known, layout: Array, differing: int) ->
         what = f"`{known.name}` has {differing} of {constant.size} values wrong in the file"
         what += "" if constant.name == known.name else f", there `{constant.name}`"
     else:
-        made_of = " and ".join(f"`{name}`" for name in known.made_of) or "numbers alone"
-        what = f"`{constant.name}` in the file, made of {made_of}, has {differing} of {constant.size} values wrong"
+        made_of = some_of([f"`{name}`" for name in known.made_of], 3) if known.made_of else "numbers alone"
+        what = f"what is made of {made_of} has {differing} of {constant.size} values wrong in the file, there "
+        what += f"`{constant.name}`"
     return f"{what}, the first at [{where}]: {there:.9g} instead of {wanted:.9g}"
 
 

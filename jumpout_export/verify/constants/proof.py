@@ -17,6 +17,7 @@ from jumpout_export.onnxfile.tables import constants_in
 from jumpout_export.report import Check, counted
 from jumpout_export.text import first_line, joined
 from jumpout_export.verify.constants.batchnorms import Located, constants_check, locate_batchnorms
+from jumpout_export.verify.constants.faults import Fault, faults_of
 from jumpout_export.verify.constants.known import Recorded
 from jumpout_export.verify.constants.weights import find_weights
 
@@ -28,6 +29,7 @@ class Constants:
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     located: list[Located] = field(default_factory=list)  # what the file has for the BatchNorms
+    faults: list[Fault] = field(default_factory=list)  # layers whose constants are wrong, in the order of the forward
 
 
 def prove_constants(path: Path, model: nn.Module, batch: Batch, size: int | None) -> Constants:
@@ -54,6 +56,8 @@ def prove_constants(path: Path, model: nn.Module, batch: Batch, size: int | None
         return result
     checks = constants_check(model, result.located), weights.check(recorded.problem)
     result.checks = [check for check in checks if check is not None]
+    if recorded.recording is not None:
+        result.faults = faults_of(recorded.recording, result.located, weights)
     unshown = weights.unshown()
     if unshown:
         result.notes.append(f"not shown to be the model's, known by the outputs alone: {joined(unshown)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +14,9 @@ from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.report import Check
 from jumpout_export.runtime.session import Level
 from jumpout_export.text import first_line
-from jumpout_export.verify.constants.batchnorms import ROOT, Located
+from jumpout_export.verify.constants.batchnorms import Located
+from jumpout_export.verify.constants.faults import Fault
+from jumpout_export.verify.constants.proof import Constants
 from jumpout_export.verify.divergence.locate import locate_divergence
 from jumpout_export.verify.divergence.search import Divergence
 from jumpout_export.verify.values.compare import Comparison
@@ -37,7 +40,7 @@ class Suspects:
             groups[sample.group] = share, row, sample
 
     def look(
-        self, path: Path, original: nn.Module, checks: list[Check], located: list[Located], fixed: bool
+        self, path: Path, original: nn.Module, checks: list[Check], constants: Constants, fixed: bool
     ) -> Divergence | None:
         """Returns where the file departs from the model, None where no comparison of values or constants failed.
 
@@ -45,9 +48,10 @@ class Suspects:
             path: the file.
             original: the model in eval mode, on the CPU.
             checks: the verdicts on every session.
-            located: what the file has for the BatchNorms of the model.
+            constants: what is wrong with those of the file.
             fixed: whether the file has a fixed batch size.
         """
+        first = next(iter(constants.faults), None)
         failed = [check.name for check in checks if check.verdict == "fail"]
         for label, groups in self._kept.items():
             whole = f"{label}/outputs" in failed or f"{label}/finite" in failed
@@ -60,12 +64,24 @@ class Suspects:
             if wrong:
                 # Images as they came tell more than single ones or noise.
                 _, row, sample = max(wrong, key=lambda kept: (kept[2].group == "data", kept[2].batch.size))
-                return _looked(path, original, located, label, sample, row, fixed)
-        one = next((one for one in located if one.where and one.wrong), None)
-        if one is None:
+                return _earlier(_looked(path, original, constants.located, label, sample, row, fixed), first)
+        if first is None:
             return None
-        note = f"`{one.path or ROOT}` differs by its constants alone: the values agree on everything that was compared"
-        return Divergence(one.path or ROOT, note)
+        note = f"`{first.layer}` differs by its constants alone: the values agree on everything that was compared"
+        return Divergence(first.layer, f"{note}; {first.text}" if first.text else note)
+
+
+def _earlier(found: Divergence, first: Fault | None) -> Divergence:
+    """What was found by the values, or a constant that is wrong before that: a small gain behind it hides it there."""
+    if first is None:
+        return found
+    text = f"; {first.text}" if first.text else ""
+    if found.layer == first.layer:
+        return replace(found, note=f"{found.note}{text}")
+    if found.operation is not None and found.operation <= first.operation:
+        return found
+    note = f"`{first.layer}` is the first that differs by its constants{text}; by the values: {found.note}"
+    return Divergence(first.layer, note)
 
 
 def _furthest(comparison: Comparison, sample: Sample) -> tuple[float, int]:
@@ -99,4 +115,4 @@ def _looked(
                 break
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base, as may the user's forward
         return Divergence(None, f"the first layer that differs could not be looked for: {first_line(error)}")
-    return Divergence(found.layer, f"{found.note} ({label}, {sample.group})", found.reproduced)
+    return replace(found, note=f"{found.note} ({label}, {sample.group})")

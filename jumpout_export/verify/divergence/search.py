@@ -12,6 +12,7 @@ from jumpout_export.model.operations import Recording
 from jumpout_export.onnxfile.constants import FileConstants
 from jumpout_export.tolerances import WEIGHT_ROUNDINGS
 from jumpout_export.verify.constants.batchnorms import ROOT, Located
+from jumpout_export.verify.constants.faults import owner_of
 from jumpout_export.verify.constants.matches import Known, same_values
 
 # An error of so many limits is a fault. Up to 2.6 limits were measured on right files, at channels of which a ReLU
@@ -28,6 +29,7 @@ class Divergence:
     layer: str | None  # module path, `.` for what the model's own forward computes; None where it was not found
     note: str  # what was seen there, or why it was not found
     reproduced: bool = True  # whether an output was wrong while the values inside of the file were looked at
+    operation: int | None = None  # of the recording, where it was found
 
 
 @dataclass
@@ -81,11 +83,11 @@ class Search:
             index = self._first()
             if index is not None and (self._weights_missing(index) or self._stands_out(index)):
                 index = self._before(index)
-                return Divergence(self._layer(index), self._sentence(index))
+                return Divergence(self._layer(index), self._sentence(index), operation=index)
         missing = [index for index in range(len(self._operations)) if self._weights_missing(index)]
         if len({self._layer(index) for index in missing}) == 1:
             note = f"{self._sentence(missing[0])}; it alone has weights that the file does not hold"
-            return Divergence(self._layer(missing[0]), note)
+            return Divergence(self._layer(missing[0]), note, operation=missing[0])
         return Divergence(None, "no layer can be named: the error at the outputs grows little by little on the way")
 
     def _first(self) -> int | None:
@@ -195,8 +197,8 @@ class Search:
     def _layer(self, index: int) -> str:
         """The innermost module that ran, or the one inside of it whose weights were read without calling it."""
         operation = self._operations[index]
-        owners = {name.rpartition(".")[0].split(".parametrizations")[0] for name in operation.weights}
-        owner = next(iter(owners)) if len(owners) == 1 else operation.module
+        owner = owner_of(operation.weights)
+        owner = operation.module if owner is None else owner
         inside = owner.startswith(f"{operation.module}." if operation.module else "")
         return (owner if inside else operation.module) or ROOT
 

@@ -316,7 +316,7 @@ def test_a_shared_layer_and_an_all_zero_branch_do_not_mislead(tmp_path):
         assert verify_onnx(tmp_path / "bad.onnx", model, images).first_divergence == layer
 
 
-def test_a_file_that_cannot_be_searched_says_so(residual, monkeypatch):
+def test_a_file_that_cannot_be_searched_says_so_and_its_constants_name_the_layer(residual, monkeypatch):
     model, images, path = residual
     bad = path.with_name("bad.onnx")
     bad.write_bytes(with_one_changed(onnx.load(path), model.head.weight).SerializeToString())
@@ -327,7 +327,8 @@ def test_a_file_that_cannot_be_searched_says_so(residual, monkeypatch):
     monkeypatch.setattr("jumpout_export.verify.divergence.values._marked", full)
     report = verify_onnx(bad, model, images)
     assert not report
-    assert report.first_divergence is None
+    assert report.first_divergence == "head"
+    assert report.notes[0].startswith("`head` is the first that differs by its constants; `head.weight` has 1 of ")
     assert "the first layer that differs could not be looked for: [Errno 28] No space left on device" in report.notes[0]
 
 
