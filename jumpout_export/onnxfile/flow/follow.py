@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,8 +14,9 @@ from jumpout_export.onnxfile.flow.rules import (
     DECIDES,
     INTEGERS,
     PICKED,
-    PICKS_BY_DATA,
     REPEATS,
+    WRAPS,
+    attribute,
     grows_by,
     kind_made,
     kind_of,
@@ -26,6 +28,8 @@ from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, graphs_of
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
+
+Scope = ChainMap[str, Value]
 
 # Constants that may be sizes; smaller ones are always tried.
 _LEAST, _MOST = 4, 1 << 16
@@ -68,7 +72,7 @@ class Flow:
         self._dims, self._batch, self._evaluator = dims, batch, evaluator
         self._all = frozenset(one for shape in dims.values() for one in shape if isinstance(one, str))
         self._count, self._repeats, self._met = 0, 0, set[int]()
-        scope = {value.name: self._new("data", name=value.name) for value in model.graph.input}
+        scope: Scope = ChainMap({value.name: self._new("data", name=value.name) for value in model.graph.input})
         self._graph(model.graph, scope, "", main=True)
         for output in model.graph.output:
             self._meet(f"output `{output.name}`", "is an output", scope.get(output.name))
@@ -77,7 +81,7 @@ class Flow:
         self._count += 1
         return Value(kind, self._count, **more)  # type: ignore[arg-type]
 
-    def _graph(self, graph: GraphProto, scope: dict[str, Value], where: str, main: bool = False) -> list[Value]:
+    def _graph(self, graph: GraphProto, scope: Scope, where: str, main: bool = False) -> list[Value]:
         given = {value.name for value in graph.input}
         for tensor in graph.initializer:
             if tensor.name not in given:  # an input with an initializer may be given another value
@@ -93,9 +97,7 @@ class Flow:
                 scope[name] = value
         return [scope.get(value.name) or self._new("data") for value in graph.output]
 
-    def _node(
-        self, node: NodeProto, inputs: tuple[Value | None, ...], scope: dict[str, Value], where: str
-    ) -> list[Value]:
+    def _node(self, node: NodeProto, inputs: tuple[Value | None, ...], scope: Scope, where: str) -> list[Value]:
         given = [one for one in inputs if one is not None]
         if self._repeats:
             self._repeated(where, given)
@@ -167,6 +169,8 @@ class Flow:
                 array = self._evaluator.constant(one) if one.node is None or one.node.op_type == "Constant" else None
                 if array is not None and 0 < array.size <= _FEW and array.dtype.kind in "iuf":
                     found |= {round(abs(float(entry))) for entry in array.flat if _LEAST <= abs(float(entry)) <= _MOST}
+                elif one.node is not None and one.node.op_type == "Cast":
+                    found |= {WRAPS[to] for to in [attribute(one.node, "to")] if to in WRAPS}
         return frozenset(found)
 
     def _beside_data(self, node: NodeProto, inputs: tuple[Value | None, ...], where: str) -> None:
@@ -177,8 +181,13 @@ class Flow:
         mixed = frozenset(name for one in inputs if one is not None and one.mixes for name in [self._batch] if name)
         sizes = frozenset(name for one in inputs if one is not None and one.kind == "plain" for name in one.axes)
         decides = node.op_type in DECIDES
-        if mixed and node.op_type in DECIDES | PICKS_BY_DATA:
-            self._may_decide(where, "decides by what several images give", mixed, inputs)
+        if mixed:
+            self._may_decide(
+                where,
+                "compares what several images give",
+                mixed,
+                (one for one in inputs if one is not None and not one.mixes),
+            )
         elif decides and "plain" in kinds:
             self._may_decide(where, "compares a size with data", sizes, inputs)
         for axis, places in fixed_places(node, inputs, self._dims_of(inputs), self._evaluator):
@@ -195,7 +204,7 @@ class Flow:
         """Inside of what is repeated, every constant may be how often."""
         self._may_decide(where, "is repeated as often as a size says", self._all, (o for o in given if not o.inputs))
 
-    def _with_graphs(self, node: NodeProto, given: list[Value], scope: dict[str, Value], where: str) -> list[Value]:
+    def _with_graphs(self, node: NodeProto, given: list[Value], scope: Scope, where: str) -> list[Value]:
         """What an If, a Loop or the like gives: data, or opaque where no data can have reached it."""
         repeats = node.op_type in REPEATS
         for one in given:
@@ -204,11 +213,26 @@ class Flow:
         counts = repeats and (bool(axes) or any(one.kind == "data" for one in given))
         kind: Kind = "data" if any(one.kind == "data" for one in given) else "opaque"
         self._repeats += counts
-        for attribute, graph in graphs_of(node):
-            inner = {**scope, **{value.name: self._new(kind, axes=axes, grows=True) for value in graph.input}}
-            made = self._graph(graph, inner, f" in {attribute} of {where}")
+        branches: list[list[Value]] = []
+        for name, graph in graphs_of(node):
+            inner = scope.new_child({value.name: self._new(kind, axes=axes, grows=True) for value in graph.input})
+            made = self._graph(graph, inner, f" in {name} of {where}")
             kind = "data" if any(one.kind == "data" for one in made) else kind
             axes = axes.union(*(one.axes for one in made))
+            branches.append(made)
         self._repeats -= counts
+        if node.op_type == "If" and len(branches) == 2 and len(given) == 1:
+            both = zip(branches[0], branches[1], strict=False)
+            return [self._either(node, given[0], one, two, axes, where) for one, two in both]
         kind = kind if kind == "data" or axes else "constant"
         return [self._new(kind, node=node, inputs=tuple(given), axes=axes, grows=True) for _ in node.output]
+
+    def _either(
+        self, node: NodeProto, condition: Value, one: Value, two: Value, axes: frozenset[str], where: str
+    ) -> Value:
+        """What an If gives of its two branches."""
+        kinds = {value.kind for value in (condition, one, two)}
+        kind: Kind = "data" if "data" in kinds else "opaque" if "opaque" in kinds else "other" if axes else "constant"
+        whole = one.whole and two.whole
+        inputs = (condition, one, two)
+        return self._new(kind, node=node, inputs=inputs, axes=axes, grows=True, whole=whole, where=where)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # The result of several entries.
 _MIXES = REDUCES | {"CumSum", "ArgMax", "ArgMin", "TopK", "NonZero", "Unique", "Compress"}
+_INDEX = frozenset({"Gather", "Slice", "GatherND", "ScatterND", "GatherElements", "ScatterElements", "TopK"})
 # More indices than these are no places, but a table of neighbours.
 _FEW = 24
 
@@ -22,25 +23,29 @@ _FEW = 24
 def fixed_places(
     node: NodeProto, inputs: Sequence[Value | None], dims: Dims | None, evaluator: Evaluator
 ) -> Iterator[tuple[str, list[int]]]:
-    """Yields the open axes that a Gather or Slice of data indexes with constants, and the sizes at which that matters.
+    """Yields the open axes of data that a node indexes or cuts with constants, and the sizes at which that matters.
 
     `dims` is the shape of the data, None where it is not known.
     """
-    if dims is None or node.op_type not in ("Gather", "Slice"):
+    if dims is None or node.op_type not in _INDEX:
         return
     constants = [None if one is None else evaluator.constant(one) for one in inputs[1:]]
-    if node.op_type == "Gather" and constants[0] is not None and constants[0].size <= _FEW:
-        axis = attribute(node, "axis")
+    if node.op_type == "Slice":
+        axes = constants[2] if len(constants) > 2 and constants[2] is not None else np.arange(len(dims))
+        bounds = [one.reshape(-1) for one in constants[:2] if one is not None]
+        found = [(int(axis), np.concatenate([one[at : at + 1] for one in bounds])) for at, axis in enumerate(axes.flat)
+                 if bounds]  # fmt: skip
+    elif constants[0] is None or constants[0].size > _FEW:
+        return
+    elif node.op_type in ("GatherND", "ScatterND"):
+        found = list(enumerate(np.moveaxis(constants[0], -1, 0))) if constants[0].ndim else []
+    else:
+        found = [(attribute(node, "axis", -1 if node.op_type == "TopK" else 0), constants[0])]
+    for axis, places in found:
         name = dims[axis] if -len(dims) <= axis < len(dims) else None
         if isinstance(name, str):
-            yield name, [int(i) + 1 if i >= 0 else -int(i) for i in constants[0].flat]
-    elif node.op_type == "Slice" and len(constants) > 1:
-        axes = constants[2] if len(constants) > 2 and constants[2] is not None else np.arange(len(dims))
-        for number, axis in enumerate(int(one) for one in axes.flat):
-            name = dims[axis] if -len(dims) <= axis < len(dims) else None
-            ends = [int(one.flat[number]) for one in constants[:2] if one is not None and one.size > number]
-            if isinstance(name, str):
-                yield name, [abs(end) for end in ends]
+            exact = node.op_type in ("Slice", "TopK")  # bounds and a number; else indices, which count from 0
+            yield name, [abs(int(i)) if exact or i < 0 else int(i) + 1 for i in places.flat]
 
 
 def mixes(
@@ -49,7 +54,11 @@ def mixes(
     """Returns whether what a node makes of data depends on several images of a batch, or already did."""
     if any(one is not None and one.mixes for one in inputs):
         return True
-    if batch is None or dims is None or batch not in dims or node.op_type not in _MIXES:
+    if batch is None or dims is None or batch not in dims:
+        return False
+    if node.op_type in ("MatMul", "Einsum", "SplitToSequence"):
+        return _contracts(node, dims, batch)
+    if node.op_type not in _MIXES:
         return False
     axes: Iterable[int] = [one.i for one in node.attribute if one.name == "axis"]
     axes = [*axes, *(i for one in node.attribute if one.name == "axes" for i in one.ints)]
@@ -59,3 +68,15 @@ def mixes(
     elif not axes:
         axes = [0] if node.op_type in ("ArgMax", "ArgMin") else [-1] if node.op_type == "TopK" else range(len(dims))
     return any(-len(dims) <= axis < len(dims) and dims[axis] == batch for axis in axes)
+
+
+def _contracts(node: NodeProto, dims: Dims, batch: str) -> bool:
+    """Whether a product sums over the batch, which its first factor has; a sequence of images may be counted."""
+    if node.op_type == "MatMul":
+        return dims[-1] == batch
+    if node.op_type == "SplitToSequence":
+        return True
+    equation = next((one.s.decode(errors="replace") for one in node.attribute if one.name == "equation"), "")
+    terms, _, result = equation.replace(" ", "").partition("->")
+    first = terms.split(",")[0]
+    return len(first) == len(dims) and first[dims.index(batch)] not in result

@@ -18,13 +18,14 @@ _MAKES = frozenset({"Range", "ConstantOfShape"})
 _PICKS = frozenset({"Gather", "Slice", "Split"})
 # What they make of a vector is some of its entries, in another shape.
 PICKED = (_PICKS | _MOVES) - {"Concat"}
-# Where a size beside data decides something; with a count of data, these too.
+# Where a size beside data decides something.
 DECIDES = COMPARES | {"Min", "Max", "Mod", "Clip"}
-PICKS_BY_DATA = frozenset({"Where", "Gather", "OneHot"})
 REPEATS = frozenset({"Loop", "Scan", "SequenceMap"})
 # Integers wide enough for any size, and floating point.
 INTEGERS = frozenset({6, 7, 12, 13})
 _WIDE = INTEGERS | {1, 10, 11}
+# Of uint8, int8, uint16 and int16, which a larger number wraps around.
+WRAPS = {2: 256, 3: 128, 4: 1 << 16, 5: 1 << 15}
 
 
 def kind_made(node: NodeProto, given: Sequence[Value]) -> Kind:
@@ -91,6 +92,6 @@ def names_of(dims: Dims | None, every: frozenset[str]) -> frozenset[str]:
     return frozenset(one for one in dims if isinstance(one, str))
 
 
-def attribute(node: NodeProto, name: str) -> int:
-    """Returns an integer attribute of a node, 0 where it is left out."""
-    return next((one.i for one in node.attribute if one.name == name), 0)
+def attribute(node: NodeProto, name: str, default: int = 0) -> int:
+    """Returns an integer attribute of a node."""
+    return next((one.i for one in node.attribute if one.name == name), default)

@@ -185,6 +185,9 @@ class Evaluator:
                 return np.array(math.prod(shape), np.int64)
             start, end = bounds(node)
             return np.array(shape[start:end], np.int64)
+        if node.op_type == "If":
+            condition, one, two = (known[each.number] for each in value.inputs if each is not None)
+            return one if bool(condition.all()) else two
         if node.op_type not in EVALUATED:
             raise UnknownError(f"{node.op_type} is not followed")
         arrays = [None if one is None else known[one.number] for one in value.inputs]

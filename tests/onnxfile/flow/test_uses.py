@@ -71,6 +71,36 @@ DECIDE = {
     "(bool c1, float v1) { c1 = Identity (c) b = GreaterOrEqual (i, k) v1 = Where (b, two, one) }> y = Mul (x, v)",
     "places that are cut": "ends = Reshape (k, last) a = Slice (x, first, ends) c = Slice (x, ends, most1) "
     "d = Mul (c, two) y = Concat <axis = 0> (a, d)",
+    "a size in a branch of a branch": "b = Cast <to = 9> (one) y = If (b) <then_branch = t () => (float[n,8] t) { "
+    "s = Shape (x) n = Gather (s, zero) c = GreaterOrEqual (n, k) t = If (c) <then_branch = t2 () => (float[n,8] t2) "
+    "{ t2 = Mul (x, two) }, else_branch = e2 () => (float[n,8] e2) { e2 = Identity (x) } > }, "
+    "else_branch = e () => (float[n,8] e) { e = Identity (x) }>",
+    "a branch that gives a factor": SIZE + "c = GreaterOrEqual (n, k) f = If (c) <then_branch = t () => (float t) "
+    "{ t = Identity (two) }, else_branch = e () => (float e) { e = Identity (one) } > y = Mul (x, f)",
+    "a loop over images": SIZE + "t = Cast <to = 9> (one) q, y = Loop (n, t, one) <body = l (int64 i, bool c, "
+    "float v0) => (bool c1, float v1, float[8] r) { c1 = Identity (c) v1 = Identity (v0) g = Gather (x, i) "
+    "b = GreaterOrEqual (i, k) f = Where (b, two, one) r = Mul (g, f) }>",
+    "a scan over images": "o = Identity (one) z, y = Scan <num_scan_inputs = 1, body = l (float c, float[8] r) => "
+    "(float c1, float[8] r1) { c1 = Add (c, one) kf = Cast <to = 1> (k) b = Greater (c, kf) f = Where (b, two, one) "
+    "r1 = Mul (r, f) }> (o, x)",
+    "one place of the data": "g = Gather (x, k) y = Sub (x, g)",
+    "one place of the data, by coordinates": "i = Reshape (k, last) g = GatherND (x, i) y = Sub (x, g)",
+    "one place that is written": "i = Reshape (k, last) u = Unsqueeze (i, first) z = Slice (x, first, stop) "
+    "y = ScatterND (x, u, z)",
+    "the largest ones": "i = Reshape (k, last) v, w = TopK <axis = 0> (x, i) m = ReduceMin (v, first) y = Sub (x, m)",
+    "parts of a size of its own": SIZE + "m = Min (n, k) r = Sub (n, m) mm = Unsqueeze (m, first) "
+    "rr = Unsqueeze (r, first) p = Concat <axis = 0> (mm, rr) a, c = Split <axis = 0> (x, p) d = Mul (c, two) "
+    "y = Concat <axis = 0> (a, d)",
+    "a sequence": "q = SplitToSequence <axis = 0> (x) n = SequenceLength (q) b = GreaterOrEqual (n, k)" + FACTOR,
+    "a product with ones": "a = Mul (x, nothing) o = Add (a, one) t = Transpose (o) c = MatMul (t, o) "
+    "m = ReduceMax <keepdims = 0> (c) kf = Cast <to = 1> (k) b = Greater (m, kf)" + FACTOR,
+    "a product by its equation": "a = Mul (x, nothing) o = Add (a, one) c = Einsum <equation = \"ij->j\"> (o) "
+    "kf = Cast <to = 1> (k) b = Greater (c, kf)" + FACTOR,
+    "a count that is no comparison": "a = Mul (x, nothing) o = Add (a, one) c = ReduceSum (o, first) "
+    "kf = Cast <to = 1> (k) d = Sub (c, kf) h = Mul (d, steep) e = Sigmoid (h) f = Add (e, one) y = Mul (x, f)",
+    "bits": SIZE + "u = Cast <to = 13> (n) w = Cast <to = 13> (four) v = BitShift <direction = \"RIGHT\"> (u, w) "
+    "q = Cast <to = 1> (v) f = Add (q, one) y = Mul (x, f)",
+    "an operator of others": SIZE + "b = other.Thing (n, k) f = Cast <to = 1> (b) y = Mul (x, f)",
     "data that is counted": "a = Mul (x, nothing) o = Add (a, one) c = CumSum (o, zero) kf = Cast <to = 1> (k) "
     "b = Greater (c, kf)" + FACTOR,
     "data that is added up": "a = Mul (x, nothing) o = Add (a, one) c = ReduceSum (o, first) kf = Cast <to = 1> (k) "
@@ -84,6 +114,8 @@ MORE = {
     "eight": np.int64(8),
     "steep": np.float32(50),
     "most": np.int64(19),
+    "four": np.int64(4),
+    "stop": np.array([1]),
     "most1": np.array([1 << 40]),
     "table": np.float32([1] * 16 + [2] * 4),
 }
@@ -93,6 +125,16 @@ MORE = {
 def test_both_sides_of_16_are_tried(name):
     proto = model(DECIDE[name], **MORE)
     assert {15, 16} <= tried(proto) or {16, 17} <= tried(proto) or {17, 18} <= tried(proto), uses(proto)
+
+
+def test_a_type_that_wraps_around_is_tried_at_its_end():
+    body = SIZE + "u = Cast <to = 3> (n) v = Cast <to = 1> (u) f = Abs (v) y = Mul (x, f)"
+    assert {127, 128} <= tried(model(body))
+
+
+def test_a_single_size_is_found_through_arithmetic():
+    body = SIZE + "m = Mul (n, three) b = Equal (m, far)" + FACTOR
+    assert {1000, 1001} <= tried(model(body, three=np.int64(3), far=np.int64(3003)))
 
 
 def test_the_node_that_decides_is_named_and_where_it_meets_data():
