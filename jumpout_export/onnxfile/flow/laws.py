@@ -19,9 +19,9 @@ At = Callable[[int], Array | None]
 Between = Callable[[int, int], Iterable[int]]
 
 # Smaller sizes are tried in any case. Up to the second, sizes are looked at one by one; up to the third if need be.
-FIRST, FEW, MANY = 4, 40, 136
+FIRST, FEW, MANY = 4, 24, 136
 # Beyond, in steps of this factor up to this size.
-LARGEST, _STEP = 1 << 16, 1.4
+LARGEST, _STEP = 1 << 16, 2
 # A function with more breaks follows no law.
 MOST_BREAKS = 4
 _DEGREE = 3
@@ -85,25 +85,13 @@ def law(at: At, constants: Iterable[int] = (), between: Between | None = None) -
     first = next((size for size in range(FIRST, MANY) if function.has_values(size)), None)
     if first is None:
         return Law((), 0, regular=False)
-    found: list[tuple[list[int], _Form]] = []
-    last, rows = first, np.zeros((1, 1))
+    close, result = sorted(set(constants)), Law((), 0, regular=False)
     for most in (FEW, MANY):
         last = next(size for size in range(first + most, first - 1, -1) if function.has_values(size))
-        rows = function.rows(first, last)
-        forms = _WHOLE if function.whole else [*_WHOLE, *_CHANGED]
-        # About as many sizes as fix a law have to confirm it.
-        found = [(function.breaks(form, rows, first), form) for form in forms if 2 * form.points < len(rows)]
-        if any(not breaks for breaks, _ in found):
+        result = function.law(first, last, close, between)
+        if result.regular and not result.breaks:
             break
-    breaks, form = min(found, key=lambda one: len(one[0]), default=([0] * 9, _WHOLE[0]))
-    if len(breaks) > MOST_BREAKS:
-        return Law((), last, regular=False)
-    if last < first + MANY and function.is_told(last + 1) and not function.has_values(last + 1):
-        return Law((*sorted(breaks), last + 1), last, regular=True)  # the file fails beyond
-    verified = list(range(breaks[0] if breaks else first, last + 1))
-    steps = _steps(rows[: 2 * form.period], first) if form.period > 1 else ()
-    found_law = function.beyond(form, sorted(breaks), verified, sorted(set(constants)), between)
-    return replace(found_law, period=form.period, steps=steps)
+    return result
 
 
 class _Function:
@@ -147,6 +135,22 @@ class _Function:
             row[1 : 1 + value.size] = value
         self._tolerance = _EXACT if bool((rows == np.rint(rows)).all()) else _ROUNDED
         return rows
+
+    def law(self, first: int, last: int, constants: list[int], between: Between | None) -> Law:
+        """Returns the law that fits all sizes between two best, followed to larger ones."""
+        rows = self.rows(first, last)
+        forms = _WHOLE if self.whole else [*_WHOLE, *_CHANGED]
+        # About as many sizes as fix a law have to confirm it.
+        found = [(self.breaks(form, rows, first), form) for form in forms if 2 * form.points < len(rows)]
+        breaks, form = min(found, key=lambda one: len(one[0]), default=([0] * 9, _WHOLE[0]))
+        if len(breaks) > MOST_BREAKS:
+            return Law((), last, regular=False)
+        if self.is_told(last + 1) and not self.has_values(last + 1):
+            return Law((*sorted(breaks), last + 1), last, regular=True)  # the file fails beyond
+        verified = list(range(breaks[0] if breaks else first, last + 1))
+        steps = _steps(rows[: 2 * form.period], first) if form.period > 1 else ()
+        result = self.beyond(form, sorted(breaks), verified, constants, between)
+        return replace(result, period=form.period, steps=steps)
 
     def breaks(self, form: _Form, rows: Array, first: int) -> list[int]:
         """Where the law changes, largest first; one more than are allowed is enough."""

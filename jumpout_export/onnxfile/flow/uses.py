@@ -175,7 +175,9 @@ class _Search:
                 if len(line) == 1:
                     found.append(self._irregular(meeting, value, line, near, one.until))
                 continue
-            sizes = _both_sides(one.breaks) + self._in_a_period(one, line)
+            # Where a bound begins to bind both laws agree, and only the next size tells.
+            at = {size + shift for size in one.breaks for shift in (0, 1)}
+            sizes = _both_sides(at) + self._in_a_period(one, line)
             new = tuple(size for size in sizes if not any(size in use.sizes for use in found))
             beyond = _both_sides(size for size in meeting.constants if one.until < size)
             if new:

@@ -55,8 +55,9 @@ def test_the_size_at_which_the_law_changes_is_found(before, after, size):
 
 
 def test_a_bound_shows_where_it_begins_to_bind():
-    assert found(lambda n: min(n, 100)).breaks == (101,)
-    assert found(lambda n: max(n, 30)).breaks == (30,)
+    """There both laws agree, so it is the one or the other side of it."""
+    assert found(lambda n: min(n, 100)).breaks in ((100,), (101,))
+    assert found(lambda n: max(n, 30)).breaks in ((30,), (31,))
 
 
 def test_a_single_size_is_found_near_and_far():
