@@ -23,19 +23,19 @@ _SUFFIX = ".unfinished"
 _PATIENCE = 60.0
 
 
-def check_target(path: str | os.PathLike[str], name: str) -> Path:
-    """Returns the path of an ONNX file that is to be written; messages call it `name`.
+def check_target(path: str | os.PathLike[str], name: str, suffix: str = ".onnx") -> Path:
+    """Returns the path of a file that is to be written; messages call it `name`.
 
     Raises:
-        ValueError: if no ONNX file can be written there. A symbolic link is refused: whether the link or the file that
-            it leads to is meant to be replaced nobody can know, and a cache of downloads is full of them.
+        ValueError: if no file with that suffix can be written there. A symbolic link is refused: whether the link or
+            the file that it leads to is meant to be replaced nobody can know, and a cache of downloads is full of them.
         TypeError: if it is no path.
     """
     if not isinstance(path, str | os.PathLike):
         raise ArgumentTypeError(name, f"{name} must be a str or path, got {type(path).__name__}")
     target = Path(path)
-    if target.suffix != ".onnx":
-        raise ArgumentError(name, f"{name} must end in .onnx, got {str(target)!r}")
+    if target.suffix != suffix:
+        raise ArgumentError(name, f"{name} must end in {suffix}, got {str(target)!r}")
     if not target.parent.is_dir():
         raise ValueError(f"the folder of {name} does not exist: {str(target.parent)!r}")
     if target.is_dir():

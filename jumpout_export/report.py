@@ -334,6 +334,7 @@ class ExportReport(VerifyReport):
         folded: the stochastic layers that were folded away.
         opset: ONNX opset of the file, 0 if there is none.
         batchnorm: the BatchNorm report that belongs to the exported weights, where one was made.
+        batchnorm_before: that of the weights before they were recalibrated, with what that changed at the outputs.
         provenance: what the file's metadata says: versions, settings, verdicts.
     """
 
@@ -341,6 +342,7 @@ class ExportReport(VerifyReport):
     folded: list[FoldedLayer] = Field(default_factory=list)
     opset: int = 0
     batchnorm: BatchNormReport | None = None
+    batchnorm_before: BatchNormReport | None = None
     provenance: dict[str, str] = Field(default_factory=dict)
 
 

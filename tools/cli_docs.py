@@ -47,7 +47,8 @@ EXIT_CODES = {
     "export": {
         0: "OUT.onnx was written",
         1: "a check failed; nothing was written, and an older OUT.onnx stays as it was",
-        3: "a provider could not be used, or nothing was shown of an output; nothing was written",
+        3: "a provider could not be used, nothing was shown of an output, or BatchNorm is undecided and required; "
+        "nothing was written",
     },
     "verify": {
         0: "the file computes what the model computes; there may be warnings",
@@ -71,8 +72,8 @@ EXIT_CODES = {
 
 NOTES = {
     "export": "`--data` and `--input-shape` exclude each other, and one is needed; without `--data` BatchNorm is not "
-    "checked. A BatchNorm drift is reported and does not stop the export: use `--recalibrate`, or run `check-bn` first "
-    "and stop on its exit code.",
+    "checked. A BatchNorm drift is a warning in the last line and does not stop the export: with `--require-batchnorm` "
+    "it does, and `--recalibrate` removes it. The new statistics are written beside the file: verify it with them.",
     "verify": "`--data` and `--input-shape` exclude each other, and one is needed.",
     "recalibrate-bn": "`-o` and `--dry-run` exclude each other, and one is needed.",
 }

@@ -21,7 +21,7 @@ from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn, Step, batch_c
 from jumpout_export.batchnorm.measure.layers import Layer, averaged_copy, batchnorm_layers, label, select_layers, unseen
 from jumpout_export.batchnorm.measure.states import RENORMALISED, SERVING, TRAINING
 from jumpout_export.batchnorm.outputs import output_effect
-from jumpout_export.batchnorm.solve import solve_near
+from jumpout_export.batchnorm.solve import Solution, current, settled, solve_near
 from jumpout_export.model.batches import Progress
 from jumpout_export.report import AlphaAdvice, BatchNormLayer, BatchNormReport, BatchNormVerdict, OutputEffect
 
@@ -253,7 +253,10 @@ def _outputs(feed: Feed, layers: list[Layer], seen: Collected) -> tuple[OutputEf
     if not seen.moments:
         return None, []
     try:
-        solution = solve_near(feed, select_layers(layers, None), OUTPUT_TOLERANCE, OUTPUT_PASSES)
+        chosen = select_layers(layers, None)
+        solution = solve_near(feed, chosen, OUTPUT_TOLERANCE, OUTPUT_PASSES)
+        if settled(seen, chosen, OUTPUT_TOLERANCE):  # a copy would differ by its own inexactness alone
+            solution = Solution([current(new.layer) for new in solution.corrected], solution.passes)
         effect = output_effect(feed, solution)
     except (ValueError, TypeError) as error:
         # The statistics are reported all the same: this is the part of the answer that could not be had, and why.

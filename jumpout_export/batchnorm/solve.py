@@ -48,6 +48,11 @@ class Solution:
     remaining: float = 0.0  # the largest W still measured in a layer that is not settled, 0 where all are
 
 
+def settled(seen: Collected, layers: Sequence[Layer], tolerance: float) -> bool:
+    """Whether no layer that was seen would change by more than `tolerance`, in units of W."""
+    return all(_off_by(seen, layer) <= tolerance for layer in layers if layer.name in seen.moments)
+
+
 def current(layer: Layer) -> Corrected:
     """Returns a copy of what the layer stores now."""
     mean, var = layer.statistics()

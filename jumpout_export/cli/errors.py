@@ -24,6 +24,8 @@ _OPTIONS = {
     "opset": "--opset",
     "path": "OUT.onnx",
     "refuse_if_worse": "--refuse-if-worse",
+    "require_batchnorm": "--require-batchnorm",
+    "save_weights": "--save-weights",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,7 @@ from jumpout_export.cli.work import Job, build_job, check_folder, finish, is_pro
 from jumpout_export.errors import LoadError
 from jumpout_export.export.arguments import check_arguments
 from jumpout_export.export.publish import export_onnx
+from jumpout_export.export.statistics import check_weights_target
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.norms import serves_with_statistics
 from jumpout_export.report import BatchNormReport
@@ -27,6 +30,16 @@ def export(
     data: options.Data = None,
     input_shape: options.InputShape = None,
     recalibrate: Annotated[bool, typer.Option("--recalibrate", help="recalibrate BatchNorm on the data first")] = False,
+    save_weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="NEW.safetensors",
+            help="where --recalibrate writes the new weights; OUT.recalibrated.safetensors by default",
+        ),
+    ] = None,
+    require_batchnorm: Annotated[
+        bool, typer.Option("--require-batchnorm", help="publish nothing where BatchNorm drifts or is undecided")
+    ] = False,
     providers: options.Providers = "cpu",
     opset: Annotated[
         int | None, typer.Option(help="ONNX opset, 18 or later; the converter's own, 18, by default")
@@ -60,11 +73,15 @@ def export(
     torch_dtype = dtypes()[dtype] if dtype else None
     check_arguments(out, golden, opset, torch_dtype)
     check_folder(report, "--report")
+    place = _place_of_weights(save_weights, out, recalibrate, [weights, Path(data) if data else None])
     with working() as progress:
         job = build_job(model, weights, device, data, input_shape, batch_size, seed, programs=True)
-        if recalibrate and is_program(model):
-            raise LoadError(f"--recalibrate: the exported program {model} has no BatchNorm layers; give the factory")
-        batchnorm = _check_before(job, model, data, recalibrate, images, progress)
+        for option, wanted in (("--recalibrate", recalibrate), ("--require-batchnorm", require_batchnorm)):
+            if wanted and is_program(model):
+                raise LoadError(f"{option}: the exported program {model} has no BatchNorm layers; give the factory")
+            if wanted and data is None:
+                raise LoadError(f"{option} needs real images: give --data")
+        checked = _check_before(job, model, data, recalibrate, images, progress)
         result = export_onnx(
             job.network,
             out,
@@ -81,11 +98,15 @@ def export(
             made_up=not no_made_up_inputs,
             thorough=thorough,
             keep_debug_info=keep_debug_info,
-            batchnorm=batchnorm,
+            batchnorm=checked.batchnorm,
+            require_batchnorm=require_batchnorm,
             golden=golden,
+            save_weights=place if checked.before is not None else None,
             seed=seed,
             progress=progress,
         )
+    result.batchnorm_before = checked.before
+    result.notes += checked.notes
     finish(result, json, report)
 
 
@@ -107,24 +128,56 @@ def parse_dynamic(entries: list[str] | None) -> dict[str, dict[int, str]]:
     return axes
 
 
+@dataclass
+class _Checked:
+    """What is known of BatchNorm: of the weights that are exported, and of those before they were recalibrated."""
+
+    batchnorm: BatchNormReport | None = None
+    before: BatchNormReport | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def _place_of_weights(given: Path | None, out: Path, recalibrate: bool, inputs: list[Path | None]) -> Path | None:
+    """Returns where the recalibrated weights go, if any are made; never over what the command reads.
+
+    Raises:
+        LoadError: if that would be over an input, or the option is given for weights that nobody changes.
+    """
+    if not recalibrate:
+        if given is not None:
+            raise LoadError("--save-weights writes what --recalibrate makes: give both, or neither")
+        return None
+    place = given or out.with_suffix(".recalibrated.safetensors")
+    for read in inputs:
+        if read is not None and (read == place or (read.exists() and place.exists() and read.samefile(place))):
+            raise LoadError(
+                f"the recalibrated weights would be written over {read}, which is read: give another --save-weights"
+            )
+    check_weights_target(place)
+    return place
+
+
 def _check_before(
     job: Job, model: str, data: str | None, recalibrate: bool, images: int, progress: Progress
-) -> BatchNormReport | None:
-    """Returns the check whose verdict an export records, recalibrated before if asked for; None where there is none."""
+) -> _Checked:
+    """Returns the check whose verdict an export records, recalibrated before if asked for."""
     if is_program(model):
         typer.echo(
             f"BatchNorm was not checked: the exported program {model} is a graph without BatchNorm layers; for that "
             "run check-bn on the factory",
             err=True,
         )
-        return None
+        return _Checked()
     if data is None:
-        if recalibrate:
-            raise LoadError("--recalibrate needs real images: give --data")
         typer.echo("BatchNorm was not checked: that needs --data", err=True)
-        return None
+        return _Checked()
     if not any(map(serves_with_statistics, job.network.modules())):
-        return None
-    if recalibrate:
-        recalibrate_batchnorm(job.network, job.batches, images=images, progress=progress)
-    return check_batchnorm(job.network, job.batches, images=images, progress=progress)
+        return _Checked()
+    check = partial(check_batchnorm, job.network, job.batches, images=images, progress=progress)
+    if not recalibrate:
+        return _Checked(check())
+    before = check(outputs=False)
+    done = recalibrate_batchnorm(job.network, job.batches, images=images, outputs=True, progress=progress)
+    before.outputs = done.outputs
+    recalibrated = f"BatchNorm layers recalibrated: {len(done.layers)}; passes over the data: {done.passes}"
+    return _Checked(check(outputs=False), before, [recalibrated, *([done.note] if done.note else [])])

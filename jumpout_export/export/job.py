@@ -96,6 +96,7 @@ class Job:
     batches: Iterable[Batch]  # to verify on; read once
     target: Path  # the file to write
     golden_folder: Path | None  # for golden data, if any is wanted
+    save_weights: Path | None  # for the model's weights as safetensors, if they are wanted
     providers: tuple[str, ...]
     precision: Precision  # to export in
     opset: int | None
@@ -103,6 +104,7 @@ class Job:
     dynamic_axes: Mapping[str, Mapping[int, str]] | None
     external_data: bool | None
     allow: tuple[str, ...]
+    require_batchnorm: bool
     allow_constant: tuple[str, ...]
     made_up: bool
     thorough: bool

@@ -14,6 +14,7 @@ from jumpout_export.disk import private_folder
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.arguments import check_arguments
 from jumpout_export.export.job import Draft, Job, RefusedError
+from jumpout_export.export.statistics import check_weights_target
 from jumpout_export.export.steps import inspect, prepare, replace, verify, write
 from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.batches import Progress
@@ -41,7 +42,9 @@ def export_onnx(
     thorough: bool = False,
     keep_debug_info: bool = False,
     batchnorm: BatchNormReport | None = None,
+    require_batchnorm: bool = False,
     golden: str | os.PathLike[str] | None = None,
+    save_weights: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -78,9 +81,12 @@ def export_onnx(
         made_up: compare on random inputs, too, and not on the calibration data alone.
         thorough: sweep more sizes of the open axes.
         keep_debug_info: keep the converter's source lines in the file, with paths cut to file names.
-        batchnorm: the check of the exported weights, for the report and the file's metadata.
+        batchnorm: the check of the exported weights, for the report and the file's metadata. Drift is a warning.
+        require_batchnorm: publish nothing if that check found drift, or could not decide.
         golden: folder, or a name for one; after a pass `test_data_set_0/input_0.pb, output_0.pb` appears in it. The
             file's metadata then says how far a replay may be off (`export/golden.py`).
+        save_weights: a file ending in `.safetensors` for the model's weights, which appears together with the file:
+            of a model whose BatchNorm was recalibrated nothing else holds the new statistics.
         seed: of the random inputs.
         progress: called as progress(what, done, total).
 
@@ -108,6 +114,8 @@ def export_onnx(
         batches=first_and_all([batch] if calibration is None else calibration, subject.module, "calibration")[1],
         target=target,
         golden_folder=golden_folder,
+        save_weights=check_weights_target(save_weights),
+        require_batchnorm=require_batchnorm,
         providers=providers,
         precision=precision,
         opset=opset,

@@ -6,29 +6,34 @@ from pathlib import Path
 
 from jumpout_export.disk import locked, move, replace_file
 from jumpout_export.export.golden import FOLDER
+from jumpout_export.export.statistics import Staged
 from jumpout_export.onnxfile.data import data_files
 from jumpout_export.signals import defer_signals
 
 
-def replace_export(file: Path, data: Path | None, target: Path, golden: Path | None) -> None:
+def replace_export(
+    file: Path, data: Path | None, target: Path, golden: Path | None, statistics: Staged | None = None
+) -> None:
     """Moves everything to its place; killed at any moment it leaves no file beside the data of another.
 
     The weights come first, under a name that no other content has; the older golden data is away while the file is
-    replaced. An error or an interrupt before the file is replaced takes all of it back; a command is not interrupted
-    any more from the first move on. Two calls for one folder wait for each other. Weights that the older file used, or
-    that a killed process left, are removed at the end.
+    replaced, and safetensors with new statistics are there before it. An error or an interrupt before the file is
+    replaced takes all of it back; a command is not interrupted any more from the first move on. Two calls for a folder
+    wait for each other. Weights that the older file used, or that a killed process left, are removed at the end.
 
     Args:
         file: the finished file, in the file system of `target`.
         data: the file that its weights lie in, already under its final name, or None.
         target: the place of the file; the weights come beside it.
         golden: finished golden data, or None. It is `FOLDER/X/test_data_set_0` and becomes `FOLDER/test_data_set_0`.
+        statistics: finished safetensors and their place, or None.
 
     Raises:
         OSError: if a file cannot be moved.
     """
     final = golden.parents[1] / FOLDER if golden else None
     aside = golden.with_name("older") if golden else None
+    kept = statistics.file.with_name("older") if statistics else None
     with locked(target.parent):
         file.stat()  # from here on, that it is gone means that it was moved
         older = data_files(target.parent, target.name)
@@ -39,6 +44,10 @@ def replace_export(file: Path, data: Path | None, target: Path, golden: Path | N
                 replace_file(data, weights, like=target)  # as private as the file itself
             if final and aside and final.exists():
                 move(final, aside)
+            if statistics and kept:
+                if statistics.place.exists():
+                    move(statistics.place, kept)
+                replace_file(statistics.file, statistics.place, like=kept if kept.exists() else target)
             replace_file(file, target)
         finally:
             if file.exists():
@@ -46,8 +55,18 @@ def replace_export(file: Path, data: Path | None, target: Path, golden: Path | N
                     weights.unlink(missing_ok=True)
                 if final and aside and aside.exists():
                     move(aside, final)
+                if statistics and kept:
+                    _take_back(statistics, kept)
             elif final and golden:
                 move(golden, final, like=aside)
         for path in older:
             if path != weights:
                 path.unlink(missing_ok=True)
+
+
+def _take_back(statistics: Staged, older: Path) -> None:
+    """Puts the older safetensors back, or leaves none where there were none."""
+    if older.exists():
+        move(older, statistics.place)
+    elif not statistics.file.exists():
+        statistics.place.unlink(missing_ok=True)

@@ -18,13 +18,14 @@ from jumpout_export.export.golden import Golden, compute_golden, staged_golden
 from jumpout_export.export.job import Draft, Job, RefusedError
 from jumpout_export.export.provenance import provenance, with_tolerance
 from jumpout_export.export.replace import replace_export
+from jumpout_export.export.statistics import staged_weights, statistics_check
 from jumpout_export.fold.network.audit import audit_model
 from jumpout_export.fold.network.folded import STATE_PASSED, fold
 from jumpout_export.model.axes import Axes, choose_axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.static import metadata_check
-from jumpout_export.report import Check, ExportReport, VerifyReport
+from jumpout_export.report import Check, ExportReport, VerifyReport, passes
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.text import first_line
 from jumpout_export.verify.noise.on_purpose import is_random
@@ -67,6 +68,10 @@ def prepare(job: Job) -> Prepared:
     draft.add(audit.checks, audit.notes)
     if draft.failed:
         raise RefusedError("the model failed the audit")
+    statistics = statistics_check(subject.module, draft.batchnorm, job.require_batchnorm)
+    draft.add(statistics)
+    if not passes(statistics):
+        raise RefusedError("the BatchNorm statistics were required to agree with serving")
     job.tell("fold", 1)
     try:
         folded = fold(subject, job.batch, allow=job.allow)
@@ -179,8 +184,16 @@ def replace(job: Job, prepared: Prepared, written: Written, result: VerifyReport
     """
     report = job.draft.report(result, written.file, written.data)
     if report:
-        with writing(job.target), staged_golden(prepared.golden, job.golden_folder) as staged:
-            replace_export(written.file, written.data, job.target, staged)
+        with (
+            writing(job.target),
+            staged_golden(prepared.golden, job.golden_folder) as golden,
+            staged_weights(job.subject.module, job.save_weights) as statistics,
+        ):
+            replace_export(written.file, written.data, job.target, golden, statistics)
+        if job.save_weights:
+            report.notes.append(
+                f"the file's weights are in {job.save_weights}: verify it with --weights {job.save_weights}"
+            )
     job.tell("done", 5)
     return report
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from jumpout_export.disk import move
 from jumpout_export.errors import LoadError
+from jumpout_export.model.copies import as_safetensors
 from jumpout_export.model.wrappers import PARTS
 from jumpout_export.text import some_of
 
@@ -63,13 +64,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes the state dict as safetensors; the file is there whole or not at all."""
-    from safetensors.torch import save
-
-    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
         part = Path(folder) / path.name
-        part.write_bytes(save(state))
+        part.write_bytes(as_safetensors(model))
         move(part, path)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.model.held import GROUPS, changes, comparable, held_modules, held_tensors, snapshot
 from jumpout_export.model.randomness import same_bits
-from jumpout_export.model.wrappers import call_networks
 from jumpout_export.text import first_line, joined
 
 # What `copy.deepcopy` asks a class for. Those of torch, and of this package, copy everything.
@@ -34,7 +33,7 @@ def eval_copy(model: nn.Module) -> nn.Module:
         NotFoldableError: of check `copy`, if the copy is another network: the proof would be about that one.
     """
     try:
-        return call_networks(_apart(model).eval())
+        return _apart(model).eval()
     except NotFoldableError:
         raise
     except Exception as error:  # a user's class may raise anything
@@ -210,3 +209,11 @@ def _difference(one: Tensor, two: Tensor) -> str:
 def _state(model: nn.Module) -> dict[str, Tensor]:
     parameters = model.named_parameters(remove_duplicate=False)
     return {**dict(parameters), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def as_safetensors(model: nn.Module) -> bytes:
+    """Returns the state dict in the format of safetensors, which holds tensors and nothing else."""
+    from safetensors.torch import save
+
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    return save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()})

@@ -14,6 +14,7 @@ from jumpout_export.runtime.session import Session
 from jumpout_export.tolerances import FACTOR, ILL_CONDITIONED, ceiling, describe_budget
 from jumpout_export.verify.constants.proof import prove_constants
 from jumpout_export.verify.divergence.samples import Suspects
+from jumpout_export.verify.recalibrated import explained
 from jumpout_export.verify.values.compare import Comparison
 from jumpout_export.verify.values.reference import Reference
 from jumpout_export.verify.values.scale import Scales
@@ -118,6 +119,7 @@ def with_what_no_value_shows(
     """
     constants = prove_constants(path, original, first, size)
     checks = [*report.checks, *constants.checks, *([branches] if branches is not None else [])]
+    checks = explained(checks, constants.located)
     found = suspects.look(path, original, report.checks, constants, size is not None)
     return report.model_copy(
         update={

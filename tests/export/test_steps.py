@@ -59,6 +59,8 @@ def job(tmp_path):
             "dynamic_axes": None,
             "external_data": None,
             "allow": (),
+            "save_weights": None,
+            "require_batchnorm": False,
             "allow_constant": (),
             "made_up": True,
             "thorough": False,

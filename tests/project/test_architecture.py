@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "render/writers": {"report", "text", "extras", "disk", "render/sections", *DRAWING},
     "ops": {"errors"},
     "model": GROUND,
-    "nn": {"ops", "model", "errors", "text"},
+    "nn": {"ops", "errors"},
     "loading": {"model", "errors", "text", "disk", "extras"},
     "program": {"model", *GROUND},
     "onnxfile": GROUND,

@@ -67,7 +67,8 @@ def _verify_sections(report: VerifyReport) -> list[Section]:
     environment = environment_section(report.environment)
     if not isinstance(report, ExportReport):
         return parity_section(report) + environment
-    sections = batchnorm_sections(report.batchnorm) if report.batchnorm is not None else []
+    checks = [check for check in (report.batchnorm_before, report.batchnorm) if check is not None]
+    sections = batchnorm_sections(*checks) if checks else []
     sections += folded_section(report) + parity_section(report)
     return sections + provenance_section(report) + environment
 
@@ -101,8 +102,8 @@ def _export_facts(report: ExportReport) -> list[Fact]:
 def _verify_facts(report: VerifyReport) -> list[Fact]:
     if not isinstance(report, ExportReport):
         return _parity_facts(report)
-    check = report.batchnorm
-    facts = [Fact("BatchNorm", state(check.verdict), _largest(check))] if check is not None else []
+    checks = {"BatchNorm before": report.batchnorm_before, "BatchNorm": report.batchnorm}
+    facts = [Fact(name, state(it.verdict), _largest(it)) for name, it in checks.items() if it is not None]
     return facts + _export_facts(report)
 
 
