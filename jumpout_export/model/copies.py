@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.model.held import GROUPS, changes, comparable, held_modules, held_tensors, snapshot
 from jumpout_export.model.randomness import same_bits
+from jumpout_export.model.wrappers import call_networks
 from jumpout_export.text import first_line, joined
 
 # What `copy.deepcopy` asks a class for. Those of torch, and of this package, copy everything.
@@ -33,7 +34,7 @@ def eval_copy(model: nn.Module) -> nn.Module:
         NotFoldableError: of check `copy`, if the copy is another network: the proof would be about that one.
     """
     try:
-        return _apart(model).eval()
+        return call_networks(_apart(model).eval())
     except NotFoldableError:
         raise
     except Exception as error:  # a user's class may raise anything

@@ -24,6 +24,7 @@ _NETWORK = {
 
 COMPILED = "OptimizedModule"
 DISTRIBUTED = "DistributedDataParallel"
+SHARDED = "FullyShardedDataParallel"
 # What stands in paths and state dicts most often, for those that have no more than the names.
 PARTS = ("module", "_orig_mod")
 
@@ -33,6 +34,22 @@ def unwrap(model: Any, wrappers: Collection[str] = _NETWORK) -> Any:
     while (kind := _wrapper(model)) is not None and kind in wrappers:
         model = getattr(model, _NETWORK[kind])
     return model
+
+
+def is_wrapper(module: Any, kind: str) -> bool:
+    """Whether `module` is a wrapper of torch's of this kind."""
+    return _wrapper(module) == kind
+
+
+def call_networks(copied: nn.Module) -> nn.Module:
+    """Returns the model, in which wrappers for several devices or processes now do nothing but call their network.
+
+    Modifies it in place; for copies.
+    """
+    for module in copied.modules():
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module.__dict__["forward"] = module.module.__call__
+    return copied
 
 
 def plain_names(model: nn.Module) -> dict[str, str]:

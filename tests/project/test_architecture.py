@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "render/writers": {"report", "text", "extras", "disk", "render/sections", *DRAWING},
     "ops": {"errors"},
     "model": GROUND,
-    "nn": {"ops", "errors"},
+    "nn": {"ops", "model", "errors", "text"},
     "loading": {"model", "errors", "text", "disk", "extras"},
     "program": {"model", *GROUND},
     "onnxfile": GROUND,

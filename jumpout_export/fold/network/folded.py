@@ -24,6 +24,7 @@ from jumpout_export.model.randomness import rng_restored, same_bits
 from jumpout_export.model.run import run, run_copy
 from jumpout_export.model.signature import example_batch
 from jumpout_export.model.stochastic import stochastic_layers
+from jumpout_export.model.wrappers import plain_calls
 from jumpout_export.report import Check
 from jumpout_export.text import joined
 
@@ -103,7 +104,8 @@ def _refuse_other_results(model: nn.Module, copied: nn.Module, batch: Batch) -> 
         return
     found = Found(model)
     try:
-        own = run(model.eval(), batch)
+        with plain_calls(model):
+            own = run(model.eval(), batch)
     finally:
         found.restore()
     if not same_bits(own, run_copy(copied, batch)):

@@ -10,12 +10,15 @@ import torch
 from torch import nn
 
 from jumpout_export.errors import ConversionError, NotFoldableError
+from jumpout_export.fold.network.sharded import gathered
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.guard import Found, untouched
 from jumpout_export.model.norms import channels, named_norms
-from jumpout_export.model.wrappers import COMPILED, plain_names, unwrap
+from jumpout_export.model.wrappers import COMPILED, DISTRIBUTED, plain_names, unwrap
 from jumpout_export.program.network import ProgramFacts, ProgramNetwork, as_module, program_batchnorms, program_facts
 from jumpout_export.report import FoldedLayer
+
+_GATHERED = "the weights, spread over processes, were gathered in the precision in which they are stored"
 
 
 class Subject:
@@ -25,8 +28,9 @@ class Subject:
     notes: tuple[str, ...] = ()  # sentences on what else was done to it then
     can_allow = True  # whether it has modules in which noise could be allowed
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, notes: tuple[str, ...] = ()) -> None:
         self.module = module  # the network itself, in the user's mode
+        self.notes = notes
         self._found: Found | None = None
 
     @contextlib.contextmanager
@@ -118,9 +122,11 @@ class ProgramSubject(Subject):
 
 
 def subject_of(model: Any) -> Subject:
-    """Returns what the model is: a program in its eval network (`as_module`), a compiled module without its wrapper.
+    """Returns what the model is: a program in its eval network (`as_module`), a module without wrappers around it.
 
-    A wrapper of torch.compile would compile anew for every copy. A Subject stays what it is.
+    A wrapper of torch.compile would compile anew for every copy, one for several processes would talk to them. Weights
+    that are spread over processes are gathered (`gathered`), for which all of them have to call this. A Subject stays
+    what it is.
 
     Raises:
         TypeError: for a TorchScript module, and for what is neither a module nor a program.
@@ -129,7 +135,12 @@ def subject_of(model: Any) -> Subject:
     if isinstance(model, Subject):
         return model
     network = as_module(model)
-    inner = unwrap(network, (COMPILED,))
+    inner = unwrap(network, (COMPILED, DISTRIBUTED))
+    notes: tuple[str, ...] = ()
+    if isinstance(inner, nn.Module):
+        whole = gathered(inner)
+        notes = (_GATHERED,) if whole is not inner else ()
+        inner = unwrap(whole)
     if isinstance(inner, torch.jit.ScriptModule):
         raise TypeError(
             f"the model ({type(inner).__name__}) is a TorchScript module, which torch.export cannot trace; give the "
@@ -144,4 +155,8 @@ def subject_of(model: Any) -> Subject:
             '(model.to_empty(device="cpu"), then load_state_dict)'
         )
     facts = program_facts(inner)
-    return ProgramSubject(inner, facts) if isinstance(inner, ProgramNetwork) and facts is not None else Subject(inner)
+    return (
+        ProgramSubject(inner, facts)
+        if isinstance(inner, ProgramNetwork) and facts is not None
+        else Subject(inner, notes)
+    )

@@ -88,7 +88,7 @@ def test_a_compiled_module_is_taken_without_its_wrapper():
 
 def test_wrappers_are_no_part_of_a_norms_path():
     subject = subject_of(nn.DataParallel(normed()))
-    assert [path for path, _ in subject.norms()] == ["module.1"]
+    assert [path for path, _ in subject.norms()] == ["1"]
     assert subject.channels() == {"1": 5}
 
 
