@@ -24,10 +24,12 @@ from jumpout_export.fold.network.folded import STATE_PASSED, fold
 from jumpout_export.model.axes import Axes, choose_axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.onnxfile.metadata import MAGNITUDES, add_entries
 from jumpout_export.onnxfile.static import metadata_check
 from jumpout_export.report import Check, ExportReport, VerifyReport, passes
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.text import first_line
+from jumpout_export.verify.magnitudes import NAME
 from jumpout_export.verify.noise.on_purpose import is_random
 from jumpout_export.verify.noise.purpose import Deterministic, no_golden, purpose_of
 from jumpout_export.verify.values.loss import Loss
@@ -177,11 +179,16 @@ def verify(job: Job, prepared: Prepared, written: Written, purpose: Deterministi
 def replace(job: Job, prepared: Prepared, written: Written, result: VerifyReport) -> ExportReport:
     """Returns the report; if it passed, the file is at its place, with its weights and golden data.
 
-    Requires everything that was found in the draft. Ensures that otherwise nothing appears there.
+    Requires everything that was found in the draft. Ensures that otherwise nothing appears there,
+    and that a file which breaks on inputs beyond the given ones says so in its metadata.
 
     Raises:
         ValueError: if something cannot be written.
     """
+    for check in result.checks if result else ():
+        if (check.name, check.verdict) == (NAME, "warning"):
+            job.draft.metadata[MAGNITUDES] = check.note
+            add_entries(written.file, load_onnx(written.file), {MAGNITUDES: check.note})
     report = job.draft.report(result, written.file, written.data)
     if report:
         with (

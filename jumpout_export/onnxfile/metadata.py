@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jumpout_export.report import FoldedLayer
@@ -22,11 +23,21 @@ FOLDED, BATCHNORM = f"{PREFIX}folded", f"{PREFIX}batchnorm"
 TOLERANCE = f"{PREFIX}tolerance."
 # In a file that is random on purpose (Monte-Carlo dropout): which nodes draw, and where that was allowed.
 RANDOM = f"{PREFIX}random"
+# In a file that breaks on larger or smaller inputs than it was verified on: where, and at which node.
+MAGNITUDES = f"{PREFIX}magnitudes"
 
 
 def entries(model: ModelProto) -> dict[str, str]:
     """Returns the entries that were written here, key to value; those of others are not among them."""
     return {entry.key: entry.value for entry in model.metadata_props if entry.key.startswith(PREFIX)}
+
+
+def add_entries(path: Path, model: ModelProto, new: Mapping[str, str]) -> None:
+    """Writes further entries into the metadata of the file at `path`, which was read as `model`; nothing else."""
+    for key, value in new.items():
+        model.metadata_props.add(key=key, value=value)
+    if new:
+        path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def describe_layers(layers: Iterable[FoldedLayer]) -> str:

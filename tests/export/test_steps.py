@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.onnx_files import saved
 from torch import nn
 
 from jumpout_export.disk import private_folder
@@ -12,7 +13,9 @@ from jumpout_export.export.publish import export_onnx
 from jumpout_export.export.steps import Written, inspect, prepare, replace, verify, write
 from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.batches import Batch
-from jumpout_export.report import VerifyReport
+from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.onnxfile.metadata import entries
+from jumpout_export.report import Check, ProviderReport, VerifyReport
 from jumpout_export.verify.noise.purpose import Deterministic
 from jumpout_export.verify.precision import precision_of
 
@@ -174,6 +177,19 @@ def test_a_failed_comparison_leaves_an_older_file_as_it_was(job, tmp_path):
     assert not report
     assert report.sha256 == ""
     assert made.target.read_bytes() == b"older"
+
+
+def test_a_file_that_breaks_beyond_the_given_inputs_says_so(job, tmp_path):
+    made = job(network())
+    new = saved("g (float x) => (float y) { y = Neg (x) }", tmp_path / "new.onnx")
+    warning = Check(name="magnitudes", verdict="warning", note="at 100 times the given inputs ...")
+    good = {"cpu": ProviderReport(verdict="pass")}
+    report = replace(
+        made, prepare(made), Written(new, None), VerifyReport(passed=True, providers=good, checks=[warning])
+    )
+    assert report
+    assert entries(load_onnx(made.target))["jumpout_export.magnitudes"] == warning.note
+    assert report.provenance["jumpout_export.magnitudes"] == warning.note
 
 
 def test_an_export_is_its_sentence():

@@ -10,7 +10,7 @@ from torch import nn
 
 from jumpout_export.errors import ArgumentError
 from jumpout_export.model.batches import Batch
-from jumpout_export.onnxfile.metadata import RANDOM
+from jumpout_export.onnxfile.metadata import RANDOM, add_entries
 from jumpout_export.onnxfile.training import random_nodes
 from jumpout_export.report import Check, VerifyReport
 from jumpout_export.text import count, joined
@@ -37,10 +37,7 @@ class Deterministic:
 
     def mark(self, path: Path, file: ModelProto) -> None:
         """Writes into the metadata of the file at `path`, which is read as `file`, what there is to say of it."""
-        for key, value in self.metadata.items():
-            file.metadata_props.add(key=key, value=value)
-        if self.metadata:
-            path.write_bytes(file.SerializeToString(deterministic=True))
+        add_entries(path, file, self.metadata)
 
     def excused(self, checks: Iterable[Check]) -> list[Check]:
         """Returns the checks of the file, without what is wanted."""
