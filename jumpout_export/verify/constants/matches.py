@@ -121,7 +121,7 @@ def matches(constant: Constant, candidates: list[Candidate]) -> Match:
             break  # a weight that is in the file as it is; what is made of weights follows
         if not _comparable(values, one.layout):
             continue
-        same = same_values(sample, one.sample, one.known.roundings, one.known.largest)
+        same = same_values(sample, one.sample, one.known.roundings, _unit(one.known))
         if same.all() and not next(_blocks(values, one), None):
             equal.append(one.known)
         elif one.known.judged and (
@@ -189,12 +189,12 @@ def _same_block(values: Array, known: Known, layout: Array, start: int) -> Array
     row = layout[0].size
     rows = max(1, _AT_A_TIME // max(row, 1))
     wanted = layout[start // row : start // row + rows]
-    return same_values(
-        values[start : start + wanted.size],
-        wanted.reshape(-1),
-        known.roundings,
-        known.largest if known.roundings else 0,
-    )
+    return same_values(values[start : start + wanted.size], wanted.reshape(-1), known.roundings, _unit(known))
+
+
+def _unit(known: Known) -> float:
+    """The magnitude of which roundings are counted; what has to be there bit for bit is not looked through for it."""
+    return known.largest if known.roundings else 0.0
 
 
 def _alike(wanted: Array, same: Array) -> bool:
