@@ -101,6 +101,10 @@ class Flow:
         given = [one for one in inputs if one is not None]
         if self._repeats:
             self._repeated(where, given)
+        if node.op_type == "Constant" and (
+            tensor := next((one.t for one in node.attribute if one.name == "value"), None)
+        ):
+            return [self._new("constant", tensor=tensor, whole=tensor.data_type in INTEGERS)]
         if any(True for _ in graphs_of(node)):
             return self._with_graphs(node, given, scope, where)
         ours = node.domain in DEFAULT_DOMAINS

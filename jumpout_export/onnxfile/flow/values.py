@@ -257,6 +257,8 @@ def _elements(node: NodeProto, arrays: list[Array | None]) -> int:
         return math.prod(size + int(np.abs(given[1]).sum()) for size in first.shape)
     if kind in ("Gather", "GatherND"):
         return first.size // max(1, min(first.shape, default=1)) * given[1].size + first.size
+    if kind == "Split" and any(one.i > len(node.output) for one in node.attribute if one.name == "num_outputs"):
+        raise UnknownError("it has more parts than names")
     if kind == "MatMul":
         return first.size * given[1].size
     return sum(array.size for array in given)

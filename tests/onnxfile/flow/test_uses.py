@@ -282,6 +282,24 @@ def test_huge_results_are_not_computed():
     assert all(not use.followed for use in uses(proto))
 
 
+HUGE = SIZE + "h0 = Mul (n, huge) h = Unsqueeze (h0, first) "
+LARGEST = "m = ReduceMax <keepdims = 0> (o) f = Cast <to = 1> (m) y = Mul (x, f)"
+DOUBLED = [f"d{number} = Concat <axis = 0> (d{number - 1}, d{number - 1})" for number in range(1, 60)]
+BOUNDED = {
+    "parts": SIZE + "r = Range (zero, n, step) a, c = Split <num_outputs = 2000000000> (r) y = Add (x, one)",
+    "doubled": SIZE + "d0 = Range (zero, n, step) " + " ".join(DOUBLED) + " o = Identity (d59) " + LARGEST,
+    "zeros": HUGE + "o = ConstantOfShape (h) " + LARGEST,
+    "tiles": HUGE + "o = Tile (h, h) " + LARGEST,
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", BOUNDED)
+def test_work_and_memory_are_bounded(name):
+    found = uses(model(BOUNDED[name], huge=np.int64(1 << 33)))
+    assert all(not use.followed or use.until < 1 << 16 for use in found)
+
+
 def test_the_plan_keeps_to_its_budget():
     known = {"batch": 2}
     found = uses(model(SIZE + "b = GreaterOrEqual (n, k)" + FACTOR, k=np.int64(100)))
