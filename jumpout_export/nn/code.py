@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType
@@ -29,13 +30,14 @@ def uses_in_code(model: nn.Module) -> tuple[dict[nn.Module, str], list[Noise]]:
     """
     read: dict[nn.Module, str] = {}
     noise: list[Noise] = []
+    loads = functools.cache(lambda code: tuple(_chains(code)))  # many modules are of one class
     for path, module in model.named_modules():
         for method in _methods(type(module)):
-            chains, place = list(_chains(method.__code__)), f"by {method.__qualname__}"
+            chains, place = [*loads(method.__code__)], f"by {method.__qualname__}"
             own = method.__code__.co_varnames[:1]  # what the method calls `self`
             helpers = [method.__globals__.get(chain[0]) for chain, _ in chains if len(chain) == 1]
             given = {chain[-1] for chain, called in chains if not called}
-            chains += [one for helper in helpers if _is_users(helper) for one in _chains(helper.__code__)]
+            chains += [one for helper in filter(_is_users, helpers) for one in loads(inspect.unwrap(helper).__code__)]
             for chain, _ in chains:
                 if chain[-1] == "p" and len(chain) > 1:
                     read |= dict.fromkeys(_layers(module, chain[:-1], own, given), place)
@@ -45,20 +47,20 @@ def uses_in_code(model: nn.Module) -> tuple[dict[nn.Module, str], list[Noise]]:
 
 
 def _methods(cls: type) -> Iterator[FunctionType]:
-    """The functions of a class that are not torch's, without those that are overridden and not called by `super()`."""
+    """The functions of a class that are not torch's, without decorators and what is overridden and not called."""
     overridden: set[str] = set()
     for base in cls.__mro__:
-        own = {name: value for name, value in vars(base).items() if name not in overridden}
-        yield from filter(_is_users, own.values())
-        overridden |= {name for name, value in own.items() if "__class__" not in _free(value)}
-
-
-def _free(function: Any) -> tuple[str, ...]:
-    return function.__code__.co_freevars if isinstance(function, FunctionType) else ()
+        own = {name: inspect.unwrap(value) for name, value in vars(base).items() if isinstance(value, FunctionType)}
+        new = {name: value for name, value in own.items() if name not in overridden}
+        yield from filter(_is_users, new.values())
+        overridden |= {name for name, value in new.items() if "__class__" not in value.__code__.co_freevars}  # super()
 
 
 def _is_users(function: Any) -> TypeGuard[FunctionType]:
-    return isinstance(function, FunctionType) and function.__module__.split(".")[0] not in ("torch", "jumpout_export")
+    return isinstance(function, FunctionType) and str(function.__module__).split(".")[0] not in (
+        "torch",
+        "jumpout_export",
+    )
 
 
 def _is_noise(function: Any) -> bool:

@@ -44,6 +44,25 @@ class ByVariable(Attention):
         return self.proj_drop(F.relu(F.scaled_dot_product_attention(x, x, x, dropout_p=rate)))
 
 
+def renamed(function):
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return call
+
+
+class Decorated(Attention):
+    @renamed
+    def forward(self, x):
+        return super().forward(x)
+
+
+class Overridden(Attention):
+    def forward(self, x):
+        return self.proj_drop(F.relu(self.attn_drop(x.softmax(-1) @ x.mT) @ x))
+
+
 class Inner(nn.Module):
     def __init__(self):
         super().__init__()
@@ -83,16 +102,18 @@ def by_path(swaps):
         (Attention, {"attn_drop"}),
         (ByFunction, {"attn_drop"}),
         (ByVariable, {"attn_drop"}),
+        (Decorated, {"attn_drop"}),
+        (Overridden, set()),
         (FromOutside, {"inner.drop", "blocks.0.drop", "blocks.1.drop"}),
         (Asks, {"drop"}),
     ],
 )
 def test_a_layer_whose_rate_is_read_is_left_alone(network, read, example):
     model = network().train()
-    swaps = by_path(convert_dropout(model, sigma=0.1, example=example))
+    swaps = by_path(convert_dropout(model, p=0.1, normalize="none", example=example))
     assert {path for path, swap in swaps.items() if "its `p` is read" in swap.reason} == read
     for path in read:
-        place = f"{network.__name__}.forward" if example is None else __file__
+        place = ".forward" if example is None else __file__
         assert place in swaps[path].reason
         assert type(model.get_submodule(path)) is nn.Dropout
     assert model(X).shape == X.shape
