@@ -230,6 +230,8 @@ class OutputEffect(_Model):
         nll_after: the same after recalibration.
         ece_before: expected calibration error, 15 equal bins, in [0, 1].
         ece_after: the same after recalibration.
+        ece_change_low: lower end of the 95% interval of its change; None for fewer than two images.
+        ece_change_high: upper end.
         nll_change_low: lower end of the 95% interval of nll_after - nll_before, images as the unit.
         nll_change_high: upper end of it.
         labelled: images with a label.
@@ -251,6 +253,8 @@ class OutputEffect(_Model):
     nll_change_low: Number | None = None
     nll_change_high: Number | None = None
     labelled: int = 0
+    ece_change_low: Number | None = None
+    ece_change_high: Number | None = None
     top1_change_low: Number | None = None
     top1_change_high: Number | None = None
     mcnemar_p: Number | None = None

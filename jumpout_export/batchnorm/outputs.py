@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jumpout_export.batchnorm.judge.paired import Z95, PairedChange, accuracy_change_interval, mcnemar_p
+from jumpout_export.batchnorm.judge.paired import Z95, CalibrationGap, PairedChange, accuracy_change_interval, mcnemar_p
 from jumpout_export.batchnorm.measure.distributed import merge_fields
 from jumpout_export.batchnorm.measure.feed import Feed, Step
 from jumpout_export.batchnorm.measure.levels import on_first_step
@@ -157,7 +157,7 @@ class _Classes:
         self._nll = torch.zeros(2, dtype=torch.float64)
         self._nll_change, self._right_change = PairedChange(), PairedChange()
         # Per bin of confidence: values right less confidence summed. Its absolute sum over bins is the ECE.
-        self._gap = torch.zeros(2, ECE_BINS, dtype=torch.float64)
+        self._gap = CalibrationGap(ECE_BINS)
 
     def add(self, before: Tensor, after: Tensor, labels: Tensor | None) -> None:
         """Takes (N, K, *) log probabilities and (N, *) labels."""
@@ -174,7 +174,8 @@ class _Classes:
         valid = (labels >= 0) & (labels < classes)
         image = torch.arange(images, device=labels.device).repeat_interleave(len(labels) // max(images, 1))[valid]
         sides = [self._add_side(side, log_p[valid], labels[valid]) for side, log_p in enumerate((before, after))]
-        (right_before, nll_before), (right_after, nll_after) = sides
+        (right_before, nll_before, *gap_before), (right_after, nll_after, *gap_after) = sides
+        self._gap.add(images, image, gap_before, gap_after)
         zeros = nll_before.new_zeros(images)
         counts = zeros.index_add(0, image, torch.ones_like(nll_before))
         self._labelled += int((counts > 0).sum())
@@ -184,16 +185,15 @@ class _Classes:
         self._nll_change.add(zeros.index_add(0, image, nll_after - nll_before), counts)
         self._right_change.add(zeros.index_add(0, image, right_after - right_before), counts)
 
-    def _add_side(self, side: int, log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the values of one side and returns whether each is right (0 or 1), and its NLL."""
+    def _add_side(self, side: int, log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Adds the values of one side; returns whether each is right (0 or 1), its NLL, its bin and its gap there."""
         confidence, best = log_p.exp().max(dim=1)
         right = (best == labels).double()
         nll = F.nll_loss(log_p, labels, reduction="none")
         bins = (confidence.nan_to_num() * ECE_BINS).long().clamp(0, ECE_BINS - 1)
         self._right[side] += right.sum().cpu()
         self._nll[side] += nll.sum().cpu()
-        self._gap[side].index_add_(0, bins.cpu(), (right - confidence).cpu())
-        return right, nll
+        return right, nll, bins, right - confidence
 
     def result(self) -> dict[str, Any]:
         if self._values == 0:
@@ -201,8 +201,7 @@ class _Classes:
         found: dict[str, Any] = {"kl": self._kl / self._values, "flip_rate": self._flips / self._values}
         if self._labelled == 0:
             return found
-        ece = self._gap.abs().sum(dim=1)
-        for name, sums in (("top1", self._right), ("nll", self._nll), ("ece", ece)):
+        for name, sums in (("top1", self._right), ("nll", self._nll), ("ece", self._gap.size())):
             found[f"{name}_before"], found[f"{name}_after"] = (sums / self._valid).tolist()
         found["labelled"] = self._labelled
         nll = self._nll_change.interval()
@@ -211,7 +210,7 @@ class _Classes:
             top1: tuple[float, float] | None = accuracy_change_interval(self._gained, self._lost, self._labelled)
         else:
             top1 = self._right_change.interval()
-        for name, ends in (("top1", top1), ("nll", nll)):
+        for name, ends in (("top1", top1), ("nll", nll), ("ece", self._gap.interval())):
             if ends is not None:
                 found[f"{name}_change_low"], found[f"{name}_change_high"] = ends
         return found

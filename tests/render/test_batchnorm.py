@@ -161,6 +161,13 @@ def test_a_change_that_chance_explains_is_neither_better_nor_worse():
     assert table[3][3] == "= within chance (better by 0.114)"
     cells = build_document(check(layer("bn"), outputs=EFFECT.model_copy(update=unsure))).sections[1].blocks[0].rows
     assert [row[3].tone for row in cells] == ["plain", "plain", "good"]
+    unsure |= {"ece_after": 0.083, "ece_change_low": -0.01, "ece_change_high": 0.014}
+    report = check(layer("bn"), outputs=EFFECT.model_copy(update=unsure))
+    assert rows(report, "Effect")[4][3] == "= within chance (worse by 0.2 points)"
+    text = "calibration error 8.1% -> 8.3% (+0.2 points, 95% -1.0 to +1.4), 9,990 labelled images"
+    assert text in render_markdown(report).replace("\\", "")
+    pixels = {"mcnemar_p": None, "top1_after": 0.457, "top1_change_low": -0.01, "top1_change_high": 0.02}
+    assert rows(check(layer("bn"), outputs=EFFECT.model_copy(update=pixels)), "Effect")[2][3].startswith("= within")
 
 
 def test_an_effect_without_intervals_or_labels_claims_none():

@@ -6,6 +6,7 @@ Gained images are wrong before and right after, lost ones the other way round.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -69,3 +70,51 @@ class PairedChange:
             residual = max(residual, 0.0)
         half = Z95 * math.sqrt(residual * self.images / (self.images - 1)) / n
         return mean - half, mean + half
+
+
+class CalibrationGap:
+    """The calibration error before and after, and the 95% interval of its change, with whole images as the unit.
+
+    Per bin of confidence, right less confidence is summed over the values; the absolute sums over bins are the error.
+    Around the sums that were seen it is linear in them, so their second moments over images give its error bar (the
+    delta method). The sums do not grow with the images.
+    """
+
+    def __init__(self, bins: int) -> None:
+        self.images = 0
+        # Of each image the gaps per bin before, those after, and how many values it has.
+        self._sums = torch.zeros(2 * bins + 1, dtype=torch.float64)
+        self._moments = torch.zeros(2 * bins + 1, 2 * bins + 1, dtype=torch.float64)
+
+    def add(self, images: int, image: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+        """Takes the image of each value, and its bin and its gap (right less confidence) on both sides, (V,) each."""
+        rows = torch.zeros(images, len(self._sums), dtype=torch.float64)
+        image = image.cpu()
+        for offset, (bins, gap) in ((0, before), (self._bins, after)):
+            rows.index_put_((image, offset + bins.cpu()), gap.double().cpu(), accumulate=True)
+        rows[:, -1].index_add_(0, image, torch.ones(len(image), dtype=torch.float64))
+        self.images += int((rows[:, -1] > 0).sum())
+        self._sums += rows.sum(dim=0)
+        self._moments += rows.T @ rows
+
+    @property
+    def _bins(self) -> int:
+        return len(self._sums) // 2  # no attribute: those of several processes are added
+
+    def size(self) -> Tensor:
+        """Returns the error before and after, summed over the values, (2,)."""
+        return self._sums[:-1].reshape(2, self._bins).abs().sum(dim=1)
+
+    def interval(self) -> tuple[float, float] | None:
+        """Returns the 95% interval of the change per value; None for fewer than two images."""
+        if self.images < 2:
+            return None
+        before, after = (self.size() / self._sums[-1]).tolist()
+        change = after - before
+        signs = self._sums[:-1].sign()
+        weights = torch.cat([-signs[: self._bins], signs[self._bins :], signs.new_tensor([-change])])
+        residual = float(weights @ self._moments @ weights)
+        if not math.isnan(residual):  # rounding may leave it below 0
+            residual = max(residual, 0.0)
+        half = Z95 * math.sqrt(residual * self.images / (self.images - 1)) / float(self._sums[-1])
+        return change - half, change + half

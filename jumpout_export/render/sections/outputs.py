@@ -40,7 +40,7 @@ def outputs_section(effect: OutputEffect) -> Section:
 
 
 def _sentences(effect: OutputEffect) -> list[str]:
-    """Returns accuracy and likelihood before and after with interval and test, as far as they are known."""
+    """Returns accuracy, likelihood and calibration before and after with intervals, as far as they are known."""
     sentences = []
     images = f", {count(effect.labelled, 'labelled image')}" if effect.labelled else ""
     before, after = effect.top1_before, effect.top1_after
@@ -55,12 +55,20 @@ def _sentences(effect: OutputEffect) -> list[str]:
     if before is not None and after is not None and low is not None and high is not None:
         details = [f"{signed(after - before)} nats", f"95% {signed(low)} to {signed(high)}"]
         sentences.append(f"negative log likelihood {score(before)} -> {score(after)} ({', '.join(details)}){images}")
+    before, after = effect.ece_before, effect.ece_after
+    low, high = effect.ece_change_low, effect.ece_change_high
+    if before is not None and after is not None and low is not None and high is not None:
+        details = [f"{points(after - before)} points", f"95% {points(low)} to {points(high)}"]
+        sentences.append(f"calibration error {percent(before)} -> {percent(after)} ({', '.join(details)}){images}")
     return sentences
 
 
 def _accuracy_row(effect: OutputEffect) -> _Row | None:
     row = _fraction_row("top-1 accuracy", effect.top1_before, effect.top1_after, better=1)
-    by_chance = effect.mcnemar_p is not None and effect.mcnemar_p > _LEVEL
+    if effect.mcnemar_p is None:
+        by_chance = _holds_zero(effect.top1_change_low, effect.top1_change_high)
+    else:
+        by_chance = effect.mcnemar_p > _LEVEL
     return _by_chance(row) if row is not None and by_chance else row
 
 
@@ -71,7 +79,11 @@ def _likelihood_row(effect: OutputEffect) -> _Row | None:
     change = _change(before - after, score(abs(after - before)), unchanged=5e-4)
     row = Cell("negative log likelihood, nats"), Cell(score(before)), Cell(score(after)), change
     low, high = effect.nll_change_low, effect.nll_change_high
-    return _by_chance(row) if low is not None and high is not None and low <= 0 <= high else row
+    return _by_chance(row) if _holds_zero(low, high) else row
+
+
+def _holds_zero(low: float | None, high: float | None) -> bool:
+    return low is not None and high is not None and low <= 0 <= high
 
 
 def _by_chance(row: _Row) -> _Row:
@@ -81,7 +93,9 @@ def _by_chance(row: _Row) -> _Row:
 
 
 def _calibration_row(effect: OutputEffect) -> _Row | None:
-    return _fraction_row("calibration error (ECE)", effect.ece_before, effect.ece_after, better=-1)
+    row = _fraction_row("calibration error (ECE)", effect.ece_before, effect.ece_after, better=-1)
+    low, high = effect.ece_change_low, effect.ece_change_high
+    return _by_chance(row) if row is not None and _holds_zero(low, high) else row
 
 
 def _fraction_row(name: str, before: float | None, after: float | None, *, better: int) -> _Row | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from jumpout_export.batchnorm.judge.paired import PairedChange, accuracy_change_interval, mcnemar_p
+from jumpout_export.batchnorm.judge.paired import CalibrationGap, PairedChange, accuracy_change_interval, mcnemar_p
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,54 @@ def test_a_change_that_is_not_a_number_stays_one():
     paired = PairedChange()
     paired.add(torch.tensor([1.0, math.nan], dtype=torch.float64), torch.ones(2, dtype=torch.float64))
     assert all(math.isnan(end) for end in paired.interval())
+
+
+def gaps(p, labels):
+    confidence, best = p.max(1)
+    return (confidence * 15).long().clamp(0, 14), (best == labels).double() - confidence
+
+
+def calibration_intervals(change, images=400, rounds=300):
+    """Intervals of the change of the calibration error of a right forecast with noise, behind `change`."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(scale):
+        return scale * torch.randn(images, 5, generator=generator, dtype=torch.float64)
+
+    for _ in range(rounds):
+        logits = noise(2)
+        labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+        seen = CalibrationGap(15)
+        sides = [gaps(one.softmax(1), labels) for one in (logits + noise(0.1), change(logits + noise(0.1)))]
+        seen.add(images, torch.arange(images), *sides)
+        yield seen, seen.interval()
+
+
+def test_a_calibration_that_chance_alone_changes_is_not_told_from_one_that_stays():
+    covered = [low <= 0 <= high for _, (low, high) in calibration_intervals(lambda logits: logits)]
+    assert sum(covered) / len(covered) > 0.95 - 6 * math.sqrt(0.95 * 0.05 / 300)
+
+
+def test_a_calibration_that_gets_worse_is_told():
+    found = [low > 0 for _, (low, _) in calibration_intervals(lambda logits: 2 * logits, images=1000, rounds=50)]
+    assert sum(found) >= 48
+
+
+def test_calibration_sums_of_several_batches_are_those_of_one():
+    whole, (low, high) = next(calibration_intervals(lambda logits: logits * 0.5, rounds=1))
+    p = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1])
+    one, two = CalibrationGap(15), CalibrationGap(15)
+    one.add(3, torch.arange(3), gaps(p, labels), gaps(p.flip(0), labels))
+    for part in (slice(0, 2), slice(2, 3)):
+        images = len(labels[part])
+        two.add(images, torch.arange(images), gaps(p[part], labels[part]), gaps(p.flip(0)[part], labels[part]))
+    assert one.interval() == pytest.approx(two.interval())
+    assert (one.size() / 3).tolist() == pytest.approx([(0.1 + 0.6 + 0.2) / 3, (0.8 + 0.6 + 0.9) / 3])
+    assert low < float((whole.size()[1] - whole.size()[0]) / 400) < high
+
+
+def test_one_image_has_no_interval_of_its_calibration():
+    seen = CalibrationGap(15)
+    seen.add(1, torch.zeros(4, dtype=torch.long), *[(torch.zeros(4, dtype=torch.long), torch.ones(4))] * 2)
+    assert seen.interval() is None
