@@ -10,6 +10,7 @@ from types import FrameType
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from jumpout_export.export.offers import offer_batch_axes
 from jumpout_export.model.axes import BATCH, Axes, resized
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.run import run_copy
@@ -36,7 +37,11 @@ def explain(error: Exception, model: nn.Module, batch: Batch, axes: Axes, said: 
     causes = list(_causes(error))
     root = causes[-1]
     text = " ".join(str(root).split())
-    if fixed := _fixed(text, batch, axes):
+    capturing = type(error).__name__ == "TorchExportError"  # else it is no matter of sizes
+    fixed = _fixed(text, batch, axes)
+    if axes.size is None and (capturing or BATCH in fixed) and (offer := offer_batch_axes(model, batch, axes)):
+        return offer
+    if fixed:
         return "; ".join(_about_size(model, batch, axes, name) for name in fixed)
     failed = "torch.onnx.export failed with"
     if missing := _NO_FUNCTION.search(text):
@@ -51,7 +56,6 @@ def explain(error: Exception, model: nn.Module, batch: Batch, axes: Axes, said: 
             "which a graph cannot hold: use torch.where or torch.cond"
         )
     log = f" (the converter says: {'; '.join(said[:4])})" if said else ""
-    capturing = type(error).__name__ == "TorchExportError"  # else it is no matter of sizes
     hint = f"; if the open batch size is the reason, {STATIC_HINT}" if axes.size is None and capturing else ""
     return f"{what}: {_short(text)}{log}{hint}"
 

@@ -16,6 +16,7 @@ from jumpout_export.errors import ArgumentError, ConversionError, NotFoldableErr
 from jumpout_export.export.convert import convert
 from jumpout_export.export.golden import Golden, compute_golden, staged_golden
 from jumpout_export.export.job import Draft, Job, RefusedError
+from jumpout_export.export.offers import fixed_rows
 from jumpout_export.export.provenance import provenance, with_tolerance
 from jumpout_export.export.replace import replace_export
 from jumpout_export.export.statistics import staged_weights, statistics_check
@@ -88,6 +89,7 @@ def prepare(job: Job) -> Prepared:
     if job.dynamic_batch and (fixed := subject.fixed_batch()):
         raise draft.not_converted(fixed)
     axes = choose_axes(network, job.batch, job.dynamic_batch, job.dynamic_axes)
+    draft.add([], fixed_rows(network, job.batch, axes))
     try:
         prepared, prepared_original = (job.precision.prepare(model, job.batch) for model in (network, original))
     except ConversionError as error:

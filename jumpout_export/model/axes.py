@@ -88,9 +88,12 @@ def declared_axes(shapes: Sequence[Sequence[int | str | None]], names: Sequence[
     if len(values) != len(shapes):  # reported by whoever compares the names
         return Axes(tuple(batch_axis(batch, value) for value in values), None, tuple({} for _ in values))
     first = next((shape[0] for shape in shapes if shape), None)
-    size = first if isinstance(first, int) else None
+    # The batch is the first axis wherever it is: a name that is on another axis too is that of a further one.
+    elsewhere = isinstance(first, str) and any(first in shape[1:] for shape in shapes)
+    size = first if isinstance(first, int) else batch.size if elsewhere else None
     batched = tuple(
-        _declared_batch(shape, first, batch_axis(batch, value)) for shape, value in zip(shapes, values, strict=True)
+        not elsewhere and _declared_batch(shape, first, batch_axis(batch, value))
+        for shape, value in zip(shapes, values, strict=True)
     )
     further: list[dict[int, str]] = []
     anonymous = set()

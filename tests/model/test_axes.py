@@ -83,6 +83,10 @@ def test_what_a_file_declares_is_read_as_its_writer_meant_it():
     assert (ours.batched, ours.size, ours.further) == ((True, False, False), None, ({}, {0: "rows"}, {2: "height"}))
     others = axes(["n", 3], ["m", 3], [None, 1, None, 9])  # of equal length: names say nothing else
     assert (others.batched, others.further, others.anonymous) == ((True, True, True), ({}, {}, {2: "z:2"}), {"z:2"})
+    elsewhere = axes(["n", 3], [4, "n"], [4, 1, 9, 9])  # the batch is on axis 1 of an input
+    assert (elsewhere.batched, elsewhere.size) == ((False, False, False), 4)
+    assert elsewhere.further == ({0: "n"}, {1: "n"}, {})
+    assert axes([4, "w"], ["n", 4], [4, 1, 9, 9]).size == 4  # a length is no name
     fixed = axes([4, 3], [4, 3], [4, 1, 9, 9])
     assert (fixed.batched, fixed.size, fixed.names) == ((True, True, True), 4, ())
 
