@@ -60,8 +60,8 @@ def check_batchnorm(
 
     Args:
         model: a model with BatchNorm layers, in any mode.
-        batches: a list or DataLoader of batches (tensor, tuple, list, dict, named tuple or data class; a last integer
-            tensor is labels). Of about the size of those of training, and shuffled.
+        batches: a list or DataLoader of batches (tensor, tuple, list, dict, named tuple or data class; integers that
+            `forward` has no parameter for are labels). Of about the size of those of training, and shuffled.
         images: a pass ends with the batch that reaches this many images.
         warn: margin in units of W: a layer is `ok` if its W is shown to be below, `drift` if shown to be above.
             0.05 is 10% of the variance.

@@ -162,7 +162,7 @@ def _unclear(entry: Any, place: Parameter, forward: Parameters) -> str:
         ways = "((a, b),) for a forward of a and b, {'input': a, 'labels': b} for a forward of a"
     return (
         f"a batch must say which entries are inputs: {what} may be the input `{place.name}` of forward, or no input; "
-        f"yield {ways}"
+        f"give {ways}"
     )
 
 

@@ -15,8 +15,11 @@ from support.onnx_files import shapes
 from support.reports import found
 from torch import nn
 
+from jumpout_export.batchnorm.check import check_batchnorm
+from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.model.signature import onnx_batch, outputs, tensors
+from jumpout_export.verify.verify import verify_onnx
 
 pytestmark = pytest.mark.integration
 
@@ -66,6 +69,43 @@ def test_an_index_as_last_positional_input_is_no_label(tmp_path):
             return x + self.embed(index)
 
     assert export_onnx(Lookup(), tmp_path / "model.onnx", (torch.randn(6, 3), torch.arange(6)))
+
+
+class Speech(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(3, 2), nn.BatchNorm1d(2)
+
+    def forward(self, x, lengths=None):
+        h = self.linear(x)
+        if lengths is not None:
+            h = h * (torch.arange(x.shape[1])[None] < lengths[:, None])[..., None]
+        return self.norm(h.sum(1))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_lengths_are_an_input_in_every_call(tmp_path, labelled):
+    model, x, lengths = Speech(), torch.randn(64, 5, 3), torch.randint(1, 5, (64,))
+    batch, named = (x, lengths), {"x": x, "lengths": lengths}
+    if labelled:
+        batch, named = (*batch, torch.randint(0, 2, (64,))), named | {"labels": torch.randint(0, 2, (64,))}
+    recalibrate_batchnorm(model, [batch] * 2)
+    one, other = (check_batchnorm(model, [each] * 2, outputs=False).layers[0].w for each in (batch, named))
+    assert one == other < 1e-3
+    assert export_onnx(model, tmp_path / "model.onnx", batch)
+    assert [value.name for value in onnx.load(tmp_path / "model.onnx").graph.input] == ["x", "lengths"]
+    assert verify_onnx(tmp_path / "model.onnx", model, named)
+
+
+def test_an_entry_that_may_be_an_input_is_an_error_of_the_example(tmp_path):
+    class Generator(nn.Module):
+        def forward(self, z, y=None):
+            return z if y is None else z + y[:, None]
+
+    with pytest.raises(
+        TypeError, match=r"example: a batch must say .* input `y` of forward, or no input; give \{'z': "
+    ):
+        export_onnx(Generator(), tmp_path / "model.onnx", (torch.randn(4, 3), torch.arange(4)))
 
 
 class TakesDict(nn.Module):
