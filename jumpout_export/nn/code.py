@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 from torch import nn
 
+_GROUPS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)  # their layers are reached by an index
+
 
 class Noise(NamedTuple):
     """A call that draws random numbers: module path, operator or function, and where it is called."""
@@ -92,6 +94,8 @@ def _chains(code: CodeType) -> Iterator[tuple[tuple[str, ...], bool]]:
             variables[first], chain = chain, tuple(then) if instruction.opname.endswith("LOAD_FAST") else ("",)
         else:
             chain = ("",)
+            if name == "p" and "getattr" in code.co_names:  # getattr(drop, "p")
+                yield (*chain, "p"), False
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _chains(inner)
@@ -111,4 +115,5 @@ def _layers(module: nn.Module, chain: tuple[str, ...], own: tuple[str, ...], giv
         layers = [layer for path, layer in module.named_modules() if f".{path}".endswith(f".{'.'.join(rest)}")]
     else:
         layers = [layer for name, layer in module.named_children() if name in given]
+        layers += [layer for group in layers if isinstance(group, _GROUPS) for layer in group.children()]
     yield from (layer for layer in layers if type(layer) is nn.Dropout)

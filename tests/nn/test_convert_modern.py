@@ -81,6 +81,22 @@ class FromOutside(nn.Module):
         return self.last(F.relu(x))
 
 
+class ByIndex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drops, self.last = nn.ModuleList([nn.Dropout(0.1)]), nn.Sequential(nn.ReLU(), nn.Dropout(0.2))
+
+    def forward(self, x):
+        rate = self.drops[0].p if self.training else 0.0
+        return self.last(F.scaled_dot_product_attention(x, x, x, dropout_p=rate))
+
+
+class ByGetattr(ByIndex):
+    def forward(self, x):
+        rate = getattr(self.drops[0], "p", 0.0) if self.training else 0.0
+        return self.last(F.scaled_dot_product_attention(x, x, x, dropout_p=rate))
+
+
 class Asks(nn.Module):
     def __init__(self):
         super().__init__()
@@ -105,6 +121,8 @@ def by_path(swaps):
         (Decorated, {"attn_drop"}),
         (Overridden, set()),
         (FromOutside, {"inner.drop", "blocks.0.drop", "blocks.1.drop"}),
+        (ByIndex, {"drops.0"}),
+        (ByGetattr, {"drops.0"}),
         (Asks, {"drop"}),
     ],
 )
