@@ -48,6 +48,7 @@ class Recording:
     # per tensor in the result, the index of the operation it comes from; None for an input or a weight
     producers: list[int | None]
     names: dict[int, str]  # of the parameters and buffers by their `id`, those that were only reshaped too
+    held: list[Tensor] = field(default_factory=list)  # read, and neither inputs, weights nor results: the model's own
 
     def live(self) -> set[int]:
         """Returns the operations whose results reach what the model returned."""
@@ -91,7 +92,7 @@ def record(
     with plain_calls(model), rng_restored(), torch.no_grad(), no_fast_path(), module_stack(model, stack), seen:
         result = batch(model)
     producers = [max(seen.producers(leaf), default=None) for leaf in _tensors(result)]
-    return Recording(seen.operations, result, producers, names)
+    return Recording(seen.operations, result, producers, names, list(seen.held.values()))
 
 
 @contextlib.contextmanager
@@ -120,6 +121,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self._constants = constants
         self.operations: list[Operation] = []
+        self.held: dict[int, Tensor] = {}
         self._names, self._stack, self._keep = names, stack, keep
         self._producers: dict[int, tuple[int, ...]] = {}
         self._written: dict[int, tuple[int, ...]] = {}
@@ -136,6 +138,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         reads = _tensors((args, kwargs))
         inputs = tuple(dict.fromkeys(index for tensor in reads for index in self.producers(tensor)))
+        known = self._names.keys() | self._data
+        self.held |= {id(one): one for one in reads if id(one) not in known and not self.producers(one)}
         result = func(*args, **kwargs)
         results = _tensors(result)
         self._alive.append((reads, results))

@@ -1,4 +1,4 @@
-"""Every constant of a saved ONNX file, wherever it stands: initializers, Constant nodes, subgraphs, functions."""
+"""The constants that a saved ONNX file computes with: initializers, Constant nodes, subgraphs, functions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jumpout_export.onnxfile.constants import Array
+from jumpout_export.onnxfile.load import inlined
 from jumpout_export.onnxfile.walk import messages
 
 if TYPE_CHECKING:
@@ -48,13 +49,13 @@ class Constant:
     """One constant of a file, read where its values are needed.
 
     Attributes:
-        name: of the tensor, or of the node that holds it.
+        name: by which it is read; of what the node makes that holds it.
         size: number of elements.
         is_shape: whether nothing reads it but for sizes, axes and places.
     """
 
     def __init__(self, tensor: TensorProto, folder: str, name: str = "", *, is_shape: bool = False) -> None:
-        self.name = tensor.name or name or "a constant"
+        self.name = name or tensor.name or "a constant"
         self.size = math.prod(tensor.dims)
         self.is_shape = is_shape
         self._tensor, self._folder = tensor, folder
@@ -73,7 +74,7 @@ class Constant:
 
 
 def constants_in(model: ModelProto, folder: str) -> list[Constant]:
-    """Returns every constant of numbers in a file, at any depth, except for empty ones.
+    """Returns the constants of numbers that the outputs of a file depend on, at any depth, except for empty ones.
 
     Args:
         model: its protobuf, without external data.
@@ -81,28 +82,32 @@ def constants_in(model: ModelProto, folder: str) -> list[Constant]:
     """
     from onnx import TensorProto
 
+    model = inlined(model)
+    needed = _needed(model)
+
     others = {TensorProto.UNDEFINED, TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128}
     sizes, values = _uses(model)
     found = []
     for tensor, name in _tensors(model):
         constant = Constant(tensor, folder, name)
-        if tensor.data_type not in others and constant.size:
+        if tensor.data_type not in others and constant.size and constant.name in needed:
             constant.is_shape = constant.name in sizes and constant.name not in values
             found.append(constant)
     return found
 
 
 def _tensors(model: ModelProto) -> Iterator[tuple[TensorProto, str]]:
-    """Every tensor and list of numbers, and what it is called where it has no name of its own."""
+    """Every tensor and list of numbers, and what a node makes that holds it."""
     for message in messages(model):
         kind = message.DESCRIPTOR.name
         if kind == "GraphProto":
             yield from ((tensor, "") for tensor in message.initializer)
             yield from ((tensor.values, "") for tensor in message.sparse_initializer)
         elif kind in ("NodeProto", "FunctionProto"):
-            name = message.output[0] if kind == "NodeProto" and message.op_type == "Constant" and message.output else ""
+            name = next(iter(message.output), "") if kind == "NodeProto" else ""
+            is_value = kind == "NodeProto" and message.op_type == "Constant"
             for attribute in message.attribute if kind == "NodeProto" else message.attribute_proto:
-                yield from ((tensor, name) for tensor in _held(attribute, is_value=bool(name)))
+                yield from ((tensor, name) for tensor in _held(attribute, is_value=is_value))
 
 
 def _held(attribute: AttributeProto, *, is_value: bool) -> Iterator[TensorProto]:
@@ -118,6 +123,26 @@ def _held(attribute: AttributeProto, *, is_value: bool) -> Iterator[TensorProto]
         yield numpy_helper.from_array(np.array(attribute.floats, np.float32))
     if is_value and attribute.name == "value_ints":
         yield numpy_helper.from_array(np.array(attribute.ints, np.int64))
+
+
+def _needed(model: ModelProto) -> set[str]:
+    """The names that the outputs depend on; in a subgraph of a node that is needed, every one."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    needed: set[str] = set()
+    left = [value.name for value in model.graph.output]
+    while left:
+        name = left.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        if name in makers:
+            left += makers[name].input
+            for message in messages(makers[name]):
+                if message is not makers[name] and message.DESCRIPTOR.name == "NodeProto":
+                    left += [*message.input, *message.output]
+                elif message.DESCRIPTOR.name == "GraphProto":
+                    left += [value.name for value in message.output]
+    return needed
 
 
 def _uses(model: ModelProto) -> tuple[set[str], set[str]]:

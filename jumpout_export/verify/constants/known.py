@@ -45,6 +45,8 @@ def known_values(model: nn.Module, recorded: Recorded, located: list[Located]) -
     known += [Known("", array, made_of=names, rearranged=True) for array, names in recurrent_forms(model)]
     own = (*recorded.run.parameters(), *recorded.run.buffers()) if recorded.run is not None else ()
     whole = {(_storage(tensor), tensor.numel()) for tensor in own}
+    held = recorded.recording.held if recorded.recording is not None else []
+    known += [Known("", as_array(tensor), rearranged=True) for tensor in held if counts(tensor)]
     for index, tensor in recorded.made.items():
         if (_storage(tensor), tensor.numel()) in whole and tensor.ndim <= 2:
             continue  # a weight, or its transposition, which is looked for with it

@@ -24,8 +24,10 @@ _LEAST_VALUES, _LEAST_ODD = 8, 3
 _ROUND = 64
 # Of more axes not all orders are tried.
 _MOST_AXES = 5
-# So much of a weight makes a constant of the file that weight, if not a right one.
+# So much of a weight makes a constant of the file that weight, if not a right one. Of many values that nobody writes by
+# hand, each in its place, a little is enough, if it is far more than other values of the kind have in common.
 _MOST = 0.5
+_SOME, _MANY_ODD, _BEYOND_CHANCE = 0.04, 16, 4.0
 
 
 @dataclass(frozen=True)
@@ -198,15 +200,19 @@ def _unit(known: Known) -> float:
 
 
 def _alike(wanted: Array, same: Array) -> bool:
-    """Whether a constant has most of those values that are not the most common one."""
+    """Whether a constant has most of those values that are not the most common one, or many that are no chance."""
     values, counts = np.unique(wanted, return_counts=True)
     telling = wanted != values[counts.argmax()] if counts.max() > 1 else np.ones_like(same)
-    if not telling.any() or same[telling].mean() < _MOST:
+    share = same[telling].mean() if telling.any() else 0.0
+    if share < _SOME:
         return False
     agreeing = np.unique(wanted[telling & same])
     with np.errstate(all="ignore"):
         odd = int((agreeing * _ROUND % 1 != 0).sum()) if agreeing.dtype.kind == "f" else 0
-    return odd >= _LEAST_ODD or len(agreeing) >= _LEAST_VALUES
+    if share >= _MOST:
+        return odd >= _LEAST_ODD or len(agreeing) >= _LEAST_VALUES
+    chance = float(((counts / counts.sum()) ** 2).sum())
+    return odd >= _MANY_ODD and bool(share >= _BEYOND_CHANCE * chance)
 
 
 def same_values(values: Array, wanted: Array, roundings: float | None, largest: float | None = None) -> Array:

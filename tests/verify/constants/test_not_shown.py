@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 from support.onnx_files import parsed, saved
 from torch import nn
 
@@ -13,11 +14,11 @@ from jumpout_export.verify.constants.proof import prove_constants
 X = torch.ones(2, 4)
 
 
-def verdict(model, values, tmp_path, x=X):
+def verdict(model, values, tmp_path, x=X, unread=()):
     """The check of the weights on a file that holds these constants by name, and the notes."""
-    body = " ".join(f"v{place} = Identity({name})" for place, name in enumerate(values))
-    head = "g (float[n,4] x) => (float[n,4] y)"
-    path = saved(parsed(f"{head} {{ y = Identity(x) {body} }}", values), tmp_path / "m.onnx")
+    proto = parsed("g (float[n,4] x) => (float[n,4] y) { y = Identity(x) }", values)
+    proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in values if name not in unread)
+    path = saved(proto, tmp_path / "m.onnx")
     found = prove_constants(path, model.eval(), onnx_batch(x, model), None)
     return next(check for check in found.checks if check.name == "weights"), found.notes
 
@@ -99,6 +100,45 @@ def test_a_renamed_file_with_every_weight_slightly_off_fails(dtype, tmp_path):
     )
 
 
+def test_a_right_copy_that_nothing_reads_shows_nothing(tmp_path):
+    model = Experts()
+    values = renamed(model) | {"w2": torch.randn(4, 4).numpy(), "experts.2.weight": renamed(model)["w2"]}
+    assert verdict(model, values, tmp_path)[0].verdict == "pass"
+    assert verdict(model, values, tmp_path, unread=["experts.2.weight"])[0].verdict == "not_run"
+
+
+def test_a_renamed_table_of_which_a_twentieth_is_right_fails(tmp_path):
+    model = nn.Sequential(nn.Embedding(100, 8), nn.Flatten(), nn.Linear(16, 2, bias=False)).eval()
+    values = renamed(model)
+    values["w0"][5:] = torch.randn(95, 8)
+    words = torch.randint(5, (4, 2))
+    check, _ = verdict(model, values, tmp_path, words)
+    assert (check.verdict, check.note[:54]) == ("fail", "`0.weight` has 760 of 800 values wrong in the file, th")
+
+
+class Cached(nn.Module):
+    """Keeps what it has made once, as LeViT does."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.kept = nn.Parameter(torch.randn(40)), {}
+
+    def forward(self, x):
+        self.kept.setdefault("rows", self.table.detach().clone()[torch.arange(36) * 7 % 40])
+        return x * self.kept["rows"].sum()
+
+
+def test_tensors_that_the_model_holds_besides_its_weights_are_known_too(tmp_path):
+    model = Cached()
+    model(X)
+    rows = model.kept["rows"].numpy()
+    assert verdict(model, {"lifted": rows, "table": model.table.detach().numpy()}, tmp_path)[1] == []
+    wrong = rows.copy()
+    wrong[7] = 3
+    assert verdict(model, {"lifted": wrong}, tmp_path)[0].verdict == "fail"
+
+
 class Unrecorded(Experts):
     def forward(self, x):
         raise RuntimeError("not like this")
@@ -136,7 +176,7 @@ def test_so_much_may_be_nowhere_and_no_more(small, expected, tmp_path):
 
 def test_a_list_of_numbers_in_a_node_is_a_constant_too(tmp_path):
     model = Table(torch.tensor([5, 9, 2, 7, 11]))
-    text = "g (float[n,4] x) => (float[n,4] y) { y = Identity(x) t = Constant<value_ints = [5, 9, 2, %d, 11]>() }"
+    text = "g (float[n,4] x) => (float[n,4] y) { t = Constant<value_ints = [5, 9, 2, %d, 11]>() y = Add(x, t) }"
     for last, expected in ((7, "pass"), (8, "fail")):
         found = prove_constants(saved(text % last, tmp_path / "m.onnx"), model, onnx_batch(X, model), None)
         assert found.checks[0].verdict == expected
