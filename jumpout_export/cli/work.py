@@ -19,6 +19,7 @@ from torch import nn
 from jumpout_export import loading, render
 from jumpout_export.cli.progress import progress_on_stderr
 from jumpout_export.cli.ranks import rank, world_size
+from jumpout_export.cli.words import in_commands
 from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.model.batches import Progress, split_batch
@@ -175,6 +176,7 @@ def show(report: Report, json: bool, directory: Path | None) -> None:
     if isinstance(report, VerifyReport):
         facts = {name: value for name, value in environment().items() if name != "device"}
         report.environment = {"command": shlex.join(["jumpout-export", *sys.argv[1:]]), **facts}
+    report = in_commands(report)
     published = _published(report)
     if directory is not None:
         try:

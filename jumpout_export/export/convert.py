@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from jumpout_export.errors import ConversionError
 from jumpout_export.export.converter_log import converter_log
-from jumpout_export.export.explain import AXES_OPTION, STATIC_HINT, explain, refuse_complex
+from jumpout_export.export.explain import AXES_OPTION, STATIC_HINT, explain
 from jumpout_export.export.size_guards import check_sizes, traced_programs
 from jumpout_export.model.axes import BATCH, Axes, choose_axes
 from jumpout_export.model.batches import Batch
@@ -28,6 +28,7 @@ from jumpout_export.onnxfile.data import tie_data
 from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, MAX_BYTES, load_onnx
 from jumpout_export.onnxfile.walk import default_opset, messages, without_folders
 from jumpout_export.text import first_line
+from jumpout_export.verify.reasons import about_complex
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -78,7 +79,7 @@ def convert(
         try:
             result = fresh(traced)(folded)
             results = [output.name for output in outputs(result, names)]
-            if problem := refuse_complex(results, only_tensors(result)):
+            if problem := about_complex(results, only_tensors(result)):
                 raise ConversionError(problem)
             exported = folded if only_tensors(result) is result else _OnlyTensors(folded)
             call = _by_name(exported, fresh(traced))

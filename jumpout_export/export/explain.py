@@ -7,8 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
 from jumpout_export.export.offers import offer_batch_axes
 from jumpout_export.model.axes import BATCH, Axes, resized
@@ -58,17 +57,6 @@ def explain(error: Exception, model: nn.Module, batch: Batch, axes: Axes, said: 
     log = f" (the converter says: {'; '.join(said[:4])})" if said else ""
     hint = f"; if the open batch size is the reason, {STATIC_HINT}" if axes.size is None and capturing else ""
     return f"{what}: {_short(text)}{log}{hint}"
-
-
-def refuse_complex(names: Sequence[str], result: object) -> str:
-    """Returns what is to be done about complex outputs, which an ONNX file cannot have; empty if there are none."""
-    leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-    found = [
-        f"output `{name}` is {str(leaf.dtype).removeprefix('torch.')}"
-        for name, leaf in zip(names, leaves, strict=False)
-        if leaf.is_complex()
-    ]
-    return f"{', '.join(found)}, and ONNX files have no complex outputs: return torch.view_as_real(y)" if found else ""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -42,8 +42,8 @@ def is_published(report: VerifyReport) -> bool:
 
 
 def says_little(check: Check) -> bool:
-    """Returns whether a check that failed shows only that something differs, and not which weights."""
-    return check.name not in ("batchnorm constants", "weights")
+    """Returns whether a check that failed shows only that something differs, and not why or which weights."""
+    return check.name not in ("nested tensors", "complex outputs", "batchnorm constants", "weights")
 
 
 def worst_layer(report: BatchNormReport) -> BatchNormLayer | None:

@@ -14,6 +14,7 @@ from jumpout_export.runtime.session import Session
 from jumpout_export.tolerances import FACTOR, ILL_CONDITIONED, ceiling, describe_budget
 from jumpout_export.verify.constants.proof import prove_constants
 from jumpout_export.verify.divergence.samples import Suspects
+from jumpout_export.verify.reasons import known_reasons
 from jumpout_export.verify.recalibrated import explained
 from jumpout_export.verify.values.compare import Comparison
 from jumpout_export.verify.values.reference import Reference
@@ -118,7 +119,8 @@ def with_what_no_value_shows(
     `size` is the batch size that the file fixes, or None; `branches` says whether all were run, None if it has none.
     """
     constants = prove_constants(path, original, first, size)
-    checks = [*report.checks, *constants.checks, *([branches] if branches is not None else [])]
+    reasons = [] if report.passed else known_reasons(original, first)
+    checks = [*reasons, *report.checks, *constants.checks, *([branches] if branches is not None else [])]
     checks = explained(checks, constants.located)
     found = suspects.look(path, original, report.checks, constants, size is not None)
     return report.model_copy(
