@@ -1,17 +1,24 @@
 """Train ReLU networks with a compiled jumpout, check their BatchNorm, export ONNX files proven free of noise."""
 
-from jumpout_export.batchnorm.check import check_batchnorm
-from jumpout_export.batchnorm.monitor import BatchNormMonitor
-from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
-from jumpout_export.export.publish import export_onnx
-from jumpout_export.fold.file.fold_file import fold_onnx
-from jumpout_export.fold.network.folded import fold_model
-from jumpout_export.nn.convert import convert_dropout
-from jumpout_export.nn.functional import JumpoutStatistics, jumpout
-from jumpout_export.nn.init import hendrycks_gimpel_
-from jumpout_export.nn.modules import Jumpout
-from jumpout_export.verify.inspect import inspect_onnx
-from jumpout_export.verify.verify import verify_onnx
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jumpout_export.batchnorm.check import check_batchnorm
+    from jumpout_export.batchnorm.monitor import BatchNormMonitor
+    from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+    from jumpout_export.export.publish import export_onnx
+    from jumpout_export.fold.file.fold_file import fold_onnx
+    from jumpout_export.fold.network.folded import fold_model
+    from jumpout_export.nn.convert import convert_dropout
+    from jumpout_export.nn.functional import JumpoutStatistics, jumpout
+    from jumpout_export.nn.init import hendrycks_gimpel_
+    from jumpout_export.nn.modules import Jumpout
+    from jumpout_export.verify.inspect import inspect_onnx
+    from jumpout_export.verify.verify import verify_onnx
 
 __all__ = [  # noqa: RUF022 in the order of the pipeline
     # train
@@ -31,3 +38,35 @@ __all__ = [  # noqa: RUF022 in the order of the pipeline
     "inspect_onnx",
     "verify_onnx",
 ]
+
+# Each is imported when it is asked for first: the parent process of the command line must not import torch.
+_MODULES = {
+    "BatchNormMonitor": "batchnorm.monitor",
+    "Jumpout": "nn.modules",
+    "JumpoutStatistics": "nn.functional",
+    "check_batchnorm": "batchnorm.check",
+    "convert_dropout": "nn.convert",
+    "export_onnx": "export.publish",
+    "fold_model": "fold.network.folded",
+    "fold_onnx": "fold.file.fold_file",
+    "hendrycks_gimpel_": "nn.init",
+    "inspect_onnx": "verify.inspect",
+    "jumpout": "nn.functional",
+    "recalibrate_batchnorm": "batchnorm.recalibrate",
+    "verify_onnx": "verify.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if "torch" in sys.modules:  # a program that holds jumpout can be loaded as soon as this package is imported
+    import_module(f"{__name__}.ops")

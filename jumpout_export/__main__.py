@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
-from jumpout_export.signals import handle_signals
+from jumpout_export.signals import Interrupted, handle_signals
+from jumpout_export.streams import prepare_streams
+from jumpout_export.supervisor import announce, supervise
+
+# As in `cli/work.py`, which cannot be imported then.
+_NOT_VERIFIED = 3
 
 
 def main() -> NoReturn:
-    """Runs the command line and ends the process with its exit code."""
+    """Runs the command line in a child process and ends this one with the exit code of its verdict."""
+    prepare_streams()
     handle_signals()
-    from jumpout_export.cli import app as cli
+    supervise(_work)
 
+
+def _work() -> None:
+    try:
+        from jumpout_export.cli import app as cli
+    except Interrupted as ending:  # during the long imports
+        announce(int(ending.code or 0))
+        raise
+    except ImportError as error:  # the compiled extension or a package is missing; the message names it
+        print(f"error: {error}", file=sys.stderr)
+        announce(_NOT_VERIFIED)
+        sys.exit(_NOT_VERIFIED)
     cli.main()
 
 

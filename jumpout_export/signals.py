@@ -7,10 +7,15 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from typing import NoReturn
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+# What is sent to a process group comes twice, from whoever sent it and from the parent process (`supervisor.py`); the
+# second must not hit what cleans up after the first.
+_ECHO = 1.0
 _publishing = threading.Event()
+_last = [-_ECHO]  # when the last one came, in seconds
 
 
 class Interrupted(SystemExit):
@@ -20,6 +25,7 @@ class Interrupted(SystemExit):
 def handle_signals() -> None:
     """Lets a signal end the command as `interrupt` does; before the long imports, which would print a traceback."""
     _publishing.clear()
+    _last[0] = -_ECHO
     for number in _NUMBERS:
         signal.signal(number, _handler)
     atexit.register(_ignore_if_publishing)
@@ -41,6 +47,10 @@ def interrupt(number: int) -> NoReturn:
 
 
 def _handler(number: int, _: object) -> None:
+    now = time.monotonic()
+    echo, _last[0] = now - _last[0] < _ECHO, now
+    if echo:
+        return
     if not _publishing.is_set():
         interrupt(number)
     _say("interrupted too late: the file is being published, and the command ends with its own exit code")

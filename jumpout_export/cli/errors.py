@@ -11,10 +11,13 @@ import typer
 
 from jumpout_export import signals
 from jumpout_export.cli import ranks as cli_ranks
-from jumpout_export.cli.work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE, drop_stdout
+from jumpout_export.cli.work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
 from jumpout_export.errors import ArgumentError, ArgumentTypeError, JumpoutExportError, LoadError, NotVerifiableError
+from jumpout_export.streams import drop_stdout
+from jumpout_export.text import first_line
 
-_DISK_FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
+# A full disk, and a stdout that is closed or whose other end is gone for good.
+_UNWRITABLE = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EBADF)
 # Arguments of the library, as the command line names them.
 _OPTIONS = {
     "allow": "--allow",
@@ -36,7 +39,8 @@ def run(app: Callable[[], Any]) -> NoReturn:
         app()
     except SystemExit as ending:  # how typer ends, with the verdict or its own message about a wrong option
         # torchrun ends all processes once one fails: the verdict is left to the one that prints the report.
-        cli_ranks.leave(ending.code if isinstance(ending.code, int) and cli_ranks.rank() == 0 else PASSED)
+        code = ending.code if isinstance(ending.code, int) else PASSED if ending.code is None else NOT_VERIFIED
+        cli_ranks.leave(code if cli_ranks.rank() == 0 else PASSED)
     except LoadError as error:
         _fail(error, WRONG_USAGE)
     except NotVerifiableError as error:
@@ -51,11 +55,13 @@ def run(app: Callable[[], Any]) -> NoReturn:
     except (ValueError, TypeError) as error:
         _fail(error, WRONG_USAGE)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:  # stdout of `--help` among others
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:  # stdout of `--help` among others
             drop_stdout()
             _fail(f"{error.filename or 'a file'} cannot be written: {error.strerror}", WRONG_USAGE)
         traceback.print_exc()  # neither passed nor failed: it says why nothing was verified
         cli_ranks.leave(NOT_VERIFIED)
+    except BaseException as error:  # nothing of ours: whoever raises one wants to end the process
+        _fail(f"the code of the model or the data raised {type(error).__name__}: {first_line(error)}", NOT_VERIFIED)
     cli_ranks.leave(PASSED)
 
 

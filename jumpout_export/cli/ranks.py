@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from typing import Literal, NoReturn
 
 from jumpout_export.errors import LoadError
+from jumpout_export.streams import drop_stdout
+from jumpout_export.supervisor import announce
+
+# WRONG_USAGE of `work.py`.
+_UNWRITABLE = 2
 
 
 def world_size() -> int:
@@ -49,9 +54,20 @@ def require_one_process(command: str) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process; under torchrun at once, because gloo's threads sometimes abort in the destructors at exit."""
+    """Announces the exit code and ends the process with it.
+
+    Under torchrun at once, because gloo's threads sometimes abort in the destructors at exit.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough
+        drop_stdout()
+    except OSError as error:
+        drop_stdout()
+        print(f"error: stdout cannot be written: {error.strerror or error}", file=sys.stderr)
+        code = code or _UNWRITABLE
+    announce(code)
     if world_size() == 1:
         sys.exit(code)
-    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +29,8 @@ from jumpout_export.program.network import as_module
 from jumpout_export.report import BatchNormReport, ExportReport, PipelineReport, Report, VerifyReport
 from jumpout_export.runtime.providers import PROVIDERS, provider_choices
 from jumpout_export.signals import Interrupted
+from jumpout_export.streams import drop_stdout
+from jumpout_export.text import first_line
 
 PASSED, FAILED, WRONG_USAGE, NOT_VERIFIED = 0, 1, 2, 3
 
@@ -45,6 +46,12 @@ def working() -> Iterator[Progress]:
     except SystemExit as error:
         raise NotVerifiableError(
             f"the code of the model or the data ended the process, sys.exit({error.code})"
+        ) from error
+    except (Exception, GeneratorExit):
+        raise
+    except BaseException as error:  # KeyboardInterrupt too: a real Ctrl-C is Interrupted
+        raise NotVerifiableError(
+            f"the code of the model or the data raised {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -207,11 +214,6 @@ def say(print_result: Callable[[], object], published: str = "") -> None:
     except OSError as error:
         drop_stdout()
         raise LoadError(f"stdout cannot be written: {error.strerror or error}{published}") from error
-
-
-def drop_stdout() -> None:
-    """Throws away what is still to be printed: Python would try again at its end, and change the exit code."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _published(report: Report) -> str:

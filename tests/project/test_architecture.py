@@ -13,7 +13,7 @@ from support.project import PROJECT
 
 PACKAGE = PROJECT / "jumpout_export"
 
-GROUND = {"errors", "signals", "text", "extras", "report", "environment", "disk", "tolerances"}
+GROUND = {"errors", "signals", "streams", "supervisor", "text", "extras", "report", "environment", "disk", "tolerances"}
 DRAWING = {"render", "render/plots"}
 MEASURE = {"batchnorm/measure"}
 FOLD = {"fold/network", "fold/file"}
@@ -22,6 +22,8 @@ FOLD = {"fold/network", "fold/file"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "signals": set(),
+    "streams": set(),
+    "supervisor": set(),
     "text": set(),
     "extras": set(),
     "report": {"text"},
@@ -69,7 +71,7 @@ ROOMS: dict[str, set[str]] = {
         "fold/file",
         *GROUND,
     },
-    "__main__": {"cli", "signals"},
+    "__main__": {"cli", "signals", "streams", "supervisor"},
 }
 NO_TORCH = GROUND | {"render", "render/plots", "render/sections", "render/writers", "onnxfile", "onnxfile/flow"}
 NO_TORCH -= {"environment", "tolerances"}  # which torch there is; limits of tensors

@@ -19,13 +19,17 @@ WITHOUT_EDITABLE = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Sc
 @pytest.mark.integration
 def test_a_checkout_without_the_extension_names_the_command_that_builds_it(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "jumpout_export", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    code = WITHOUT_EDITABLE + "import jumpout_export"
+    code = WITHOUT_EDITABLE + "from jumpout_export import Jumpout"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("jumpout_export.errors.MissingExtensionError: jumpout_export's compiled extension")
     assert "pip install ." in last
     assert "start it from another folder" in last
+    code = f"{WITHOUT_EDITABLE} import runpy; runpy.run_module('jumpout_export', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert done.stderr.startswith("error: jumpout_export's compiled extension")
 
 
 def test_the_build_says_what_it_is():
