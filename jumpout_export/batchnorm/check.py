@@ -23,6 +23,7 @@ from jumpout_export.batchnorm.measure.states import RENORMALISED, SERVING, TRAIN
 from jumpout_export.batchnorm.outputs import output_effect
 from jumpout_export.batchnorm.solve import Solution, current, settled, solve_near
 from jumpout_export.model.batches import Progress
+from jumpout_export.model.guard import put_back
 from jumpout_export.report import AlphaAdvice, BatchNormLayer, BatchNormReport, BatchNormVerdict, OutputEffect
 
 # The effect on the outputs is measured on a copy whose layers are this exact, in units of W, or as exact as this many
@@ -104,36 +105,37 @@ def check_batchnorm(
         layers = batchnorm_layers(model)
         feed = Feed(model, batches, images=images, forward_fn=forward_fn, device=device, progress=progress, ranks=ranks)
     ranks.require_same_statistics(layers)
-    watch = _Watch(
-        layers, Judge(warn, fail, training_batch_size), Looks(images, early=stop_early and ranks.size == 1), batches
-    )
-    states = [SERVING, RENORMALISED, TRAINING] if attribution else [SERVING]
-    # In training a frozen layer normalises by what it stores, too.
-    moving = [layer for layer in layers if not layer.frozen]
-    seen = collect_states(feed, layers, states, "checking BatchNorm", renormalised=moving, enough=watch.enough)
-    measured, notes = _measured(seen, watch)
-    if watch.stopped:
-        feed = feed.alone(seen[0].images)
-    rows, first = layer_rows(layers, measured, watch.judge)
-    if first is not None and measured.training is not None:
-        _draw_more(feed, layers, moving, measured)
-        rows, first = layer_rows(layers, replace(measured, advice=_advice(feed, moving)), watch.judge)
-    report = BatchNormReport(
-        verdict=_overall(rows),
-        origin=first,
-        images=seen[0].images,
-        warn=warn,
-        fail=fail,
-        stopped_early=watch.stopped,
-        ranks=ranks.size,
-        layers=rows,
-        not_observed=[layer.name for layer in layers if layer.name not in seen[0].moments],
-    )
-    report.notes += notes + _notes(report, images, sorted_by_class=any(ranks.gather(watch.labels.sorted)))
-    report.notes += unseen(model) + averaged_copy(model) + first_batch_notes(feed, layers) + padding_notes(batches)
-    if outputs:
-        report.outputs, note = _outputs(feed, layers, seen[0])
-        report.notes += note
+    with put_back(model):
+        watch = _Watch(
+            layers, Judge(warn, fail, training_batch_size), Looks(images, early=stop_early and ranks.size == 1), batches
+        )
+        states = [SERVING, RENORMALISED, TRAINING] if attribution else [SERVING]
+        # In training a frozen layer normalises by what it stores, too.
+        moving = [layer for layer in layers if not layer.frozen]
+        seen = collect_states(feed, layers, states, "checking BatchNorm", renormalised=moving, enough=watch.enough)
+        measured, notes = _measured(seen, watch)
+        if watch.stopped:
+            feed = feed.alone(seen[0].images)
+        rows, first = layer_rows(layers, measured, watch.judge)
+        if first is not None and measured.training is not None:
+            _draw_more(feed, layers, moving, measured)
+            rows, first = layer_rows(layers, replace(measured, advice=_advice(feed, moving)), watch.judge)
+        report = BatchNormReport(
+            verdict=_overall(rows),
+            origin=first,
+            images=seen[0].images,
+            warn=warn,
+            fail=fail,
+            stopped_early=watch.stopped,
+            ranks=ranks.size,
+            layers=rows,
+            not_observed=[layer.name for layer in layers if layer.name not in seen[0].moments],
+        )
+        report.notes += notes + _notes(report, images, sorted_by_class=any(ranks.gather(watch.labels.sorted)))
+        report.notes += unseen(model) + averaged_copy(model) + first_batch_notes(feed, layers) + padding_notes(batches)
+        if outputs:
+            report.outputs, note = _outputs(feed, layers, seen[0])
+            report.notes += note
     # What was seen of one's own batches alone, such as where random numbers are drawn, is that of the first process.
     return ranks.gather(report if ranks.rank == 0 else None)[0]
 

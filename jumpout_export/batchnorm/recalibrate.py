@@ -17,6 +17,7 @@ from jumpout_export.batchnorm.outputs import output_effect, require_labels, wors
 from jumpout_export.batchnorm.solve import Corrected, Solution, current, solve_batch, solve_exact
 from jumpout_export.errors import RecalibrationRefusedError
 from jumpout_export.model.batches import Progress
+from jumpout_export.model.guard import put_back
 from jumpout_export.report import OutputEffect
 
 Method = Literal["exact", "batch", "variance"]
@@ -113,30 +114,31 @@ def recalibrate_batchnorm(
         chosen = select_layers(found, wanted)
         feed = Feed(model, batches, images=images, forward_fn=forward_fn, device=device, progress=progress, ranks=ranks)
     ranks.require_same_statistics(found)
-    if refuse_if_worse:
-        require_labels(feed)
-    solution = solve_exact(feed, chosen) if method == "exact" else solve_batch(feed, chosen)
-    reached = {new.layer.name for new in solution.corrected}
-    missed = [layer.label for layer in chosen if layer.name not in reached]
-    if wanted is not None and missed:
-        raise ValueError(f"the forward pass did not reach {', '.join(missed)}; nothing was written")
-    if method == "variance":
-        kept = [Corrected(new.layer, current(new.layer).mean, new.var) for new in solution.corrected]
-        solution = Solution(kept, solution.passes)
-    effect, note = None, ""
-    if outputs or refuse_if_worse:
-        try:
-            effect = output_effect(feed, solution)
-        except (ValueError, TypeError) as error:
-            if refuse_if_worse:
-                raise
-            note = f"The effect on the outputs was not measured: {error}."
-    if refuse_if_worse and effect is not None and (worse := worsening(effect)):
-        raise RecalibrationRefusedError(
-            f"recalibrating makes the outputs worse on {effect.labelled} images: {worse}; nothing was written; "
-            "the stored statistics happened to suit the outputs, so train with less noise before BatchNorm, or "
-            "recalibrate without refuse_if_worse"
-        )
+    with put_back(model):
+        if refuse_if_worse:
+            require_labels(feed)
+        solution = solve_exact(feed, chosen) if method == "exact" else solve_batch(feed, chosen)
+        reached = {new.layer.name for new in solution.corrected}
+        missed = [layer.label for layer in chosen if layer.name not in reached]
+        if wanted is not None and missed:
+            raise ValueError(f"the forward pass did not reach {', '.join(missed)}; nothing was written")
+        if method == "variance":
+            kept = [Corrected(new.layer, current(new.layer).mean, new.var) for new in solution.corrected]
+            solution = Solution(kept, solution.passes)
+        effect, note = None, ""
+        if outputs or refuse_if_worse:
+            try:
+                effect = output_effect(feed, solution)
+            except (ValueError, TypeError) as error:
+                if refuse_if_worse:
+                    raise
+                note = f"The effect on the outputs was not measured: {error}."
+        if refuse_if_worse and effect is not None and (worse := worsening(effect)):
+            raise RecalibrationRefusedError(
+                f"recalibrating makes the outputs worse on {effect.labelled} images: {worse}; nothing was written; "
+                "the stored statistics happened to suit the outputs, so train with less noise before BatchNorm, or "
+                "recalibrate without refuse_if_worse"
+            )
     before = [current(new.layer) for new in solution.corrected]
     names = [old.layer.name for old in before]
     done = Recalibration(names, solution.passes, effect, note, before)

@@ -22,7 +22,7 @@ from jumpout_export.cli.words import in_commands
 from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.model.batches import Progress, split_batch
-from jumpout_export.model.guard import Found
+from jumpout_export.model.guard import put_back
 from jumpout_export.model.randomness import rng_restored
 from jumpout_export.program.file import load_program
 from jumpout_export.program.network import as_module
@@ -144,17 +144,14 @@ def _try_first_batch(network: nn.Module, batches: Any) -> None:
         return  # an empty loader has its own message
     except TypeError as error:
         raise LoadError(f"--data: {error}") from error
-    found = Found(network)
     try:
-        with torch.no_grad(), rng_restored():
+        with put_back(network), torch.no_grad(), rng_restored():
             batch(network.eval())
     except Exception as error:
         tensors = [value for value in (*batch.args, *batch.kwargs.values()) if isinstance(value, torch.Tensor)]
         inputs = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
         hint = "; convert images to float in [0, 1]" if any(x.dtype == torch.uint8 for x in tensors) else ""
         raise LoadError(f"the model cannot run a batch of {inputs}: {type(error).__name__}: {error}{hint}") from error
-    finally:
-        found.restore()
 
 
 def parse_providers(text: str) -> tuple[str, ...]:

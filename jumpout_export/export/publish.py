@@ -132,15 +132,14 @@ def export_onnx(
         draft=Draft(target, batchnorm),
     )
     try:
-        with subject.untouched():
-            prepared = prepare(job)
-            # In the target's own folder, so that the last step is a rename.
-            with private_folder(target) as folder:
-                with subject.untouched():  # known before anything is replaced
-                    written = write(job, prepared, folder)
-                    purpose = inspect(job, written)
-                    result = verify(job, prepared, written, purpose)
-                return replace(job, prepared, written, result)
+        # In the target's own folder, so that the last step is a rename.
+        with private_folder(target) as folder:
+            with subject.untouched():
+                prepared = prepare(job)
+                written = write(job, prepared, folder)
+                purpose = inspect(job, written)
+                result = verify(job, prepared, written, purpose)
+            return replace(job, prepared, written, result)
     except NotFoldableError as error:
         refused = job.draft.not_foldable(error, subject)
     except RefusedError as error:

@@ -34,7 +34,9 @@ def eval_copy(model: nn.Module) -> nn.Module:
         NotFoldableError: of check `copy`, if the copy is another network: the proof would be about that one.
     """
     try:
-        return call_networks(_apart(model).eval())
+        with torch.no_grad():  # what `__getstate__` computes would hold a gradient graph, and could not be copied
+            copied = _apart(model)
+        return call_networks(copied.eval())
     except NotFoldableError:
         raise
     except Exception as error:  # a user's class may raise anything

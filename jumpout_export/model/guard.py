@@ -38,6 +38,21 @@ class Found:
 
 
 @contextlib.contextmanager
+def put_back(model: nn.Module) -> Iterator[None]:
+    """Puts a model that is run itself back to how it was found on the way out: a forward may count, or write weights.
+
+    Not one whose weights torch spreads over processes (FSDP): it moves them itself.
+    """
+    names = {cls.__name__ for module in model.modules() for cls in type(module).__mro__}
+    found = None if names & {"FSDPModule", "FullyShardedDataParallel"} else Found(model)
+    try:
+        yield
+    finally:
+        if found is not None:
+            found.restore()
+
+
+@contextlib.contextmanager
 def untouched(found: Found) -> Iterator[None]:
     """Puts a model back to how it was found on the way out.
 

@@ -18,7 +18,7 @@ from jumpout_export.fold.network.replaced import action_of, is_known, layers_of,
 from jumpout_export.fold.network.subject import Subject, subject_of
 from jumpout_export.model.batches import Batch, device_of
 from jumpout_export.model.copies import eval_copy, unlike_attributes
-from jumpout_export.model.guard import Found
+from jumpout_export.model.guard import put_back
 from jumpout_export.model.norms import is_batchnorm
 from jumpout_export.model.randomness import rng_restored, same_bits
 from jumpout_export.model.run import run, run_copy
@@ -102,12 +102,8 @@ def _refuse_other_results(model: nn.Module, copied: nn.Module, batch: Batch) -> 
     unlike = unlike_attributes(model, copied)
     if not unlike:
         return
-    found = Found(model)
-    try:
-        with plain_calls(model):
-            own = run(model.eval(), batch)
-    finally:
-        found.restore()
+    with put_back(model), plain_calls(model):
+        own = run(model.eval(), batch)
     if not same_bits(own, run_copy(copied, batch)):
         raise NotFoldableError(
             f"a copy of the model gives other results than the model, and it is what would be exported: it differs in "
