@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jumpout_export.onnxfile.flow.evaluate import Evaluator
 from jumpout_export.onnxfile.flow.places import fixed_places, mixes
 from jumpout_export.onnxfile.flow.rules import (
     DECIDES,
@@ -23,7 +24,7 @@ from jumpout_export.onnxfile.flow.rules import (
     names_of,
     whole_by,
 )
-from jumpout_export.onnxfile.flow.values import Dims, Evaluator, Kind, Value, bounds
+from jumpout_export.onnxfile.flow.values import Dims, Kind, Value, bounds
 from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, graphs_of
 
 if TYPE_CHECKING:

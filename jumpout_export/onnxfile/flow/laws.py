@@ -22,6 +22,8 @@ Between = Callable[[int, int], Iterable[int]]
 FIRST, FEW, MANY = 4, 24, 136
 # Beyond, in steps of this factor up to this size.
 LARGEST, _STEP = 1 << 16, 2
+# Sizes that are looked at in any case; with them, `at` may compute what it can at once.
+EVERY = range(FIRST, FIRST + MANY + 1)
 # A function with more breaks follows no law.
 MOST_BREAKS = 4
 _DEGREE = 3

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jumpout_export.onnxfile.flow.evaluate import Evaluator
 from jumpout_export.onnxfile.flow.rules import attribute
-from jumpout_export.onnxfile.flow.values import REDUCES, Dims, Evaluator, Value
+from jumpout_export.onnxfile.flow.values import REDUCES, Dims, Value
 
 if TYPE_CHECKING:
     from onnx import NodeProto

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jumpout_export.onnxfile.flow.values import COMPARES, EVALUATED, Dims, Evaluator, Kind, Value
+from jumpout_export.onnxfile.flow.evaluate import Evaluator
+from jumpout_export.onnxfile.flow.values import COMPARES, EVALUATED, Dims, Kind, Value
 from jumpout_export.onnxfile.training import RANDOM_OPERATORS
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """At which sizes of its open axes an ONNX file may begin to compute something else, as far as the file alone says.
 
 What is computed from sizes is followed to where it meets data or decides something (`follow.py`), and looked at as
-a function of each size (`values.py`): where it leaves the law that it obeys at smaller ones (`laws.py`), both
+a function of each size (`evaluate.py`): where it leaves the law that it obeys at smaller ones (`laws.py`), both
 sides are to be tried. Shapes that only carry a size on, as for a Reshape, obey one law and are not reported.
 """
 
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jumpout_export.onnxfile.flow.evaluate import Evaluator, UnknownError
 from jumpout_export.onnxfile.flow.follow import Flow, Meeting
-from jumpout_export.onnxfile.flow.laws import FIRST, LARGEST, Law, law
+from jumpout_export.onnxfile.flow.laws import EVERY, FIRST, LARGEST, Law, law
 from jumpout_export.onnxfile.flow.shapes import Shapes, light
-from jumpout_export.onnxfile.flow.values import Array, Evaluator, Sizes, UnknownError, Value
+from jumpout_export.onnxfile.flow.values import Array, Sizes, Value
 from jumpout_export.onnxfile.load import inlined
 from jumpout_export.onnxfile.walk import default_opset
 from jumpout_export.text import first_line, joined
@@ -224,6 +225,7 @@ class _Search:
         def between(low: int, high: int) -> list[int]:
             return [size for one in equal for size in _meeting_point(self._evaluator, one, sizes, low, high)]
 
+        self._evaluator.prepare(value, [sizes(size) for size in EVERY])
         return law(at, constants, between)
 
 
