@@ -16,6 +16,7 @@ from jumpout_export.onnxfile.flow.rules import (
     INTEGERS,
     PICKED,
     REPEATS,
+    SHAPED,
     WRAPS,
     attribute,
     grows_by,
@@ -49,6 +50,7 @@ class Meeting:
     value: Value | None  # what follows from sizes, and is to be looked at; None where only constants tell
     axes: frozenset[str]  # that it is about
     constants: frozenset[int]  # that it may be compared with
+    shapes: bool = False  # whether it says no more than the shape of what the node makes
 
 
 class Flow:
@@ -148,7 +150,7 @@ class Flow:
         dims = dims[start:end]
         return kind_of(dims), dims
 
-    def _meet(self, where: str, what: str, value: Value | None) -> None:
+    def _meet(self, where: str, what: str, value: Value | None, shapes: bool = False) -> None:
         if value is None or value.kind not in ("other", "opaque") or value.number in self._met:
             return
         self._met.add(value.number)
@@ -157,7 +159,7 @@ class Flow:
         else:
             first = next((one.where for one in value.before() if one.kind == value.kind and one.where), where)
             what = f"{what} at {where}" if first != where else what
-            self.meetings.append(Meeting(first, what, value, value.axes, self._constants([value])))
+            self.meetings.append(Meeting(first, what, value, value.axes, self._constants([value]), shapes))
 
     def _may_decide(self, where: str, what: str, axes: frozenset[str], values: Iterable[Value | None]) -> None:
         """What cannot be followed, with the constants around it; nothing if there are none."""
@@ -181,7 +183,7 @@ class Flow:
     def _beside_data(self, node: NodeProto, inputs: tuple[Value | None, ...], where: str) -> None:
         """What meets data at a node."""
         for one in inputs:
-            self._meet(where, "meets data", one)
+            self._meet(where, "meets data", one, node.op_type in SHAPED)
         kinds = {one.kind for one in inputs if one is not None}
         mixed = frozenset(name for one in inputs if one is not None and one.mixes for name in [self._batch] if name)
         sizes = frozenset(name for one in inputs if one is not None and one.kind == "plain" for name in one.axes)

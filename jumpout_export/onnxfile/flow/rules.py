@@ -21,6 +21,8 @@ _PICKS = frozenset({"Gather", "Slice", "Split"})
 PICKED = (_PICKS | _MOVES) - {"Concat"}
 # Where a size beside data decides something.
 DECIDES = COMPARES | {"Min", "Max", "Mod", "Clip"}
+# What they are given beside data is about shapes; a Slice also says which part.
+SHAPED = frozenset({"Reshape", "Expand", "Tile", "Pad", "Resize", "Split"})
 REPEATS = frozenset({"Loop", "Scan", "SequenceMap"})
 # Integers wide enough for any size, and floating point.
 INTEGERS = frozenset({6, 7, 12, 13})

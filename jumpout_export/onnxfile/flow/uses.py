@@ -26,8 +26,8 @@ from jumpout_export.text import first_line, joined
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# Work of all functions together; what is left then is not followed.
-_MOST_STEPS = 30_000
+# Work of all functions together, about a second; what is left then is not followed.
+_MOST_STEPS = 10_000
 # A vector that keeps its length is looked at whole up to this one; of larger ones, corners and sums.
 _WHOLE = 64
 
@@ -70,8 +70,10 @@ class Plan:
     left: list[SizeUse]
 
 
-def sizes_to_try(uses: Iterable[SizeUse], known: Sizes, batch: str | None = None, budget: int = 1024) -> Plan:
-    """Returns the sizes at which a file has to be compared, the cheapest first.
+def sizes_to_try(
+    uses: Iterable[SizeUse], known: Sizes, batch: str | None = None, budget: int = 1024, most: int = 16
+) -> Plan:
+    """Returns the sizes at which a file has to be compared: those that were worked out before others, cheapest first.
 
     Args:
         uses: of `size_uses`.
@@ -79,6 +81,7 @@ def sizes_to_try(uses: Iterable[SizeUse], known: Sizes, batch: str | None = None
         batch: the name of the batch's axis, None where its size is fixed.
         budget: of all runs together, in forwards of one sample of the example's size; a sample that is larger along
             other axes counts for as many as it is larger.
+        most: number of runs.
     """
     wanted: dict[tuple[tuple[str, int], ...], list[SizeUse]] = {}
     left: dict[SizeUse, None] = {}
@@ -93,10 +96,11 @@ def sizes_to_try(uses: Iterable[SizeUse], known: Sizes, batch: str | None = None
     def cost(moved: tuple[tuple[str, int], ...]) -> float:
         return math.prod(size if name == batch else max(1.0, size / known[name]) for name, size in moved)
 
-    sizes = []
-    for moved in sorted(wanted, key=cost):
-        budget -= math.ceil(cost(moved))
-        if budget >= 0:
+    sizes: list[dict[str, int]] = []
+    for moved in sorted(wanted, key=lambda one: (not any(use.followed for use in wanted[one]), cost(one))):
+        price = math.ceil(cost(moved))
+        if price <= budget and len(sizes) < most:
+            budget -= price
             sizes.append(dict(moved))
         else:
             left |= dict.fromkeys(wanted[moved])
@@ -131,11 +135,12 @@ def _uses(model: ModelProto, opened: Sequence[Mapping[int, str]], known: Sizes, 
     shapes.keep({value.name for meeting in flow.meetings if meeting.value for value in _measured(meeting.value)})
     search = _Search(evaluator, known, batch, _elements(bare, known, batch))
     found: dict[tuple[object, ...], SizeUse] = {}
-    for meeting in flow.meetings:
+    # Shapes last: there are many of them, and a wrong one hardly goes unnoticed.
+    for meeting in sorted(flow.meetings, key=lambda one: (one.value is not None, one.shapes)):
         for use in search.uses(meeting):
             found.setdefault((use.axes, use.sizes, use.followed), use)  # of what many nodes read, the first is named
     told = {use.axes for use in found.values() if use.sizes and not use.followed}
-    more = [] if flow.complete else list(known)
+    more = [] if flow.complete and not search.left else list(known)
     return [
         *(use for use in found.values() if use.sizes or use.axes not in told),
         *(
@@ -156,6 +161,7 @@ class _Search:
     def __init__(self, evaluator: Evaluator, known: Sizes, batch: str | None, elements: frozenset[int]) -> None:
         self._evaluator, self._known, self._batch, self._elements = evaluator, known, batch, elements
         self._laws: dict[tuple[int, tuple[str, ...]], Law] = {}
+        self.left = False  # whether there is more than was looked at
 
     def uses(self, meeting: Meeting) -> list[SizeUse]:
         axes = tuple(name for name in self._known if name in meeting.axes)
@@ -168,11 +174,14 @@ class _Search:
             return [SizeUse(meeting.where, meeting.what, line, near, followed=False) for line in lines[: len(axes)]]
         found: list[SizeUse] = []
         for line in lines:
+            if self._evaluator.steps > _MOST_STEPS:
+                self.left = True
+                break
             key = value.number, line
             if key not in self._laws:
                 self._laws[key] = self._law(value, line, meeting.constants)
             one = self._laws[key]
-            if not one.regular:
+            if not one.regular and self._evaluator.steps <= _MOST_STEPS:
                 if len(line) == 1:
                     found.append(self._irregular(meeting, value, line, near, one.until))
                 continue
@@ -205,8 +214,6 @@ class _Search:
         return _both_sides(size + max(0, -(-(base - size) // one.period)) * one.period for size in one.steps[:2])
 
     def _law(self, value: Value, line: tuple[str, ...], constants: Iterable[int]) -> Law:
-        if self._evaluator.steps > _MOST_STEPS:
-            return Law((), 0, regular=False)
         equal = [one for one in value.before() if one.node is not None and one.node.op_type == "Equal"]
 
         def sizes(size: int) -> dict[str, int]:

@@ -310,6 +310,17 @@ def test_the_plan_keeps_to_its_budget():
     assert plan.left == found
 
 
+def test_what_was_worked_out_comes_before_what_was_not():
+    known = {"batch": 2}
+    body = (
+        SIZE + "b = GreaterOrEqual (n, k) f = Where (b, two, one) z = Mul (x, f) g = Gather (z, twenty) y = Sub (z, g)"
+    )
+    found = uses(model(body, twenty=np.int64(5)))
+    plan = sizes_to_try(found, known, "batch", most=3)
+    assert plan.sizes == [{"batch": 15}, {"batch": 16}, {"batch": 17}]
+    assert [use.followed for use in plan.left] == [False]
+
+
 def test_larger_images_cost_as_many_times_more():
     known = {"height": 10, "width": 10}
     proto = parsed(
