@@ -147,7 +147,7 @@ def summary(report: ExportReport) -> dict[str, Any]:
         "nodes": {check.name: check.note for check in report.checks if check.name.endswith("/nodes")},
         "repeatable": {check.name: check.note for check in report.checks if check.name.endswith("/repeatable")},
         "largest_share_of_limit": max((check.measured / check.limit for check in errors), default=None),
-        "failed": [check.model_dump() for check in report.checks if check.verdict != "pass"],
+        "failed": [check.model_dump() for check in report.checks if check.blocks],
     }
 
 

@@ -55,9 +55,11 @@ def parity(groups: Mapping[str, Sequence[tuple[float, str]]]) -> str:
         label_line(axes, 1, -0.6, "limit", COLOURS["fail"], side="left")
         for row, group in enumerate(groups.values()):
             drawn = [(min(max(ratio, LOWEST_RATIO), right / 1.3), verdict) for ratio, verdict in group]
-            good = [x for x, verdict in drawn if verdict != "fail"]
+            good = [x for x, verdict in drawn if verdict not in ("fail", "warning")]
+            warned = [x for x, verdict in drawn if verdict == "warning"]
             bad = [x for x, verdict in drawn if verdict == "fail"]
             axes.plot(good, [row] * len(good), **mark(COLOURS["c1"], filled=False))
+            axes.plot(warned, [row] * len(warned), linestyle="", marker="D", markersize=6, color=COLOURS["warn"])
             axes.plot(bad, [row] * len(bad), linestyle="", marker="X", markersize=8, color=COLOURS["fail"])
         axes.set_yticks(range(len(groups)), numbered_all(list(groups), 24))
         axes.tick_params(axis="y", length=0)

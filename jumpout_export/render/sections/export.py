@@ -117,8 +117,8 @@ def _checks(checks: list[Check]) -> list[Block]:
     ratios = {key: group for key, group in ratios.items() if group}
     if sum(map(len, ratios.values())) >= _FEW_RATIOS:
         caption = (
-            "Each mark is one check that compares two numbers, a cross one that failed; left of the line passes. "
-            "Marks at the left edge are a millionth of their limit or less."
+            "Each mark is one check that compares two numbers, a cross one that failed, a diamond a warning; left of "
+            "the line passes. Marks at the left edge are a millionth of their limit or less."
         )
         figure = Plot("parity", "Measured over limit", caption, partial(plots.parity, ratios))
         blocks.append(Plots((figure,)))
