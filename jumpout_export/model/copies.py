@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -61,7 +62,8 @@ def unlike_attributes(model: nn.Module, copied: nn.Module) -> list[str]:
 def _apart(model: nn.Module) -> nn.Module:
     """A copy whose tree has nothing of the model's; what a function refers to stays the model's, as ever."""
     plainly: dict[int, Any] = {}
-    careful = any(True for _ in _copying_themselves(model))
+    # Without one of these nothing of a copy can be another.
+    careful = bool(_kinds(model))
     for _ in range(_ROUNDS):
         memo: dict[int, Any] = {
             id(tensor): tensor.detach().clone() for _, tensor in held_tensors(held_modules(model)) if not tensor.is_leaf
@@ -69,10 +71,9 @@ def _apart(model: nn.Module) -> nn.Module:
         _copy_plainly(plainly.values(), memo)
         copied: nn.Module = copy.deepcopy(model, memo)
         shared = _shared(model, copied)
-        if not shared:
+        if careful and not shared:
             _require_equal(model, copied)
-        if careful and not shared:  # nor may two copies share what the model does not hold
-            shared = _shared(copied, _copy_again(copied))
+            shared = _shared(copied, _copy_again(copied))  # nor may two copies share what the model does not hold
         blamed = {id(one): one for path in shared for one in _responsible(model, path)}
         if not blamed.keys() - plainly.keys():
             break
@@ -137,7 +138,15 @@ def _copying_themselves(model: nn.Module) -> Iterator[nn.Module]:
     return (module for module in held_modules(model).values() if _copies_itself(module))
 
 
+def _kinds(model: nn.Module) -> list[str]:
+    """The names of the classes in a model, of tensors too, that say how they are copied."""
+    things = (*held_modules(model).values(), *model.parameters(), *model.buffers())
+    return list(dict.fromkeys(type(thing).__name__ for thing in things if _copies_itself(thing)))
+
+
 def _copies_itself(thing: Any) -> bool:
+    if type(thing) in copyreg.dispatch_table:
+        return True
     places = [str(getattr(getattr(thing, name, None), "__module__", None) or "torch") for name in _PROTOCOL]
     return any(place.split(".")[0] not in _TRUSTED for place in places)
 
@@ -174,10 +183,9 @@ def _require_equal(model: nn.Module, copied: nn.Module) -> None:
     problems = list(_differences(model, copied))
     if not problems:
         return
-    kinds = dict.fromkeys(type(module).__name__ for module in _copying_themselves(model))
     raise NotFoldableError(
         f"a copy of the model is another network than the model, and it is what would be exported: {joined(problems)}; "
-        f"see to it that a copy keeps everything (__deepcopy__, __getstate__ and the like of {joined(list(kinds))})",
+        f"see to it that a copy keeps everything (__deepcopy__, __getstate__ and the like of {joined(_kinds(model))})",
         check="copy",
     )
 

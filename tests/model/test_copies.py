@@ -1,6 +1,7 @@
 """Copies of models whose classes copy themselves in their own way: apart from the model, and equal to it."""
 
 import copy
+import copyreg
 import functools
 import pickle
 import threading
@@ -256,6 +257,21 @@ def _without_norm(state):
     return new
 
 
+class Registered(Encoder):
+    """The module copyreg knows how it is copied."""
+
+
+class Rounds(nn.Parameter):
+    def __deepcopy__(self, memo):
+        return nn.Parameter(self.detach().half().float())
+
+
+def a_parameter_that_rounds():
+    encoder = Encoder()
+    encoder.fc.weight = Rounds(encoder.fc.weight.detach())
+    return encoder
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -272,6 +288,15 @@ def test_a_copy_that_is_another_network_is_refused_by_name(make, says):
     with pytest.raises(NotFoldableError, match=message) as error:
         eval_copy(nn.Sequential(make()))
     assert error.value.check == "copy"
+
+
+def test_other_ways_of_copying_are_known_too(monkeypatch):
+    monkeypatch.setitem(copyreg.dispatch_table, Registered, lambda module: (Registered, ()))
+    for make in (Registered, a_parameter_that_rounds):
+        with pytest.raises(
+            NotFoldableError, match=r"is another network than the model, .*`0.fc.weight` has other values"
+        ):
+            eval_copy(nn.Sequential(make()))
 
 
 def test_attributes_that_a_copy_lacks_are_named_and_flags_are_none():
