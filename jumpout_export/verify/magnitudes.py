@@ -26,8 +26,8 @@ from jumpout_export.tolerances import DIGITS_KEPT, DIGITS_LOST, DIGITS_LOST_SHAR
 from jumpout_export.verify.divergence.breaks import first_cancelled, first_not_finite
 
 NAME = "magnitudes"
-# Factors of the given inputs.
-SCALES = (1e-6, 1e-3, 10.0, 100.0)
+# Factors of the given inputs, and how many images are run at each: only some reach the largest logits of their batch.
+SCALES = {1e-6: 1, 1e-3: 1, 10.0: 1, 100.0: 5}
 # Of the largest number of a type: beyond, a sum in another order may overflow.
 _NEAR_OVERFLOW = 1 / 16
 # Of the largest value of an output; smaller ones have lost no digit that matters.
@@ -43,6 +43,7 @@ class _Broken:
     label: str  # of the session
     batch: Batch
     text: str  # for a person
+    usual: Batch | None = None  # the images that it is made of
     lost: bool = False  # whether digits are lost, else values are not finite
     scale: float = 1.0
     inside: bool = False  # whether some of the given inputs are as large
@@ -53,8 +54,9 @@ def check_magnitudes(
 ) -> Check | None:
     """Returns whether the file keeps up with PyTorch on inputs of other magnitudes; None if it has none to scale.
 
-    The two images with the largest and the smallest value (a whole batch, where its size is fixed) are run at each
-    scale, in PyTorch and each session. Where PyTorch cannot run them, or has no finite value, nothing is compared.
+    A few images, those with the largest and the smallest value first (a whole batch, where its size is fixed), are run
+    at each scale, in PyTorch and each session. Where PyTorch cannot run them, or has no finite value, nothing is
+    compared.
 
     Args:
         path: the file.
@@ -67,12 +69,12 @@ def check_magnitudes(
     scaled = [_can_be_scaled(value) for value in tensors(given)]
     if not any(scaled) or not sessions:
         return None
-    chosen = _extremes(given, axes, scaled) if axes.size is None else range(axes.size)
-    images = rows(given, chosen, axes.batched)
+    order = _extremes_first(given, axes, scaled)
     skipped: list[str] = []
     compared: list[float] = []
     found: list[_Broken] = []
-    for scale in SCALES:
+    for scale, most in SCALES.items():
+        images = rows(given, order[:most] if axes.size is None else range(axes.size), axes.batched)
         moved = [v * scale if is_scaled else v for v, is_scaled in zip(tensors(images), scaled, strict=True)]
         batch = with_tensors(images, moved)
         try:
@@ -88,9 +90,9 @@ def check_magnitudes(
         compared.append(scale)
         inside = _reaches(given, batch, scaled)
         broken = (_compare(label, session, batch, expected, exact) for label, session in sessions)
-        found += [replace(one, scale=scale, inside=inside) for one in broken if one is not None]
+        found += [replace(one, usual=images, scale=scale, inside=inside) for one in broken if one is not None]
     if found:
-        return _verdict(path, found, images)
+        return _verdict(path, found)
     if not compared:
         note = f"nothing could be compared on larger and smaller inputs: {'; '.join(skipped)}"
         return Check(name=NAME, verdict="not_run", required=False, note=note)
@@ -99,12 +101,13 @@ def check_magnitudes(
     return Check(name=NAME, verdict="pass", note="; ".join([note, *skipped]))
 
 
-def _extremes(given: Batch, axes: Axes, scaled: Sequence[bool]) -> list[int]:
-    """The numbers of the images that hold the largest and the smallest value of the first input that is scaled."""
+def _extremes_first(given: Batch, axes: Axes, scaled: Sequence[bool]) -> list[int]:
+    """The numbers of all images, of which the first hold the largest and smallest value of an input that is scaled."""
     for value, is_batch, is_scaled in zip(tensors(given), axes.batched, scaled, strict=True):
         if is_batch and is_scaled and value.numel():
             flat = value.reshape(len(value), -1)
-            return [int(flat.amax(1).argmax()), int(flat.amin(1).argmin())]
+            first = [int(flat.amax(1).argmax()), int(flat.amin(1).argmin())]
+            return list(dict.fromkeys([*first, *range(len(value))]))
     return [0]
 
 
@@ -185,15 +188,15 @@ def _reaches(given: Batch, batch: Batch, scaled: Sequence[bool]) -> bool:
     return True
 
 
-def _verdict(path: Path, found: list[_Broken], image: Batch) -> Check:
-    """The one that the given inputs reach counts before others, then the one that is nearest to them."""
-    worst = min(found, key=lambda one: (not one.inside, abs(math.log10(one.scale))))
+def _verdict(path: Path, found: list[_Broken]) -> Check:
+    """What the given inputs reach counts before what they do not, an infinity before lost digits, then the nearest."""
+    worst = min(found, key=lambda one: (not one.inside, one.lost, abs(math.log10(one.scale))))
     provider, _, level = worst.label.partition("/")
     try:
         if worst.lost:
             node = first_cancelled(path, provider, level, tensors(worst.batch))
         else:
-            node = first_not_finite(path, provider, level, tensors(worst.batch), tensors(image))
+            node = first_not_finite(path, provider, level, tensors(worst.batch), tensors(worst.usual or worst.batch))
     except Exception as error:  # of onnx and ONNX Runtime, in a dozen types without a common base
         node = f"which node begins it could not be seen: {first_line(error)}"
     where = ", as large as some that were given," if worst.inside else ""
