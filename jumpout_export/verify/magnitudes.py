@@ -27,7 +27,7 @@ from jumpout_export.verify.divergence.breaks import first_cancelled, first_not_f
 
 NAME = "magnitudes"
 # Factors of the given inputs, and how many images are run at each: only some reach the largest logits of their batch.
-SCALES = {1e-6: 1, 1e-3: 1, 10.0: 1, 100.0: 5}
+SCALES = {1e-8: 1, 1e-3: 1, 10.0: 1, 100.0: 5}
 # Of the largest number of a type: beyond, a sum in another order may overflow.
 _NEAR_OVERFLOW = 1 / 16
 # Of the largest value of an output; smaller ones have lost no digit that matters.

@@ -93,7 +93,7 @@ def test_lost_digits_are_a_warning_that_names_the_node(tmp_path, name):
     body, function, node = LOSES[name]
     check = checked(tmp_path, body, Function(function), X, weights=ONE)
     assert check.verdict == "warning"
-    assert check.measured == 1e-6
+    assert check.measured == 1e-8
     assert "is off by" in check.note
     assert node in check.note
 
@@ -115,11 +115,11 @@ def test_lost_digits_are_a_warning_that_names_the_node(tmp_path, name):
 def test_what_keeps_up_with_pytorch_passes(tmp_path, body, function):
     check = checked(tmp_path, body, Function(function), X, weights=ONE)
     assert check.verdict == "pass", check.note
-    assert "1e-06, 0.001, 10, 100 times" in check.note
+    assert "1e-08, 0.001, 10, 100 times" in check.note
 
 
 def test_inputs_that_reach_as_far_fail(tmp_path):
-    given = torch.cat([X, 1e-6 * X])
+    given = torch.cat([X, 1e-8 * X])
     check = checked(
         tmp_path, "a = Abs (x) o = Add (a, one) y = Log (o)", Function(lambda x: x.abs().log1p()), given, weights=ONE
     )
