@@ -169,7 +169,7 @@ class _Search:
         lines = [(name,) for name in axes] + ([axes] if len(axes) > 1 else [])
         # A constant may be about a size, or about a number of elements.
         possible = {-(-one // per) for one in meeting.constants for per in self._elements}
-        near = _both_sides(size for size in possible if size >= FIRST)
+        near = _both_sides(size + shift for size in possible if size >= FIRST for shift in (0, 1))
         if value is None or value.kind == "opaque":
             return [SizeUse(meeting.where, meeting.what, line, near, followed=False) for line in lines[: len(axes)]]
         found: list[SizeUse] = []
@@ -189,7 +189,7 @@ class _Search:
             at = {size + shift for size in one.breaks for shift in (0, 1)}
             sizes = _both_sides(at) + self._in_a_period(one, line)
             new = tuple(size for size in sizes if not any(size in use.sizes for use in found))
-            beyond = _both_sides(size for size in meeting.constants if one.until < size)
+            beyond = _both_sides(size + shift for size in meeting.constants if one.until < size for shift in (0, 1))
             if new:
                 found.append(SizeUse(meeting.where, meeting.what, line, new, until=one.until))
             if beyond and one.until < LARGEST and len(line) == 1:

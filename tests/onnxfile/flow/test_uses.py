@@ -137,6 +137,12 @@ def test_a_single_size_is_found_through_arithmetic():
     assert {1000, 1001} <= tried(model(body, three=np.int64(3), far=np.int64(3003)))
 
 
+@pytest.mark.parametrize("name", ["places that are cut", "a loop", "data that is counted"])
+def test_what_is_not_worked_out_is_tried_beyond_its_constant_too(name):
+    """A bound of 16 matters from 17 on."""
+    assert tried(model(DECIDE[name], **MORE)) >= {15, 16, 17}
+
+
 def test_the_node_that_decides_is_named_and_where_it_meets_data():
     (use,) = uses(model(f"{SIZE} [cmp] b = GreaterOrEqual (n, k) f = Where (b, two, one) [mul] y = Mul (x, f)"))
     assert use.where == "cmp (GreaterOrEqual)"
