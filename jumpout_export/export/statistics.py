@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,8 @@ def statistics_check(model: nn.Module, report: BatchNormReport | None, required:
                 "batchnorm=check_batchnorm(model, batches)",
             )
         return []
-    worst = max(report.layers, key=lambda layer: layer.w, default=None)
+    # One whose W is NaN, because it could not be measured, only if there is no other.
+    worst = max(report.layers, key=lambda layer: -math.inf if math.isnan(layer.w) else layer.w, default=None)
     measured, limit = (worst.w, report.warn) if worst is not None else (None, None)
     where = f"; the largest W is {worst.w:.4g} at `{worst.name}`, the margin {report.warn:g}" if worst else ""
     if report.verdict == "ok":
