@@ -13,6 +13,7 @@ from jumpout_export.onnxfile.flow.evaluate import Evaluator
 from jumpout_export.onnxfile.flow.places import fixed_places, mixes
 from jumpout_export.onnxfile.flow.rules import (
     DECIDES,
+    ENTERS,
     INTEGERS,
     PICKED,
     REPEATS,
@@ -23,6 +24,7 @@ from jumpout_export.onnxfile.flow.rules import (
     kind_made,
     kind_of,
     names_of,
+    varies_by,
     whole_by,
 )
 from jumpout_export.onnxfile.flow.values import Dims, Kind, Value, bounds
@@ -35,6 +37,7 @@ Scope = ChainMap[str, Value]
 
 # Constants that may be sizes; smaller ones are always tried.
 _LEAST, _MOST = 4, 1 << 16
+_ENTERS = "makes a size part of the values"
 # Of values that meet data; a network has a few dozen.
 _MOST_MEETINGS = 300
 # Values that are looked through for them, and constants of a list that are taken.
@@ -51,6 +54,7 @@ class Meeting:
     axes: frozenset[str]  # that it is about
     constants: frozenset[int]  # that it may be compared with
     shapes: bool = False  # whether it says no more than the shape of what the node makes
+    enters: bool = False  # whether it becomes part of the values, which may drift away little by little
 
 
 class Flow:
@@ -136,8 +140,9 @@ class Flow:
                 kind, axes = kind_of(dims), names_of(dims, self._all)
         grows = kind != "constant" and grows_by(node, given)
         whole = node.op_type in ("Shape", "Size") or whole_by(node, given, self._evaluator)
-        more = {"node": node, "inputs": inputs, "axes": axes, "grows": grows, "whole": whole, "where": where}
-        return [self._new(kind, dims=dims, shape=shape, **more) for _ in node.output]
+        varies = kind != "constant" and varies_by(node, given)
+        more = {"node": node, "inputs": inputs, "axes": axes, "grows": grows, "varies": varies, "whole": whole}
+        return [self._new(kind, dims=dims, shape=shape, where=where, **more) for _ in node.output]
 
     def _measured(self, node: NodeProto, source: Value) -> tuple[Kind, Dims | None]:
         """What is known of a shape."""
@@ -150,7 +155,7 @@ class Flow:
         dims = dims[start:end]
         return kind_of(dims), dims
 
-    def _meet(self, where: str, what: str, value: Value | None, shapes: bool = False) -> None:
+    def _meet(self, where: str, what: str, value: Value | None, shapes: bool = False, enters: bool = False) -> None:
         if value is None or value.kind not in ("other", "opaque") or value.number in self._met:
             return
         self._met.add(value.number)
@@ -159,7 +164,7 @@ class Flow:
         else:
             first = next((one.where for one in value.before() if one.kind == value.kind and one.where), where)
             what = f"{what} at {where}" if first != where else what
-            self.meetings.append(Meeting(first, what, value, value.axes, self._constants([value]), shapes))
+            self.meetings.append(Meeting(first, what, value, value.axes, self._constants([value]), shapes, enters))
 
     def _may_decide(self, where: str, what: str, axes: frozenset[str], values: Iterable[Value | None]) -> None:
         """What cannot be followed, with the constants around it; nothing if there are none."""
@@ -183,7 +188,13 @@ class Flow:
     def _beside_data(self, node: NodeProto, inputs: tuple[Value | None, ...], where: str) -> None:
         """What meets data at a node."""
         for one in inputs:
-            self._meet(where, "meets data", one, node.op_type in SHAPED)
+            # Positions are part of the values of many networks; not so the place in a batch.
+            enters = one is not None and node.op_type in ENTERS and one.varies
+            enters = enters and one is not None and (not one.grows or self._batch in one.axes)
+            self._meet(where, "meets data", one, node.op_type in SHAPED, enters)
+            if enters and one is not None and one.kind == "plain" and one.number not in self._met:
+                self._met.add(one.number)
+                self.meetings.append(Meeting(where, _ENTERS, None, one.axes, frozenset(), enters=True))
         kinds = {one.kind for one in inputs if one is not None}
         mixed = frozenset(name for one in inputs if one is not None and one.mixes for name in [self._batch] if name)
         sizes = frozenset(name for one in inputs if one is not None and one.kind == "plain" for name in one.axes)

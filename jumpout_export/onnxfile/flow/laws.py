@@ -40,6 +40,7 @@ class Law:
     until: int  # the largest size that was looked at
     regular: bool  # whether there is a law at all
     period: int = 1  # it repeats after so many sizes, as rounding does
+    constant: bool = False  # whether it is the same for all sizes, between breaks
     steps: tuple[int, ...] = ()  # sizes of the first period at which it steps
 
 
@@ -152,7 +153,7 @@ class _Function:
         verified = list(range(breaks[0] if breaks else first, last + 1))
         steps = _steps(rows[: 2 * form.period], first) if form.period > 1 else ()
         result = self.beyond(form, sorted(breaks), verified, constants, between)
-        return replace(result, period=form.period, steps=steps)
+        return replace(result, period=form.period, constant=form.period == 1 and form.degree == 0, steps=steps)
 
     def breaks(self, form: _Form, rows: Array, first: int) -> list[int]:
         """Where the law changes, largest first; one more than are allowed is enough."""

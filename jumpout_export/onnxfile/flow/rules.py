@@ -21,6 +21,8 @@ _PICKS = frozenset({"Gather", "Slice", "Split"})
 PICKED = (_PICKS | _MOVES) - {"Concat"}
 # Where a size beside data decides something.
 DECIDES = COMPARES | {"Min", "Max", "Mod", "Clip"}
+# Where a size beside data is part of the values.
+ENTERS = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Sum", "Mean", "MatMul"})
 # What they are given beside data is about shapes; a Slice also says which part.
 SHAPED = frozenset({"Reshape", "Expand", "Tile", "Pad", "Resize", "Split"})
 REPEATS = frozenset({"Loop", "Scan", "SequenceMap"})
@@ -67,6 +69,16 @@ def grows_by(node: NodeProto, given: Sequence[Value]) -> bool:
     if kind in ("Expand", "Tile", "Reshape", "Slice", "OneHot", "Pad", "Split", "TopK"):
         return given[0].grows or any(one.kind != "constant" for one in given[1:])
     return kind not in ("Shape", "Size") and any(one.grows for one in given)
+
+
+def varies_by(node: NodeProto, given: Sequence[Value]) -> bool:
+    """Returns whether the entries of what a node makes depend on sizes."""
+    if node.op_type in ("Shape", "Size", "Range"):
+        return True
+    if node.op_type == "ConstantOfShape":
+        return False
+    read = given[:1] if node.op_type in ("Expand", "Tile", "Reshape") else given
+    return any(one.varies for one in read)
 
 
 def whole_by(node: NodeProto, given: Sequence[Value], evaluator: Evaluator) -> bool:

@@ -18,6 +18,7 @@ from jumpout_export.onnxfile.flow.evaluate import Evaluator, UnknownError
 from jumpout_export.onnxfile.flow.follow import Flow, Meeting
 from jumpout_export.onnxfile.flow.laws import EVERY, FIRST, LARGEST, Law, law
 from jumpout_export.onnxfile.flow.shapes import Shapes, light
+from jumpout_export.onnxfile.flow.signature import crossing, signature, table_length
 from jumpout_export.onnxfile.flow.values import Array, Sizes, Value
 from jumpout_export.onnxfile.load import inlined
 from jumpout_export.onnxfile.walk import default_opset
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 # Work of all functions together, about a second; what is left then is not followed.
 _MOST_STEPS = 10_000
-# A vector that keeps its length is looked at whole up to this one; of larger ones, corners and sums.
-_WHOLE = 64
+# A size at which it shows that a size is part of the values, if it should not be.
+_DRIFT = 128
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,8 @@ class _Search:
         # A constant may be about a size, or about a number of elements.
         possible = {-(-one // per) for one in meeting.constants for per in self._elements}
         near = _both_sides(size + shift for size in possible if size >= FIRST for shift in (0, 1))
+        if value is None and meeting.enters:
+            return [self._drifts(meeting.where, meeting.what, (name,)) for name in axes]
         if value is None or value.kind == "opaque":
             return [SizeUse(meeting.where, meeting.what, line, near, followed=False) for line in lines[: len(axes)]]
         found: list[SizeUse] = []
@@ -192,15 +195,21 @@ class _Search:
             beyond = _both_sides(size + shift for size in meeting.constants if one.until < size for shift in (0, 1))
             if new:
                 found.append(SizeUse(meeting.where, meeting.what, line, new, until=one.until))
+            elif meeting.enters and len(line) == 1 and not one.constant:
+                found.append(self._drifts(meeting.where, meeting.what, line))
             if beyond and one.until < LARGEST and len(line) == 1:
                 found.append(SizeUse(meeting.where, meeting.what, line, beyond, followed=False, until=one.until))
         return found
+
+    def _drifts(self, where: str, what: str, line: tuple[str, ...]) -> SizeUse:
+        """What is a little wrong for every size is more so for a large one, and nothing shows the largest."""
+        return SizeUse(where, what, line, (max(_DRIFT, 2 * self._known[line[0]]),), followed=False)
 
     def _irregular(
         self, meeting: Meeting, value: Value, line: tuple[str, ...], near: tuple[int, ...], until: int
     ) -> SizeUse:
         """What every size, or every place, has a value of its own for: weights, if it is a table of places."""
-        length = max((_table(one, self._evaluator) for one in value.before()), default=0)
+        length = max((table_length(one, self._evaluator) for one in value.before()), default=0)
         if length and line != (self._batch,):
             return SizeUse(meeting.where, f"reads a table of {length} places", line, (length,), until=length)
         sizes = tuple(sorted({*near, *([length] if length >= FIRST else [])}))
@@ -223,51 +232,17 @@ class _Search:
             if self._evaluator.steps > _MOST_STEPS:
                 return None
             try:
-                return _signature(self._evaluator(value, sizes(size))[0], value.grows)
+                return signature(self._evaluator(value, sizes(size))[0], value.grows)
             except UnknownError:
                 return None
             except Exception:  # the file itself fails there, as numpy and onnx say in many ways
                 return np.zeros(0)
 
         def between(low: int, high: int) -> list[int]:
-            return [size for one in equal for size in _meeting_point(self._evaluator, one, sizes, low, high)]
+            return [size for one in equal for size in crossing(self._evaluator, one, sizes, low, high)]
 
         self._evaluator.prepare(value, [sizes(size) for size in EVERY])
         return law(at, constants, between)
-
-
-def _table(value: Value, evaluator: Evaluator) -> int:
-    """The number of entries of a constant that is indexed with what follows from sizes, 0 for anything else."""
-    node, table = value.node, value.inputs[0] if value.inputs else None
-    if node is None or node.op_type not in ("Gather", "Slice") or table is None or table.kind != "constant":
-        return 0
-    array = None if table.tensor is not None else evaluator.constant(table)
-    dims = table.tensor.dims if table.tensor is not None else array.shape if array is not None else ()
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-    if node.op_type == "Slice" and len(value.inputs) > 3 and (axes := value.inputs[3]) is not None:
-        found = evaluator.constant(axes)
-        axis = 0 if found is None else int(found.reshape(-1)[0])
-    return dims[axis] if -len(dims) <= axis < len(dims) else 0
-
-
-def _meeting_point(evaluator: Evaluator, equal: Value, sizes: object, low: int, high: int) -> list[int]:
-    """The size between two at which both sides of an Equal are the same, if they cross there."""
-
-    def difference(size: int) -> float:
-        one, two = (side for side in equal.inputs if side is not None)
-        _, left, right = evaluator(equal, sizes(size), (one, two))  # type: ignore[operator]
-        return float(left.reshape(-1)[-1]) - float(right.reshape(-1)[-1])
-
-    try:
-        start = difference(low)
-        if not start * difference(high) < 0:
-            return []
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if start * difference(middle) > 0 else (low, middle)
-    except Exception:  # it cannot be told; what is told is looked at elsewhere
-        return []
-    return [high]
 
 
 def _elements(bare: ModelProto, known: Sizes, batch: str | None) -> frozenset[int]:
@@ -282,18 +257,3 @@ def _elements(bare: ModelProto, known: Sizes, batch: str | None) -> frozenset[in
 
 def _both_sides(sizes: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted({side for size in sizes for side in (size - 1, size) if side > 0}))
-
-
-def _signature(array: Array, grows: bool) -> Array:
-    """Numbers in which any change of an array shows that is more than the growth of its shape."""
-    values = array.astype(np.float64)
-    if not grows and values.size <= _WHOLE:
-        return np.nan_to_num(values.reshape(-1), nan=7e29, posinf=1e30, neginf=-1e30)
-    picks: list[Array] = [
-        np.unique([0, min(1, size - 1), size - 1]) if size else np.zeros(0, int) for size in values.shape
-    ]
-    corners = values[np.ix_(*picks)] if 0 < values.ndim <= 3 and values.size else values.reshape(-1)[:1]
-    finite = values[np.isfinite(values)]
-    sums = [finite.sum(), finite.size, np.count_nonzero(values)]
-    found = np.concatenate([np.array(values.shape, np.float64), corners.reshape(-1), sums])
-    return np.nan_to_num(found, nan=7e29, posinf=1e30, neginf=-1e30)

@@ -47,6 +47,7 @@ class Value:
         number: in the order in which values are made.
         axes: names of the open axes that it depends on.
         grows: whether its shape depends on sizes.
+        varies: whether its entries depend on sizes, and not its shape alone.
         whole: whether it is made of integers alone.
         dims: of sizes that were picked from shapes, one by one: numbers, names of open axes, None for what has to be
             measured.
@@ -64,6 +65,7 @@ class Value:
     number: int
     axes: frozenset[str] = frozenset()
     grows: bool = False
+    varies: bool = False
     whole: bool = False
     dims: Dims | None = None
     shape: tuple[int, ...] = ()
