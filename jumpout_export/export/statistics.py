@@ -18,6 +18,7 @@ from jumpout_export.model.norms import serves_with_statistics
 from jumpout_export.report import BatchNormReport, Check, CheckVerdict
 
 NAME = "batchnorm statistics"
+_CURE = "recalibrate first (recalibrate_batchnorm(model, batches), or --recalibrate)"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def statistics_check(model: nn.Module, report: BatchNormReport | None, required:
         note = f"could not be decided with {report.images} images{where}: give more images"
         return [Check(name=NAME, verdict="not_run", required=required, note=note)]
     origin = f" from `{report.origin}` on" if report.origin else ""
-    note = f"the file serves with statistics that drift{origin}{where}: recalibrate (--recalibrate), then export"
+    note = f"the file serves with statistics that drift{origin}{where}: {_CURE}"
     verdict: CheckVerdict = "fail" if required else "warning"
     return [Check(name=NAME, measured=measured, limit=limit, verdict=verdict, note=note)]
 
