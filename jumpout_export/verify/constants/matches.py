@@ -225,9 +225,9 @@ def same_values(values: Array, wanted: Array, roundings: float | None, largest: 
         largest: magnitude of which roundings are counted, where that of `wanted` is not the one.
     """
     with np.errstate(all="ignore"):
+        if values.dtype.kind != "f":  # no cast: of integers, every one but 0 would be True
+            return np.asarray(values == wanted)
         cast = wanted.astype(values.dtype, copy=False)
-        if values.dtype.kind != "f":
-            return np.asarray(values == cast)
         if roundings is None and wanted.dtype.kind == "f":
             bits = np.dtype(f"u{values.dtype.itemsize}")
             equal: Array = np.ascontiguousarray(values).view(bits) == np.ascontiguousarray(cast).view(bits)

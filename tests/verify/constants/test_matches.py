@@ -94,6 +94,12 @@ def test_floats_are_no_integers():
     assert match(np.arange(40), Known("table", np.arange(40))) == ({"table"}, None, True)
 
 
+def test_a_mask_is_no_wrong_copy_of_places():
+    """As the mask that a transformer compares its positions with: all of it is true, and so is any number but 0."""
+    assert match(np.ones(12, bool), Known("", np.arange(12))) == (set(), None, False)
+    assert match(np.array([1, 0, 1]), Known("mask", np.array([True, False, True]))) == ({"mask"}, None, True)
+
+
 def test_a_large_constant_is_read_whole():
     """Of more than 4096 values some are looked at first; the one that is wrong is found all the same."""
     weight = np.random.default_rng(1).standard_normal(20_000).astype(np.float32)
