@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
+from jumpout_export.model.operations import Recording
 from jumpout_export.onnxfile.tables import Constant
 from jumpout_export.report import Check, CheckVerdict
 from jumpout_export.text import count, joined
 from jumpout_export.tolerances import NEAR, UNSHOWN
 from jumpout_export.verify.constants.batchnorms import Located
+from jumpout_export.verify.constants.bounded import bounded_tables, same_when_bounded
 from jumpout_export.verify.constants.known import Recorded, known_values
 from jumpout_export.verify.constants.matches import (
     Known,
@@ -99,6 +101,7 @@ def find_weights(constants: list[Constant], model: nn.Module, recorded: Recorded
     wrong = _match([one for one in constants if not one.is_shape], known, result)
     if recorded.recording is not None:
         result.wrong = wrong
+        _take_bounded(recorded.recording, weights, result)
     else:  # what resembles a weight may be what the forward makes of it
         result.left += [one.constant for one in wrong]
     explained = {name for one in located for name in one.constants}
@@ -137,6 +140,15 @@ def _match(constants: list[Constant], known: list[Known], result: Weights) -> li
         elif not match.equal:
             result.left.append(constant)
     return wrong
+
+
+def _take_bounded(recording: Recording, weights: dict[str, Known], result: Weights) -> None:
+    for name, largest, order in bounded_tables(recording):
+        for constant in [*result.left, *(one.constant for one in result.wrong)]:
+            if name in weights and same_when_bounded(constant, weights[name], largest, order):
+                result.found.add(name)
+                result.left = [one for one in result.left if one is not constant]
+                result.wrong = [one for one in result.wrong if one.constant is not constant]
 
 
 def _take_pieces(weights: dict[str, Known], result: Weights) -> None:

@@ -207,3 +207,25 @@ def test_axes_may_be_in_any_order(tmp_path):
     wrong = weight.transpose(1, 2, 0).copy()
     wrong[0, 0, 0] += 1
     assert verdict(model, {"w": wrong}, tmp_path)[0].verdict == "not_run"
+
+
+class Bounded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(20, 8, max_norm=1.0)
+
+    def forward(self, x):
+        return self.words(x).sum(1)
+
+
+def test_rows_that_a_forward_shortens_may_still_be_long_in_the_file(tmp_path):
+    """The file was written before the model was run on other words."""
+    model, words = Bounded().eval(), torch.tensor([[0, 1], [2, 3]])
+    before = renamed(model)
+    model(torch.tensor([[5, 6, 7], [8, 9, 10]]))
+    assert not np.array_equal(model.words.weight.detach().numpy(), before["w0"])
+    assert verdict(model, before, tmp_path, words)[0].verdict == "pass"
+    before["w0"][15, 3] += 1
+    check, _ = verdict(model, before, tmp_path, words)
+    assert (check.verdict, check.note[:19]) == ("fail", "`words.weight` has ")
