@@ -138,20 +138,15 @@ def matches(constant: Constant, candidates: list[Candidate]) -> Match:
 
 
 def is_permuted(constant: Constant, known: Known) -> bool:
-    """Returns whether a constant is a known value with its axes in yet another order."""
-    array, shape = known.array, tuple(size for size in constant.dims if size > 1)
-    if not 2 < array.ndim <= _MOST_AXES or sorted(shape) != sorted(size for size in array.shape if size > 1):
+    """Returns whether a constant is a known value with its axes in yet another order, some of them perhaps joined."""
+    array = known.array
+    if not 2 < array.ndim <= _MOST_AXES or len(constant.dims) < 2:
         return False
     values = constant.values()
     if not _comparable(values, array):
         return False
-    for axes in itertools.permutations(range(array.ndim)):
-        layout = array.transpose(axes)
-        if tuple(size for size in layout.shape if size > 1) == shape:
-            candidate = Candidate(known, layout, layout)
-            if next(_blocks(values, candidate), None) is None:
-                return True
-    return False
+    layouts = (array.transpose(axes) for axes in itertools.permutations(range(array.ndim)))
+    return any(next(_blocks(values, Candidate(known, one, one)), None) is None for one in layouts)
 
 
 def describe(constant: Constant, known: Known, layout: Array, differing: int) -> str:

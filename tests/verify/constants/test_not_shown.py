@@ -204,6 +204,7 @@ def test_axes_may_be_in_any_order(tmp_path):
     model = Pairs()
     weight = model.pairs.weight.detach().numpy()
     assert verdict(model, {"w": weight.transpose(1, 2, 0)}, tmp_path)[0].verdict == "pass"
+    assert verdict(model, {"w": weight.transpose(1, 2, 0).reshape(12, 5)}, tmp_path)[0].verdict == "pass"
     wrong = weight.transpose(1, 2, 0).copy()
     wrong[0, 0, 0] += 1
     assert verdict(model, {"w": wrong}, tmp_path)[0].verdict == "not_run"
