@@ -4,8 +4,8 @@ The error budget of a verified file comes first, the other thresholds are at the
 
 The reference is the folded model in float64. torch's own float32 result is off from it too, by an error that the
 model itself makes: it grows with depth and with cancellation, from 1e-7 to 1e-4 and more, so no fixed tolerance is
-right for two models. Every channel of every output (index of dimension 1) is judged by itself, in units of its size
-(`verify/values/scale.py`):
+right for two models. Every value of an output is judged in units of its size (`verify/values/scale.py`), and by
+torch's own errors at its place: per axis behind the images the largest at its index, of which the smallest counts:
 
     |ort - reference| <= min((FACTOR * torch's own largest error + FLOOR * eps) * size, CAP * coarse)
 
@@ -29,6 +29,7 @@ FACTOR of 4: 0.19, PyTorch's own error up to 0.4% of the size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,29 +82,55 @@ DIGITS_LOST, DIGITS_KEPT, DIGITS_LOST_SHARE = 1e-2, 1e-4, 0.1
 
 @dataclass(frozen=True)
 class Budget:
-    """How far one output may be off: by the smaller of two errors, each in a unit of its own."""
+    """How far one output may be off: by the smaller of two errors, each in a unit of its own (`Scale.units`)."""
 
-    # one tensor per unit (`Scale.units`): (channels,), or (1,) if it is the same for all of them
-    limits: tuple[Tensor, Tensor]
+    # in units of the size, per axis behind the images one for each of its indices; the smallest at its place holds
+    limits: tuple[Tensor, ...]
+    ceiling: float  # in units of the coarse size
 
     @classmethod
-    def of(cls, own_errors: Tensor, dtype: torch.dtype, has_reference: bool) -> Budget:
-        """Returns the documented limits; the arguments are those of `relative_limits`."""
-        return cls((relative_limits(own_errors, dtype, has_reference), torch.tensor([ceiling(dtype)])))
+    def of(cls, own_errors: Sequence[Tensor], dtype: torch.dtype, has_reference: bool) -> Budget:
+        """Returns the documented limits; the arguments are those of `relative_limits`, for every axis."""
+        limits = tuple(relative_limits(errors, dtype, has_reference) for errors in own_errors)
+        return cls(limits, ceiling(dtype))
+
+    def limit(self, index: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+        """Returns the limits in units of the size at some places: an index along every axis behind the images.
+
+        Of an axis that has another length than it had when the limits were measured, the largest one holds.
+        """
+        smallest = torch.full(index[0].shape, math.inf if self.limits else 0.0, dtype=torch.float64)
+        for limits, at, length in zip(self.limits, index, shape, strict=bool(self.limits)):
+            smallest = torch.minimum(smallest, limits[at] if len(limits) == length else limits.max())
+        return smallest
+
+    def ceilings(self, index: Sequence[Tensor], _shape: Sequence[int]) -> Tensor:
+        """Returns the ceiling at some places, in units of the coarse size."""
+        return torch.full(index[0].shape, self.ceiling, dtype=torch.float64)
 
     def allowed(self, units: Sequence[Tensor]) -> Tensor:
-        """Returns the largest allowed error of every value; `units` are images x channels x the rest."""
-        first, second = (limit[None, :, None] * unit for limit, unit in zip(self.limits, units, strict=True))
-        return torch.minimum(first, second)
+        """Returns the largest allowed error of every value; `units` are images x the rest."""
+        size, coarse = units
+        places = [torch.arange(length) for length in size.shape[1:]]
+        grid = torch.meshgrid(*places, indexing="ij")
+        return torch.minimum(self.limit(grid, size.shape[1:]) * size, self.ceiling * coarse)
 
     def tie(self) -> float:
         """Returns the largest difference in units of the size that may be none at all."""
-        return min(float(limit.max()) for limit in self.limits)
+        return min([self.ceiling, *(float(limits.max()) for limits in self.limits if len(limits))])
 
-    def line(self, channels: Tensor, median: float) -> str:
-        """Returns it as `cpp/replay/tolerance.cpp` reads it in a file's metadata; the sizes are of the median image."""
-        limits, cap = self.limits
-        return f"cap={cap.item():g} median={median:.4g} sizes={_numbers(channels)} limits={_numbers(limits)}"
+    def line(self, channels: Tensor, median: float, main: int = 0, axis: int = 1) -> str:
+        """Returns it as `cpp/replay/tolerance.cpp` reads it in a file's metadata: along one axis alone.
+
+        Args:
+            channels: sizes along that axis in the median image.
+            median: size of its median index.
+            main: the axis, counted behind the images.
+            axis: the same of the output; named in the line if it is not dimension 1.
+        """
+        where = "" if axis == 1 else f" axis={axis}"
+        sizes, limits = _numbers(channels), _numbers(self.limits[main])
+        return f"cap={self.ceiling:g} median={median:.4g}{where} sizes={sizes} limits={limits}"
 
 
 def relative_limits(own_errors: Tensor, dtype: torch.dtype, has_reference: bool) -> Tensor:

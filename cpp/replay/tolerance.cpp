@@ -13,6 +13,7 @@ namespace replay {
 namespace {
 
 constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
+constexpr double kMostAxes = 64;
 
 std::vector<double> parse_numbers(std::string_view text) {
   std::vector<double> numbers;
@@ -69,6 +70,11 @@ Tolerance parse_tolerance(std::string_view line) {
   Tolerance tolerance;
   tolerance.cap = take(line, "cap=").front();
   tolerance.median = take(line, "median=").front();
+  if (line.substr(0, 5) == "axis=") {
+    const double axis = take(line, "axis=").front();
+    if (axis > kMostAxes || axis != std::floor(axis)) throw FormatError("`axis` is no dimension");
+    tolerance.axis = static_cast<size_t>(axis);
+  }
   tolerance.sizes = take(line, "sizes=");
   tolerance.limits = take(line, "limits=");
   if (!line.empty()) throw FormatError("there is more than expected");
@@ -84,9 +90,13 @@ Allowance allowance(const Tolerance& tolerance, const Tensor& golden) {
   const size_t count = golden.count();
   if (!is_floating_point(golden.dtype)) return {std::vector<double>(count, 1.0), std::vector<double>(count, 0.0)};
   if (count == 0) return {};
-  const size_t images = golden.shape.size() < 2 ? count : static_cast<size_t>(golden.shape[0]);
-  const size_t channels = golden.shape.size() < 2 ? 1 : static_cast<size_t>(golden.shape[1]);
-  const size_t rest = count / (images * channels);
+  // An output with one value per image has one channel; one whose first dimension is the channels is one image.
+  const size_t axis = tolerance.axis, rank = golden.shape.size();
+  if (axis >= std::max<size_t>(rank, 2)) throw FormatError("the golden output has no dimension " + std::to_string(axis));
+  const size_t images = rank == 0 || axis == 0 ? 1 : static_cast<size_t>(golden.shape[0]);
+  const size_t channels = axis < rank ? static_cast<size_t>(golden.shape[axis]) : 1;
+  size_t stride = 1;
+  for (size_t i = axis + 1; i < rank; ++i) stride *= static_cast<size_t>(golden.shape[i]);
   if (channels != tolerance.sizes.size()) {
     throw FormatError("the tolerance in the model is for " + std::to_string(tolerance.sizes.size()) +
                       " channels, the golden output has " + std::to_string(channels));
@@ -101,17 +111,18 @@ Allowance allowance(const Tolerance& tolerance, const Tensor& golden) {
 
   Allowance result{std::vector<double>(count), std::vector<double>(count)};
   for (size_t image = 0; image < images; ++image) {
+    const size_t begin = image * (count / images), end = begin + count / images;
+    std::vector<std::vector<double>> kept(channels);
+    for (size_t i = begin; i < end; ++i) {
+      if (magnitudes[i] > 0 && magnitudes[i] != masked) kept[i / stride % channels].push_back(magnitudes[i]);
+    }
     std::vector<double> ratios(channels, kMissing);
     for (size_t channel = 0; channel < channels; ++channel) {
-      const auto first = magnitudes.begin() + static_cast<std::ptrdiff_t>((image * channels + channel) * rest);
-      std::vector<double> kept;
-      std::copy_if(first, first + static_cast<std::ptrdiff_t>(rest), std::back_inserter(kept),
-                   [masked](double value) { return value > 0 && value != masked; });
-      if (tolerance.sizes[channel] > 0) ratios[channel] = median(kept, false) / tolerance.sizes[channel];
+      if (tolerance.sizes[channel] > 0) ratios[channel] = median(kept[channel], false) / tolerance.sizes[channel];
     }
     const double factor = std::fmax(1.0, median(ratios, true));  // fmax: 1 where all are missing
-    for (size_t i = image * channels * rest; i < (image + 1) * channels * rest; ++i) {
-      const size_t channel = i / rest % channels;
+    for (size_t i = begin; i < end; ++i) {
+      const size_t channel = i / stride % channels;
       const double size = std::max(tolerance.sizes[channel] * factor, magnitudes[i]);
       result.size[i] = size;
       result.limit[i] =

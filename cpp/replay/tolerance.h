@@ -12,9 +12,10 @@ namespace replay {
 constexpr char kToleranceKey[] = "jumpout_export.tolerance.";
 
 // The line that jumpout_export/tolerances.py writes. `sizes` and `limits` have an entry per channel (index of dimension
-// 1; one in all without it); limits are in units of the size.
+// `axis`; one in all without it); limits are in units of the size.
 struct Tolerance {
   double cap = 0, median = 0;
+  size_t axis = 1;
   std::vector<double> sizes, limits;
 };
 

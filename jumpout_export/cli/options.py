@@ -77,7 +77,7 @@ AllowConstant = Annotated[
     typer.Option(metavar="OUTPUT", help="output that may be the same for every input; repeatable"),
 ]
 NoMadeUpInputs = Annotated[
-    bool, typer.Option("--no-made-up-inputs", help="compare on the given data alone, and on no random inputs")
+    bool, typer.Option("--no-made-up-inputs", help="compare on the given data alone, and on no inputs made of it")
 ]
 Thorough = Annotated[bool, typer.Option("--thorough", help="compare at more sizes of the open axes; takes longer")]
 Json = Annotated[bool, typer.Option("--json", help="print the report as JSON")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import tensors
 from jumpout_export.tolerances import Budget
 from jumpout_export.verify.values.reference import Expected, Reference
-from jumpout_export.verify.values.scale import Scale, representable
+from jumpout_export.verify.values.scale import Scale, axis_of_images, representable
 
 FOLDER = "test_data_set_0"
 # Enough to compare on, small enough to lie beside the model.
@@ -43,6 +43,12 @@ def compute_golden(original: nn.Module, folded: nn.Module, batch: Batch, axes: A
     batch = rows(batch, range(count), axes.batched)
     reference = Reference(original, batch, folded=folded)
     expected = reference(batch)
+    if axes.size is None and count > 1:
+        alone = reference.own(rows(batch, range(1), axes.batched))
+        images = [
+            axis_of_images(one.own.shape, two.tensor.shape, count) for one, two in zip(expected, alone, strict=True)
+        ]
+        expected = [replace(one, axis=axis) for one, axis in zip(expected, images, strict=True)]
     again = list(reference.nearby(batch))
     return Golden(
         inputs=dict(zip(reference.inputs, tensors(batch), strict=True)),
@@ -103,11 +109,18 @@ def tolerance_line(expected: Sequence[Expected], has_reference: bool) -> str:
     float64.
     """
     golden, *others = expected
+    others = [replace(other, axis=golden.axis) for other in others]
     dtype = golden.own.dtype
     if not dtype.is_floating_point or not golden.own.numel():
-        return Budget.of(torch.zeros(1), torch.bool, has_reference).line(torch.zeros(1), 0.0)
+        return Budget.of([torch.zeros(1)], torch.bool, has_reference).line(torch.zeros(1), 0.0)
     scale = Scale()
     scale.add(golden)
     for other in others:
         scale.add(other, new=False)
-    return scale.budget(has_reference).line(scale.channels, scale.median)
+    return scale.budget(has_reference).line(scale.channels, scale.median, scale.main, _dimension(golden, scale.main))
+
+
+def _dimension(expected: Expected, main: int) -> int:
+    """Which dimension of the output an axis behind its images is; 1 of an output with one value per image."""
+    behind = [axis for axis in range(expected.own.ndim) if axis != expected.axis]
+    return behind[main] if behind else 1

@@ -1,59 +1,53 @@
-"""Which inputs a file is compared on: the given images in batches of several sizes, and random ones."""
+"""Which inputs a file is compared on: the given images in batches of several sizes, and some that are made of them."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from jumpout_export.model.axes import Axes, describe_sizes, other_sizes
+from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.signature import batch_axis, tensors, with_tensors
 
-# One image, two, and a size that is neither even nor a vector's width.
-SIZES = (1, 2, 7)
-# Images where further axes are moved: another number again.
-_MOVED = 3
+# Batch sizes that are always tried: one image, two, three.
+SIZES = (1, 2, 3)
+# The largest batch is larger than the example, and shows every place up to here.
+_LARGE = 17
+# With `thorough`: powers of two up to here, and their neighbours.
+_THOROUGH = 128
+# Images where further axes are moved: another number than the example's.
+MOVED = 3
+# Made-up inputs are smaller than a mixture of given ones by up to this share of themselves, value by value.
+_NOISE = 2**-7
 
 
 @dataclass(frozen=True)
 class Sample:
     """A batch to compare on."""
 
-    group: str  # `batch=7`, `data` (the images in batches as they came), `sizes batch=3 height=9` or `random batch=7`
+    # `batch=17`, `data` (the images in batches as they came), `sizes batch=3 height=9` or `made-up batch=8`
+    group: str
     batch: Batch  # the inputs
     start: int = 0  # number of the first image within the group
     batched: Sequence[bool] | None = None  # whether the first axis of each input is the batch
 
 
-def samples(
-    batches: Iterable[Batch], axes: Axes, seed: int, runs: Callable[[Batch], bool] = lambda _: True
-) -> Iterator[Sample]:
-    """Yields what to compare on: batches, at least one, are taken one at a time, and every open axis is moved.
+def sizes_to_try(example: int, *, thorough: bool = False, more: Iterable[int] = ()) -> list[int]:
+    """Returns the batch sizes that a file with an open batch is compared at, ascending.
 
-    `runs` is asked whether the model takes other sizes along further open axes; `seed` is of the random inputs.
+    Args:
+        example: images in the first batch, which is compared as it came, too.
+        thorough: also powers of two up to 128 and their neighbours.
+        more: further ones, such as those on both sides of a constant that a size is compared with in the file.
     """
-    iterator = iter(batches)
-    first = next(iterator)
-    yield from of_first(first, axes, runs)
-    start = 0
-    for batch in itertools.chain([first], iterator):
-        yield from as_they_came(batch, start, axes)
-        start += batch.size
-    yield from at_random(first, axes, seed)
-
-
-def of_first(first: Batch, axes: Axes, runs: Callable[[Batch], bool] = lambda _: True) -> Iterator[Sample]:
-    """Yields the first batch cut or repeated to several sizes, and with every further open axis moved."""
-    for count in _sizes(axes):
-        yield Sample(f"batch={count}", rows(first, range(count), axes.batched), 0, axes.batched)
-    if axes.names:
-        count = _MOVED if axes.size is None else axes.size
-        for batch in other_sizes(rows(first, range(count), axes.batched), axes, runs):
-            yield Sample(f"sizes batch={count} {describe_sizes(batch, axes)}", batch, 0, axes.batched)
+    sizes = {*SIZES, example + 1, max(_LARGE, example + 2), *more}
+    if thorough:
+        powers = [2**power for power in range(_THOROUGH.bit_length())]
+        sizes |= {size for power in powers for size in (power - 1, power, power + 1)}
+    return sorted(size for size in sizes if size >= 1)
 
 
 def as_they_came(batch: Batch, start: int, axes: Axes) -> Iterator[Sample]:
@@ -61,18 +55,6 @@ def as_they_came(batch: Batch, start: int, axes: Axes) -> Iterator[Sample]:
     step = batch.size if axes.size is None else axes.size
     for offset in range(0, batch.size, step):
         yield Sample("data", rows(batch, range(offset, offset + step), axes.batched), start + offset, axes.batched)
-
-
-def at_random(first: Batch, axes: Axes, seed: int) -> Iterator[Sample]:
-    """Yields random inputs of several sizes, made of the elements of the first batch."""
-    generator = torch.Generator().manual_seed(seed)
-    for count in _sizes(axes):
-        batch = _random_like(rows(first, range(count), axes.batched), first, generator, axes.batched)
-        yield Sample(f"random batch={count}", batch, 0, axes.batched)
-
-
-def _sizes(axes: Axes) -> tuple[int, ...]:
-    return SIZES if axes.size is None else (axes.size,)
 
 
 def rows(batch: Batch, index: Sequence[int], batched: Sequence[bool] | None = None) -> Batch:
@@ -85,9 +67,36 @@ def rows(batch: Batch, index: Sequence[int], batched: Sequence[bool] | None = No
     return with_tensors(batch, [value[chosen] if is_batch else value for value, is_batch in pairs])
 
 
-def noise_like(batch: Batch, generator: torch.Generator) -> Batch:
-    """Returns random inputs made of the batch's own elements, on its device."""
-    return _random_like(batch, batch, generator, None)
+def joined_rows(batches: Sequence[Batch], batched: Sequence[bool]) -> Batch:
+    """Returns the images of several batches in one; an input that is no batch is the first one's."""
+    columns = zip(*(tensors(batch) for batch in batches), strict=True)
+    values = [torch.cat(column) if is_batch else column[0] for column, is_batch in zip(columns, batched, strict=True)]
+    return with_tensors(batches[0], values)
+
+
+def make_up(batch: Batch, count: int, generator: torch.Generator, batched: Sequence[bool] | None = None) -> Batch:
+    """Returns inputs that nobody gave, but that respect what the given ones show.
+
+    An image's floating-point inputs are a convex mixture of two given images, or of one and its mean, and a little
+    smaller, value by value: what is ordered, between bounds or zero stays so. All else (integers, booleans, floats
+    that are whole numbers, such as masks) comes from one of the two by whole rows, the same for all inputs. Only where
+    a floating-point input is the same number everywhere, such as torch.zeros, is it normal noise.
+
+    Args:
+        batch: at least one image.
+        count: of images to make.
+        generator: of the random numbers, on the CPU.
+        batched: whether the first axis of each input is the batch; an input of which it is not stays as it is.
+    """
+    size = batch.size
+    first = torch.randint(size, (count,), generator=generator)
+    second = (first + torch.randint(1, max(size, 2), (count,), generator=generator)) % size
+    weight = 0.5 + 0.5 * torch.rand(count, generator=generator)
+    values = [
+        _mixed(value, first, second, weight, generator) if is_batch else value
+        for value, is_batch in zip(tensors(batch), _batched(batch, batched), strict=True)
+    ]
+    return with_tensors(batch, values)
 
 
 def jittered(batch: Batch, generator: torch.Generator, least: int = 24) -> Iterator[Batch]:
@@ -97,31 +106,28 @@ def jittered(batch: Batch, generator: torch.Generator, least: int = 24) -> Itera
     anew. Smaller, so that what is in [0, 1] or [-1, 1] stays there.
     """
     for _ in range(-(-least // batch.size)):
-        values = []
-        for value in tensors(batch):
-            noise = torch.rand(value.shape, generator=generator) if value.is_floating_point() else None
-            values.append(value if noise is None else value * (1 - noise * 2**-10).to(value))
-        yield with_tensors(batch, values)
+        yield with_tensors(batch, [_smaller(value, 2**-10, generator) for value in tensors(batch)])
+
+
+def _mixed(value: Tensor, first: Tensor, second: Tensor, weight: Tensor, generator: torch.Generator) -> Tensor:
+    one = value[first]
+    if not value.is_floating_point() or not value.numel():
+        return one
+    if bool((value == value.flatten()[0]).all()):  # nothing to draw from
+        return torch.randn(one.shape, generator=generator, dtype=torch.float32).to(value)
+    if bool((value == value.round()).all()):
+        return one
+    axes = list(range(1, value.ndim))
+    two = value[second] if len(value) > 1 else one.mean(axes, keepdim=True) if axes else one
+    share = weight.reshape(-1, *[1] * (value.ndim - 1)).to(value)
+    return _smaller(share * one + (1 - share) * two, _NOISE, generator)
+
+
+def _smaller(value: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    return value * (1 - torch.rand(value.shape, generator=generator) * most).to(value)
 
 
 def _batched(batch: Batch, batched: Sequence[bool] | None) -> Sequence[bool]:
     return [batch_axis(batch, value) for value in tensors(batch)] if batched is None else batched
-
-
-def _random_like(shape: Batch, source: Batch, generator: torch.Generator, batched: Sequence[bool] | None) -> Batch:
-    """Noise made of the images' own elements: an index stays a valid index, a positive quantity stays positive."""
-    drawn = [
-        _draw(value, target, generator) if is_batch else value
-        for value, target, is_batch in zip(tensors(source), tensors(shape), _batched(source, batched), strict=True)
-    ]
-    return with_tensors(shape, drawn)
-
-
-def _draw(value: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
-    flat = value.reshape(-1)
-    if not flat.numel():
-        return target
-    # A constant image, such as torch.zeros, has nothing to draw from.
-    if value.is_floating_point() and bool((flat == flat[0]).all()):
-        return torch.randn(target.shape, generator=generator, dtype=torch.float32).to(value)
-    return flat[torch.randint(flat.numel(), target.shape, generator=generator).to(flat.device)]

@@ -12,20 +12,25 @@ from jumpout_export.errors import NotVerifiableError
 from jumpout_export.model.axes import Axes, declared_axes
 from jumpout_export.model.batches import Batch, Progress
 from jumpout_export.model.randomness import same_bits
-from jumpout_export.model.samples import Sample, as_they_came, at_random, of_first, samples
-from jumpout_export.model.signature import Output, tensors
+from jumpout_export.model.samples import Sample, as_they_came
+from jumpout_export.model.signature import tensors
 from jumpout_export.report import Check, VerifyReport, counted
 from jumpout_export.runtime.placement import check_placement
 from jumpout_export.runtime.session import LEVELS, Session, open_session
 from jumpout_export.text import first_line
 from jumpout_export.verify.branches import Branches
 from jumpout_export.verify.divergence.samples import Suspects
+from jumpout_export.verify.magnitudes import check_magnitudes
+from jumpout_export.verify.sizes import sizes_in_file
+from jumpout_export.verify.trials import Effort, Trial, Trials
 from jumpout_export.verify.values.compare import Comparison
-from jumpout_export.verify.values.independence import depends_on_others
 from jumpout_export.verify.values.loss import OWN_LOSS, Loss
 from jumpout_export.verify.values.reference import Expected, Reference
 from jumpout_export.verify.values.scale import Scale, source
 from jumpout_export.verify.verdicts import Seen, report_of, with_what_no_value_shows
+
+# Batches up to this size, and those that were given, are run twice in each session.
+_TWICE = 3
 
 
 def run_providers(
@@ -38,9 +43,9 @@ def run_providers(
     loss: Loss = OWN_LOSS,
     axes: Axes | None = None,
     allow: Iterable[str] = (),
-    allow_constant: tuple[str, ...] = (),  # noqa: ARG001
-    made_up: bool = True,  # noqa: ARG001
-    thorough: bool = False,  # noqa: ARG001
+    allow_constant: tuple[str, ...] = (),
+    made_up: bool = True,
+    thorough: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> VerifyReport:
@@ -49,7 +54,7 @@ def run_providers(
     Args:
         path: the file.
         original: the model in eval mode, nothing replaced: what the file is compared with.
-        folded: the folded model, whose bits are compared with the original's.
+        folded: the folded model, which gives the inputs their names.
         batches: inputs on the CPU, in the model's own precision; taken one at a time.
         providers: of `cpu`, `cuda`.
         loss: gives batches in the file's precision, and takes in every one that is read.
@@ -59,33 +64,37 @@ def run_providers(
         allow_constant: names of outputs that need not depend on the inputs.
         made_up: compare on inputs that nobody gave, too.
         thorough: sweep more sizes of the open axes.
-        seed: of the random inputs.
+        seed: of the made-up inputs.
         progress: called as progress(what, done, total).
     """
     iterator = iter(batches)
     given = next(iterator)
     first = loss.inputs(given)
-    runner = _Runner(path, Seen(Reference(original, first, folded=folded, allow=allow)), progress)
+    seen = Seen(Reference(original, first, folded=folded, allow=allow), allow_constant=tuple(allow_constant))
+    runner = _Runner(path, seen, progress)
     for provider in providers:
         runner.open(provider)
-    axes = runner.axes(first, axes)
-    for sample in samples(iter([first]), axes, seed, runner.can_run):
-        runner.prime(sample)
+    sizes, said = sizes_in_file(path, runner.axes(first, axes), first) if seen.sessions else ([], None)
+    effort = Effort(made_up=made_up, thorough=thorough, sizes=tuple(sizes), seed=seed)
+    trials = Trials(seen, first, seen.axes, effort)
     with Branches(path) as branches:
-        runner.take(of_first(first, axes, runner.can_run), branches)
+        for trial in trials.of_first() if seen.sessions else ():
+            runner.take(trial, branches)
         start = 0
         for batch in itertools.chain([given], iterator):
             loss.add(batch)
-            if not runner.seen.sessions:
+            if not seen.sessions:
                 break
             inputs = loss.inputs(batch)
-            runner.take(as_they_came(inputs, start, axes), branches)
+            for sample in as_they_came(inputs, start, seen.axes):
+                runner.take(trials.of_data(sample), branches)
             start += inputs.size
-        runner.take(at_random(first, axes, seed), branches)
         branched = branches.check()
-    runner.measure_own_errors_again()
-    report = report_of(runner.seen, providers)
-    return with_what_no_value_shows(report, path, original, first, axes.size, runner.suspects, branched)
+    seen.checks += [said] if said else []
+    if not runner.measure_own_errors_again() and made_up:
+        runner.try_magnitudes(first)
+    report = report_of(seen, providers)
+    return with_what_no_value_shows(report, path, original, first, seen, runner.suspects, branched)
 
 
 class _Runner:
@@ -97,7 +106,6 @@ class _Runner:
         self._path, self._progress = path, progress
         self._names_checked = False
         self._numbers = itertools.count(1)
-        self._primed: dict[tuple[str, int], list[Expected]] = {}
         self._examples: dict[str, Batch] = {}
 
     def open(self, provider: str) -> None:
@@ -124,82 +132,47 @@ class _Runner:
         self.seen.axes = known if known is not None and known.size is not None else declared
         return self.seen.axes
 
-    def can_run(self, batch: Batch) -> bool:
-        """Whether PyTorch itself runs a batch."""
-        try:
-            self.seen.reference.exact(batch)
-        except Exception:  # the user's forward may raise anything; that it does is the answer
-            return False
-        return True
-
-    def prime(self, sample: Sample) -> None:
-        """Takes in how large outputs are: one image alone does not tell a small channel from one that crosses zero."""
-        if sample.group.startswith("batch=") or not self.seen.sessions:
-            return  # repeats the images
-        try:
-            expected = self.seen.reference(sample.batch)
-        except Exception:  # the same happens, and is reported, when the sample is compared
+    def take(self, trial: Trial, branches: Branches) -> None:
+        """Compares every session on a sample, as long as there is a session to run."""
+        sample, expected = trial.sample, trial.expected
+        if not self.seen.sessions or not expected:
             return
-        self._primed[sample.group, sample.start] = expected
-        kinds = ("sizes",) if source(sample.group) == "sizes" else ("data", "random", "sizes")
-        for output, kind in itertools.product(expected, kinds):
-            self.seen.scales.setdefault((kind, output.name), Scale()).prime(output)
+        if self._progress is not None:
+            self._progress("verify: sample", next(self._numbers), None)
+        self._examples.setdefault(source(sample.group), sample.batch)
+        self._check_names([output.name for output in expected])
+        if source(sample.group) == "data":
+            self.seen.outputs.see(sample.batch, self.seen.axes.batched)
+        for output in expected:
+            self.seen.outputs.add(sample.group, output)
+            self.seen.scales.setdefault((source(sample.group), output.name), Scale()).add(output, trial.new)
+        for session, comparison in self.seen.sessions:
+            _run(session, comparison, sample, expected, twice=sample.group == "data" or sample.batch.size <= _TWICE)
+            self.suspects.add(comparison, sample)
+        branches.run(sample.batch)
 
-    def take(self, some: Iterable[Sample], branches: Branches) -> None:
-        """Runs samples, as long as there is a session to run."""
-        for sample in some if self.seen.sessions else ():
-            if self._progress is not None:
-                self._progress("verify: sample", next(self._numbers), None)
-            expected = self._run(sample)
-            if expected:
-                branches.run(sample.batch)
-            if expected and self.seen.axes.size is None and sample.batch.size > 1 and sample.group != "data":
-                self._compare_alone(sample, expected)
-            if not self.seen.sessions:
-                return
+    def try_magnitudes(self, first: Batch) -> None:
+        """Compares one session of each provider, the plainest, on larger and smaller inputs."""
+        reference = self.seen.reference
+        plain = {
+            comparison.label.partition("/")[0]: (comparison.label, session)
+            for session, comparison in reversed(self.seen.sessions)
+        }
+        exact = reference.exact if reference.has_double else None
+        check = check_magnitudes(self._path, list(plain.values()), reference.own, exact, first, self.seen.axes)
+        self.seen.checks += [check] if check else []
 
-    def measure_own_errors_again(self) -> None:
-        """Where a limit is exceeded, on more inputs: a few images alone show too little of PyTorch's own errors."""
+    def measure_own_errors_again(self) -> bool:
+        """Where a limit is exceeded, on more inputs: a few images alone show too little of PyTorch's own errors.
+
+        Returns whether one is exceeded all the same.
+        """
         has_reference = not self.seen.reference.problem
         beyond = set().union(*(comparison.beyond(has_reference) for _, comparison in self.seen.sessions))
         for kind in beyond & self._examples.keys():
             for output in itertools.chain.from_iterable(self.seen.reference.nearby(self._examples[kind])):
                 self.seen.scales[kind, output.name].add(output, new=False)
-
-    def _run(self, sample: Sample) -> list[Expected]:
-        """Compares every session on a sample; returns what PyTorch says, nothing if it cannot run it."""
-        try:
-            # The samples of the first batch were run to prime the scales, and are the same.
-            expected = self._primed.pop((sample.group, sample.start), None) or self.seen.reference(sample.batch)
-        except Exception as error:  # the user's forward may raise anything
-            hint = "does the model fix its batch size? then export with dynamic_batch=False"
-            note = f"PyTorch itself cannot run it: {first_line(error)}; {hint}"
-            self.seen.checks.append(Check(name=f"torch/{sample.group}", verdict="fail", note=note))
-            return []
-        if not sample.group.startswith("batch="):  # repeats the images
-            self._examples.setdefault(source(sample.group), sample.batch)
-        self._check_names([output.name for output in expected])
-        for output in expected:
-            scale = self.seen.scales.setdefault((source(sample.group), output.name), Scale())
-            scale.add(output, sample.group == "data")
-        if source(sample.group) == "sizes":
-            self.seen.moved.append(sample.group.removeprefix("sizes "))
-        for session, comparison in self.seen.sessions:
-            _run_twice(session, comparison, sample, expected)
-            self.suspects.add(comparison, sample)
-        return expected
-
-    def _compare_alone(self, sample: Sample, expected: list[Expected]) -> None:
-        """Compares images alone with the same images in their batch."""
-        together = [Output(one.name, one.exact) for one in expected]
-        double = not self.seen.reference.problem
-        try:
-            found = depends_on_others(sample, together, self.seen.reference.exact, double=double)
-        except Exception as error:  # the user's forward may raise anything
-            self.seen.dependent.append(f"{sample.group}: PyTorch cannot run one image alone: {first_line(error)}")
-            return
-        self.seen.with_batch |= dict.fromkeys(found)
-        self.seen.dependent += [text for text in found.values() if text]
+        return any(comparison.beyond(has_reference) for _, comparison in self.seen.sessions if beyond)
 
     def _check_names(self, outputs: list[str]) -> None:
         """Takes the sessions out whose inputs or outputs are not the model's: there is nothing to compare."""
@@ -221,16 +194,17 @@ class _Runner:
                 self.seen.sessions.remove((session, comparison))
 
 
-def _run_twice(session: Session, comparison: Comparison, sample: Sample, expected: list[Expected]) -> None:
+def _run(session: Session, comparison: Comparison, sample: Sample, expected: list[Expected], *, twice: bool) -> None:
     values = tensors(sample.batch)
     try:
-        first, second = session.run(values), session.run(values)
+        first = session.run(values)
+        second = session.run(values) if twice else first
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base
         reason = session.provider.explain_error(error) or first_line(error)
         comparison.problems.append(f"{sample.group}: ONNX Runtime cannot run it: {reason}")
         return
-    comparison.runs += 1
-    if not same_bits(first, second):
+    comparison.runs += twice
+    if twice and not same_bits(first, second):
         comparison.differing_runs.append(f"{sample.group}: two runs differ")
         if not comparison.must_repeat:
             comparison.add(f"{sample.group}, second run", sample.start, expected, second)

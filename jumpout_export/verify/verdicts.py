@@ -9,8 +9,10 @@ from torch import nn
 
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
+from jumpout_export.model.samples import rows
 from jumpout_export.report import Check, ProviderReport, VerifyReport, counted, passes
 from jumpout_export.runtime.session import Session
+from jumpout_export.text import count
 from jumpout_export.tolerances import FACTOR, ILL_CONDITIONED, ceiling, describe_budget
 from jumpout_export.verify.constants.proof import prove_constants
 from jumpout_export.verify.divergence.samples import Suspects
@@ -19,6 +21,7 @@ from jumpout_export.verify.recalibrated import explained
 from jumpout_export.verify.values.compare import Comparison
 from jumpout_export.verify.values.reference import Reference
 from jumpout_export.verify.values.scale import Scales
+from jumpout_export.verify.values.shown import Moves, shown_check
 
 
 @dataclass
@@ -34,6 +37,8 @@ class Seen:
     with_batch: dict[str, None] = field(default_factory=dict)  # outputs that were compared with those of images alone
     dependent: list[str] = field(default_factory=list)  # how an image's result depends on the others in its batch
     axes: Axes = field(default_factory=lambda: Axes((), None, ()))  # that the file leaves open
+    allow_constant: tuple[str, ...] = ()  # outputs that need not move
+    outputs: Moves = field(default_factory=Moves)  # which outputs moved
     moved: list[str] = field(default_factory=list)  # other sizes of further axes that were compared at
 
 
@@ -92,8 +97,12 @@ def _verdict(seen: Seen, provider: str, checks: list[Check]) -> ProviderReport:
 
 def _notes(seen: Seen) -> list[str]:
     problem = seen.reference.problem
-    compared = dict.fromkeys(scale.dtype for scale in seen.scales.values() if scale.own_errors.numel())
+    compared = dict.fromkeys(scale.dtype for scale in seen.scales.values() if scale.own_errors)
     notes = [f"error limit per output: {describe_budget(dtype, not problem)}" for dtype in compared]
+    if seen.reference.images_own:
+        runs = f"{count(seen.reference.images_own, 'image')} in the model's own precision"
+        runs += f" and {seen.reference.images_double} in float64" if seen.reference.images_double else ""
+        notes.append(f"PyTorch was run on {runs} to compare with")
     if problem:
         notes.append(f"compared with PyTorch's own precision, because the model fails in float64: {problem}")
     notes += [
@@ -110,17 +119,20 @@ def with_what_no_value_shows(
     path: Path,
     original: nn.Module,
     first: Batch,
-    size: int | None,
+    seen: Seen,
     suspects: Suspects,
     branches: Check | None,
 ) -> VerifyReport:
     """Returns the report on the values with the verdicts on constants and branches, and the first layer that differs.
 
-    `size` is the batch size that the file fixes, or None; `branches` says whether all were run, None if it has none.
+    `branches` says whether all were run, None if it has none.
     """
+    size = seen.axes.size
     constants = prove_constants(path, original, first, size)
     reasons = [] if report.passed else known_reasons(original, first)
-    checks = [*reasons, *report.checks, *constants.checks, *([branches] if branches is not None else [])]
+    images = rows(first, range(min(2, first.size) if size is None else size), seen.axes.batched or None)
+    shown = shown_check(seen.outputs, original, images, seen.allow_constant)
+    checks = [*reasons, *report.checks, *constants.checks, *([branches] if branches is not None else []), *shown]
     checks = explained(checks, constants.located)
     found = suspects.look(path, original, report.checks, constants, size is not None)
     return report.model_copy(

@@ -53,7 +53,7 @@ ROOMS: dict[str, set[str]] = {
     "verify/constants": {"model", "onnxfile", *GROUND},
     "verify/divergence": {"model", "onnxfile", "runtime", "verify/values", "verify/constants", *GROUND},
     "verify": {
-        *("model", "onnxfile", "runtime"),
+        *("model", "onnxfile", "onnxfile/flow", "runtime"),
         *("verify/values", "verify/constants", "verify/divergence"),
         *FOLD,
         *GROUND,

@@ -13,9 +13,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from jumpout_export.export.golden import tolerance_line
-from jumpout_export.tolerances import ceiling, relative_limits
 from jumpout_export.verify.values.reference import Expected
-from jumpout_export.verify.values.scale import Scale, in_channels, relative
+from jumpout_export.verify.values.scale import Scale, relative
 
 
 def test_a_right_model_passes_and_says_how_well(replay, digits):
@@ -79,6 +78,35 @@ def scaled(values):
     return values
 
 
+def boxes_and_scores(seed):
+    values = torch.randn(8, 1, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    values[..., :6] *= 1e6
+    return values
+
+
+def allowed(line, golden):
+    """What `cpp/replay/tolerance.h` says: sizes, and the largest errors of a golden output, by numpy alone."""
+    fields = dict(part.split("=") for part in line.split())
+    sizes, limits = (np.array(fields[name].split(","), float) for name in ("sizes", "limits"))
+    cap, median, axis = (float(fields.get(name, 1)) for name in ("cap", "median", "axis"))
+    magnitude = np.abs(np.asarray(golden, float))
+    magnitude = magnitude.reshape(-1, 1) if magnitude.ndim < 2 else np.moveaxis(magnitude, int(axis), 1)
+    flat = magnitude.reshape(*magnitude.shape[:2], -1)
+    masked = flat.max() if (flat == flat.max()).sum() > 1 else np.nan
+    factors = []
+    for image in flat:
+        kept = [np.sort(channel[(channel > 0) & (channel != masked)]) for channel in image]
+        ratios = [one[(len(one) - 1) // 2] / size for one, size in zip(kept, sizes, strict=True) if len(one) and size]
+        factors.append(max(1.0, sorted(ratios)[len(ratios) // 2]))
+    factor = np.array(factors)[:, None, None]
+    size = np.maximum(sizes[None, :, None] * factor, flat)
+    limit = np.minimum(limits[None, :, None] * size, cap * np.maximum(size, median * factor))
+    shape = magnitude.shape
+    if golden.ndim < 2:
+        return size.reshape(golden.shape), limit.reshape(golden.shape)
+    return np.moveaxis(size.reshape(shape), 1, int(axis)), np.moveaxis(limit.reshape(shape), 1, int(axis))
+
+
 @pytest.mark.parametrize(
     "exact",
     [
@@ -88,33 +116,53 @@ def scaled(values):
         torch.tensor(2.5, dtype=torch.float64),
         masked(torch.randn(6, 10, generator=torch.Generator().manual_seed(3), dtype=torch.float64)),
         scaled(torch.randn(5, 6, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)),
+        boxes_and_scores(6),
     ],
-    ids=["logits", "images", "one dimension", "scalar", "masked", "one large image and a dead channel"],
+    ids=["logits", "images", "one dimension", "scalar", "masked", "one large image and a dead channel", "boxes"],
 )
 def test_limits_are_those_of_the_python_side(replay, tmp_path, exact):
     torch.manual_seed(5)
     golden = exact.float()
-    own = golden * (1 + 1e-6 * torch.randn(golden.shape))
+    own = torch.where(golden == -1e9, golden, golden * (1 + 1e-6 * torch.randn(golden.shape)))
     got = golden * (1 + 2e-6 * torch.randn(golden.shape))
-    model = replay.crafted(
-        tmp_path,
-        replay.from_array(got.numpy()),
-        replay.from_array(golden.numpy()),
-        tolerance_line([Expected("y", own, exact)], has_reference=True),
-    )
+    line = tolerance_line([Expected("y", own, exact)], has_reference=True)
+    model = replay.crafted(tmp_path, replay.from_array(got.numpy()), replay.from_array(golden.numpy()), line)
     (output,) = replay.outputs_of(model)
-
-    scale = Scale()
-    scale.add(Expected("y", own, exact))
-    limits = relative_limits(scale.own_errors, torch.float32, True)[None, :, None] * scale.size
-    limits = torch.minimum(limits, ceiling(torch.float32) * scale.coarse)
-    errors = (in_channels(got).double() - in_channels(golden).double()).abs()
-    # The metadata holds four digits.
+    size, limit = (torch.from_numpy(values) for values in allowed(line, golden))
+    errors = (got.double() - golden.double()).abs()
     share = output.measured / output.limit
-    assert share == pytest.approx(relative(errors, limits).max().item(), rel=2e-3)
-    assert output.max_rel == pytest.approx(relative(errors, scale.size).max().item(), rel=2e-3)
+    assert share == pytest.approx(relative(errors, limit).max().item(), rel=1e-5)
+    assert output.max_rel == pytest.approx(relative(errors, size).max().item(), rel=1e-5)
     assert output.max_abs == pytest.approx(errors.max().item())
     assert output.verdict == ("pass" if share <= 1 else "fail")
+    # The metadata holds four digits; along one axis alone no limit is smaller than along all of them.
+    scale = Scale()
+    scale.add(Expected("y", own, exact))
+    whole = scale.budget(has_reference=True).allowed(scale.units).reshape(exact.shape)
+    assert (whole <= limit * (2 if exact.ndim > 2 else 1.002)).all()
+    if exact.ndim < 3:
+        torch.testing.assert_close(whole, limit, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1 + 1e-6, "pass"), (1.01, "fail")])
+def test_a_score_beside_boxes_is_judged_as_a_score(replay, tmp_path, factor, verdict):
+    exact = boxes_and_scores(7)
+    golden, got = exact.float(), exact.float()
+    got[:, 0, 6] *= factor
+    line = tolerance_line([Expected("y", golden * (1 + 1e-7), exact)], has_reference=True)
+    assert " axis=2 " in line
+    model = replay.crafted(tmp_path, replay.from_array(got.numpy()), replay.from_array(golden.numpy()), line)
+    (output,) = replay.outputs_of(model)
+    assert output.verdict == verdict
+
+
+@pytest.mark.parametrize("axis", ["3", "1e30", "-1", "1.5", "x"])
+def test_an_axis_that_the_output_does_not_have_is_refused(replay, tmp_path, axis):
+    values = replay.from_array(np.ones((2, 1, 3), "f4"))
+    line = f"cap=0.001 median=1 axis={axis} sizes=1,1,1 limits=1e-5,1e-5,1e-5"
+    model = replay.crafted(tmp_path, replay.from_array(np.ones((2, 1, 3), "f4")), values, line)
+    assert replay(model).returncode in (1, 2)
+    assert "PASS" not in replay(model).stdout
 
 
 NUMBERS = ["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64"]

@@ -23,9 +23,12 @@ def branch(name, weight, nodes=()):
     return h.make_graph(nodes, name, [], [output], [numpy_helper.from_array(weight, f"{name}_w")])
 
 
-def write_switch(path, small, large, limit=24, nested=False):
-    """A file that multiplies with `small` up to `limit` numbers, with `large` above."""
-    nodes = [h.make_node("Size", ["x"], ["size"]), h.make_node("Greater", ["size", "limit"], ["is_large"])]
+def write_switch(path, small, large, limit=100.0, nested=False):
+    """A file that multiplies with `small` where no number is above `limit`, with `large` otherwise."""
+    nodes = [
+        h.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        h.make_node("Greater", ["most", "limit"], ["is_large"]),
+    ]
     switch = h.make_node(
         "If",
         ["is_large"],
@@ -34,7 +37,7 @@ def write_switch(path, small, large, limit=24, nested=False):
         then_branch=branch("large", large),
         else_branch=branch("small", small),
     )
-    constants = [numpy_helper.from_array(np.int64(limit), "limit"), numpy_helper.from_array(np.array(True), "true")]
+    constants = [numpy_helper.from_array(np.float32(limit), "limit"), numpy_helper.from_array(np.array(True), "true")]
     if nested:
         outer = h.make_graph([switch], "outer", [], [h.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 2])])
         switch = h.make_node("If", ["true"], ["y"], name="outer", then_branch=outer, else_branch=branch("dead", small))
@@ -65,11 +68,11 @@ def test_a_branch_that_no_sample_takes_fails_until_one_does(tmp_path, nested):
     assert the(report, "branches").note == (
         f"the then_branch of switch (If){inside} was never run; give inputs that take it, what is in it is not verified"
     )
-    report = verify_onnx(path, model, torch.randn(9, 3))
+    report = verify_onnx(path, model, [torch.randn(9, 3), torch.rand(9, 3) + 200])
     assert the(report, "branches").verdict == "pass"
     assert any(check.name.startswith("cpu/off/data") for check in report.checks if check.verdict == "fail")
     write_switch(path, right, right, nested=nested)
-    report = verify_onnx(path, model, torch.randn(9, 3))
+    report = verify_onnx(path, model, [torch.randn(9, 3), torch.rand(9, 3) + 200])
     assert report, report.checks
     others = ", constants and sizes in the file rule the others out"
     assert the(report, "branches").note == (f"3 of 4 were run{others}" if nested else "2 of 2 were run")
@@ -93,13 +96,14 @@ def test_a_loop_that_never_goes_round_fails(tmp_path):
     )
     nodes = [
         h.make_node("MatMul", ["x", "w"], ["product"]),
-        h.make_node("Size", ["x"], ["size"]),
-        h.make_node("Div", ["size", "many"], ["rounds"]),
+        h.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        h.make_node("Div", ["most", "many"], ["share"]),
+        h.make_node("Cast", ["share"], ["rounds"], to=TensorProto.INT64),
         h.make_node("Loop", ["rounds", "", "product"], ["y"], name="rounds_of_many", body=body),
     ]
     x = h.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
     y = h.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
-    graph = h.make_graph(nodes, "g", [x], [y], [weight, numpy_helper.from_array(np.int64(60), "many")])
+    graph = h.make_graph(nodes, "g", [x], [y], [weight, numpy_helper.from_array(np.float32(60), "many")])
     onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9), path)
     note = the(verify_onnx(path, model, torch.randn(4, 3)), "branches").note
     assert note.startswith("the body of rounds_of_many (Loop) was never run")
@@ -111,7 +115,7 @@ def test_weights_beside_the_file_are_looked_for_and_run(tmp_path):
     write_switch(path, right, right)
     whole = onnx.load(path)
     onnx.save(whole, path, save_as_external_data=True, location="m.data", size_threshold=0)
-    report = verify_onnx(path, model, torch.randn(9, 3))
+    report = verify_onnx(path, model, [torch.randn(9, 3), torch.rand(9, 3) + 200])
     assert report, report.checks
     assert the(report, "weights").note == "1 of 1 weights are in the file bit for bit"
 
@@ -141,7 +145,7 @@ def test_a_branch_that_no_input_can_take_is_no_failure(tmp_path, kind):
 
 
 def test_sizes_that_a_file_claims_inside_rule_nothing_out(tmp_path):
-    """Only the sizes of its inputs are held to."""
+    """Only the sizes of its inputs are held to, and both sides are tried."""
     model, path = Product().eval(), tmp_path / "m.onnx"
     right = model.weight.detach().numpy()
     nodes = [h.make_node("Identity", ["x"], ["inner"]), h.make_node("Shape", ["inner"], ["shape"])]
@@ -153,7 +157,11 @@ def test_sizes_that_a_file_claims_inside_rule_nothing_out(tmp_path):
     lie = [h.make_tensor_value_info("inner", TensorProto.FLOAT, [4, 3])]
     graph = h.make_graph(nodes, "g", [x], [y], values, value_info=lie)
     onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9), path)
-    assert "was never run" in the(verify_onnx(path, model, torch.randn(4, 3)), "branches").note
+    report = verify_onnx(path, model, torch.randn(4, 3))
+    assert the(report, "branches").note == "2 of 2 were run"
+    assert "batch=9" in the(report, "sizes").note
+    assert the(report, "cpu/off/batch=9/worst error").verdict == "fail"
+    assert the(report, "cpu/off/batch=3/worst error").verdict == "pass"
 
 
 def test_a_default_value_that_a_caller_may_change_rules_nothing_out():

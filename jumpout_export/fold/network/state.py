@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.held import GROUPS, changes, held_values, snapshot
 from jumpout_export.model.randomness import get_generator_state, is_generator, rng_restored, same_bits
-from jumpout_export.model.samples import noise_like
+from jumpout_export.model.samples import make_up
 from jumpout_export.model.signature import tensors, with_tensors
 
 # A state such as a running maximum or minimum shows only after other values than the example's.
@@ -67,7 +67,7 @@ def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch],
 
 
 def _other(batch: Batch, factor: float) -> Batch:
-    drawn = tensors(noise_like(batch, torch.Generator().manual_seed(0)))
+    drawn = tensors(make_up(batch, batch.size, torch.Generator().manual_seed(0)))
     return with_tensors(batch, [value * factor if value.is_floating_point() else value for value in drawn])
 
 

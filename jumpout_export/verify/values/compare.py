@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from jumpout_export.report import Check, counted, limited
 from jumpout_export.text import count
 from jumpout_export.verify.values.reference import Expected
-from jumpout_export.verify.values.scale import Scale, Scales, in_channels, relative, representable, source
+from jumpout_export.verify.values.scale import Scale, Scales, in_images, relative, representable, source
 
 
 @dataclass(frozen=True)
@@ -27,56 +28,66 @@ class Place:
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest errors in units of the size, one per channel (or one in all)."""
+    """The largest errors in units of the size, one per index of an axis behind the images, or one in all.
 
-    # (5, channels) in float64: errors in units of the size, largest first seen kept; these and the sizes in the
-    # output's unit; numbers of the images; positions within image and channel, counted through.
+    What is beyond its limit at a place is beyond it at one of these: along the axis whose limit is the smallest there,
+    the largest error of that index has no larger limit.
+    """
+
+    # (5, indices) in float64: errors in units of the size, largest first seen kept; these and the sizes in the
+    # output's unit; numbers of the images; positions within an image, counted through.
     values: Tensor
-    shape: torch.Size  # of an image's channel
+    shape: torch.Size  # of an image
 
     @classmethod
-    def of(cls, error: Tensor, size: Tensor, start: int, shape: torch.Size) -> Largest:
-        """Returns those of one batch: errors and sizes as images x channels x the rest of `shape`."""
-        error, size = (values.transpose(0, 1).reshape(values.shape[1], -1) for values in (error, size))
-        shares, places = relative(error, size).max(1)
-        at, length = places[:, None], math.prod(shape[2:])
-        rows = (shares, error.gather(1, at)[:, 0], size.gather(1, at)[:, 0], start + places // length, places % length)
-        return cls(torch.stack([row.double() for row in rows]), shape[2:])
+    def of(cls, error: Tensor, size: Tensor, start: int, axis: int | None) -> Largest:
+        """Returns those of one batch: errors and sizes as images x the rest, `axis` is one of both."""
+        shares, places = relative(error, size), torch.arange(error.numel()).view(error.shape)
+        rows = [values if axis is None else values.movedim(axis, 0) for values in (shares, places)]
+        count = 1 if axis is None else error.shape[axis]
+        found, at = rows[0].reshape(count, -1).max(1)
+        flat = rows[1].reshape(count, -1).gather(1, at[:, None])[:, 0]
+        length = math.prod(error.shape[1:])
+        values = (found, error.flatten()[flat], size.flatten()[flat], start + flat // length, flat % length)
+        return cls(torch.stack([value.double() for value in values]), error.shape[1:])
 
     @property
     def shares(self) -> Tensor:
-        """In units of the size, per channel."""
+        """In units of the size."""
         return self.values[0]
 
     @property
     def samples(self) -> Tensor:
-        """Numbers of the images, per channel."""
+        """Numbers of the images."""
         return self.values[3].long()
 
     def merged(self, other: Largest) -> Largest:
         """Returns the larger ones."""
-        if len(other.shares) != len(self.shares):  # dimension 1 is open: its indices mean something else now
+        if other.shape != self.shape:  # an axis is open: its indices mean something else now
             return other if float(other.shares.max()) > float(self.shares.max()) else self
         return Largest(torch.where(other.shares > self.shares, other.values, self.values), self.shape)
 
-    def against(self, limits: Tensor) -> tuple[float, Place, float]:
-        """Returns the largest share of its limit, where that is, and the limit there in the output's unit."""
-        if len(limits) != len(self.shares):
-            limits = (limits.max() if len(limits) else torch.tensor(0.0)).expand(len(self.shares))
-        shares = relative(self.shares, limits.double())
-        channel = int(shares.argmax())
-        _, error, size, sample, rest = self.values[:, channel].tolist()
-        inner = torch.unravel_index(torch.tensor(int(rest)), self.shape) if self.shape else ()
-        place = Place(error, size, int(sample), (channel, *(int(axis) for axis in inner)))
-        return float(shares[channel]), place, float(limits[channel]) * place.size
+    def against(self, limit: Callable[[Sequence[Tensor], Sequence[int]], Tensor]) -> tuple[float, Place, float]:
+        """Returns the largest share of its limit, where that is, and the limit there in the output's unit.
+
+        `limit` gives the limits in units of the size, as `Budget.limit` does.
+        """
+        index = torch.unravel_index(self.values[4].long(), self.shape)
+        limits = limit(index, self.shape).double()
+        shares = relative(self.shares, limits)
+        worst = int(shares.argmax())
+        _, error, size, sample, _ = self.values[:, worst].tolist()
+        place = Place(error, size, int(sample), tuple(int(at[worst]) for at in index))
+        return float(shares[worst]), place, float(limits[worst]) * place.size
 
 
 @dataclass
 class Worst:
     """The largest errors of one output within one group, and how its largest classes differ."""
 
-    # in each of the units of `Scale.units`; nothing where there were no values
+    # in units of the size, per axis behind the images; nothing where there were no values
     largest: list[Largest] = field(default_factory=list)
+    coarse: Largest | None = None  # in units of the coarse size
     # for every image with another top-1, the reference's margin in units of the size
     margins: list[float] = field(default_factory=list)
     images: int = 0  # compared
@@ -148,9 +159,9 @@ class Comparison:
         for (its_group, name), worst in self.worst.items():
             if its_group == group:
                 budget = self.scales[source(group), name].budget(has_reference)
-                for largest, limits in zip(worst.largest, budget.limits, strict=False):  # none: no values
-                    share, place, limit = largest.against(limits)
-                    rows.append((share, name, place, limit))
+                found = [largest.against(budget.limit) for largest in worst.largest]  # none: no values
+                found += [worst.coarse.against(budget.ceilings)] if worst.coarse else []
+                rows += [(share, name, place, limit) for share, place, limit in found]
         check = f"{self.label}/{group}/worst error"
         if not rows:
             return limited(check, 0, 0, "no values")
@@ -177,19 +188,20 @@ class Comparison:
 
 
 def _measure(worst: Worst, scale: Scale, start: int, want: Expected, have: Tensor) -> None:
-    got, exact = in_channels(have), in_channels(representable(want.exact, want.own.dtype))
+    got, exact = (in_images(one, want.axis) for one in (have, representable(want.exact, want.own.dtype)))
     if not have.is_floating_point():  # exact; where float64 and float32 decide differently, either decision is right
-        error = ((got != exact) & (got != in_channels(want.own))).double()
-        _keep(worst, error, (torch.ones_like(error),) * len(scale.units), start, have.shape)
+        error = ((got != exact) & (got != in_images(want.own, want.axis))).double()
+        _keep(worst, error, (torch.ones_like(error),) * 2, start)
         return
     error = (got.double() - exact).abs().nan_to_num(nan=math.inf)
-    error[in_channels(_non_finite_as_in_torch(want, have))] = 0.0  # fails a check of its own, and no layer is to blame
-    _keep(worst, error, scale.units, start, have.shape)
-    if have.ndim == 2 and have.shape[1] > 1:
+    # Fails a check of its own, and no layer is to blame.
+    error[in_images(_non_finite_as_in_torch(want, have), want.axis)] = 0.0
+    _keep(worst, error, scale.units, start)
+    if have.ndim == 2 and have.shape[1] > 1 and want.axis == 0:
         worst.has_top1 = True
         rows, picked, top = torch.arange(len(have)), have.argmax(1), want.exact.argmax(1)
         margin = want.exact[rows, top] - want.exact[rows, picked]
-        size = torch.maximum(scale.size[rows, top, 0], scale.size[rows, picked, 0])
+        size = torch.maximum(scale.size[rows, top], scale.size[rows, picked])
         worst.margins += relative(margin, size)[picked != top].tolist()
 
 
@@ -208,9 +220,13 @@ def _whose(number: int, as_in_torch: int) -> str:
     return f"; PyTorch itself gives {'them' if as_in_torch == number else f'{as_in_torch} of them'}"
 
 
-def _keep(worst: Worst, error: Tensor, units: tuple[Tensor, ...], start: int, shape: torch.Size) -> None:
-    found = [Largest.of(error, unit, start, shape) for unit in units]
-    worst.largest = [one.merged(two) for one, two in zip(worst.largest, found, strict=True)] if worst.largest else found
+def _keep(worst: Worst, error: Tensor, units: tuple[Tensor, Tensor], start: int) -> None:
+    size, coarse = units
+    found = [Largest.of(error, size, start, axis) for axis in range(1, error.ndim)]
+    same = len(worst.largest) == len(found)
+    worst.largest = [one.merged(two) for one, two in zip(worst.largest, found, strict=True)] if same else found
+    whole = Largest.of(error, coarse, start, None)
+    worst.coarse = worst.coarse.merged(whole) if worst.coarse else whole
 
 
 def _kind(tensor: Tensor) -> str:

@@ -2,78 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from jumpout_export.model.batches import Batch
-from jumpout_export.model.samples import Sample, rows
-from jumpout_export.model.signature import Output
 from jumpout_export.tolerances import ALONE_DOUBLE, ALONE_SINGLE
+from jumpout_export.verify.values.scale import in_images
 
 
-def depends_on_others(
-    sample: Sample, together: list[Output], run: Callable[[Batch], list[Output]], *, double: bool
-) -> dict[str, str]:
-    """Returns, per output, how an image has another value alone than in its batch; empty if not.
+def depends_on_others(group: str, name: str, together: Tensor, alone: Tensor, axis: int | None, *, double: bool) -> str:
+    """Returns how images have other values in a batch than alone; empty if not.
 
-    An output without a batch axis must be the same whatever the images are: a mean over the batch is none of an image.
+    An output without an axis of images must be the same whatever the images are: a mean over the batch is none of an
+    image.
 
     Args:
-        sample: a batch of several images; its first, middle and last one are run alone.
-        together: the outputs for it.
-        run: returns the outputs for a batch.
-        double: whether `run` computes in float64; otherwise the comparison is coarser, and of floats only.
+        group: of the batch.
+        name: of the output.
+        together: the output for the batch.
+        alone: the outputs for its images alone, put together.
+        axis: that has an entry per image; None without any.
+        double: whether both are of a model in float64; otherwise the comparison is coarser, and of floats only.
     """
-    size = sample.batch.size
-    found: dict[str, str] = {}
-    for row in sorted({0, size // 2, size - 1}):
-        for whole, alone in zip(together, run(rows(sample.batch, range(row, row + 1), sample.batched)), strict=True):
-            axis = _batch_axis(whole.tensor, alone.tensor, size)
-            mine, its, what = whole.tensor, alone.tensor, "has no batch axis and"
-            if axis is not None:
-                mine, its, what = mine.select(axis, row), its.select(axis, 0), f"of image {row}"
-            problem = _difference(mine, its, _sizes(whole.tensor, axis), double)
-            text = f"{sample.group}: output `{whole.name}` {what} {problem}" if problem else ""
-            found[whole.name] = found.get(whole.name) or text
-    return found
-
-
-def _batch_axis(whole: Tensor, alone: Tensor, size: int) -> int | None:
-    """The axis that has an entry per image: the first, or another if all others agree."""
-    if whole.ndim != alone.ndim or not whole.ndim:
-        return None
-    if whole.shape[0] == size and alone.shape[0] == 1:
-        return 0
-    for axis in range(whole.ndim):
-        expected = [*alone.shape[:axis], size, *alone.shape[axis + 1 :]]
-        if alone.shape[axis] == 1 and list(whole.shape) == expected:
-            return axis
-    return None
-
-
-def _sizes(whole: Tensor, axis: int | None) -> Tensor:
-    """The largest magnitude of every channel (dimension 1), or of the whole output where it has none."""
-    magnitude = whole.double().abs().nan_to_num(nan=0.0, posinf=0.0)
-    if axis != 0 or whole.ndim < 2 or not whole.numel():
-        return magnitude.max() if whole.numel() else magnitude
-    others = [dim for dim in range(whole.ndim) if dim != 1]
-    return magnitude.amax(others).reshape(-1, *[1] * (whole.ndim - 2))
-
-
-def _difference(together: Tensor, alone: Tensor, sizes: Tensor, double: bool) -> str:
+    what = f"{group}: output `{name}`"
     if together.shape != alone.shape:
-        return f"has shape {list(alone.shape)} alone and {list(together.shape)} in its batch"
-    if not together.is_floating_point():
-        same = torch.equal(together, alone) or not double
-        return "" if same else "is another one alone than in its batch"
+        return f"{what} has shape {list(alone.shape)} alone and {list(together.shape)} in its batch"
     if not together.numel():
         return ""
-    finite = torch.isfinite(together) & torch.isfinite(alone)  # what is not finite fails a check of its own
-    errors = torch.where(finite, together - alone, torch.zeros_like(alone)).abs().double()
+    mine, its = in_images(together, axis), in_images(alone, axis)
+    if not together.is_floating_point():
+        wrong = (mine != its).reshape(len(mine), -1).any(1) if double else torch.zeros(1, dtype=torch.bool)
+        return f"{what} {_of(wrong, axis)} is another one alone than in its batch" if wrong.any() else ""
+    finite = torch.isfinite(mine) & torch.isfinite(its)  # what is not finite fails a check of its own
+    errors = torch.where(finite, mine - its, torch.zeros_like(its)).abs().double()
     of_channel, of_output = ALONE_DOUBLE if double else ALONE_SINGLE
-    limits = (of_channel * sizes + of_output * sizes.max()).expand_as(errors)
-    worst = int((errors - limits).argmax())
-    error, limit = float(errors.flatten()[worst]), float(limits.flatten()[worst])
-    return f"differs by {error:.2g} (limit {limit:.2g}) alone and in its batch" if error > limit else ""
+    sizes = mine.double().abs().nan_to_num(nan=0.0, posinf=0.0)
+    others = [dim for dim in range(mine.ndim) if dim != 1]
+    limits = of_channel * sizes.amax(others, keepdim=True) + of_output * sizes.max()
+    beyond = errors - limits
+    if float(beyond.max()) <= 0:
+        return ""
+    worst = int(beyond.argmax())
+    error, limit = float(errors.flatten()[worst]), float(limits.expand_as(errors).flatten()[worst])
+    wrong = (beyond > 0).reshape(len(mine), -1).any(1)
+    return f"{what} {_of(wrong, axis)} differs by {error:.2g} (limit {limit:.2g}) alone and in its batch"
+
+
+def _of(wrong: Tensor, axis: int | None) -> str:
+    """Which images it is about."""
+    if axis is None:
+        return "has no batch axis and"
+    return f"of image {int(wrong.int().argmax())} of {len(wrong)}"

@@ -64,7 +64,7 @@ class PrecisionLoss(Loss):
 
         What is good enough below it, only the user knows.
         """
-        errors = {name: scale.own_coarse for name, scale in self._scales.items() if scale.own_errors.numel()}
+        errors = {name: scale.own_coarse for name, scale in self._scales.items() if scale.own_errors}
         if self._problem:
             return [counted("precision", [f"the two networks could not be compared: {self._problem}"])]
         if not errors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,7 @@ class Expected:
     exact: Tensor  # the reference, in float64 where the output is floating point
     # what the model computes in, if that is less than the output's type says; else None
     precision: torch.dtype | None = None
+    axis: int | None = 0  # that has an entry per image; None without any
 
 
 class Reference:
@@ -48,45 +49,67 @@ class Reference:
     def __init__(
         self, original: nn.Module, batch: Batch, *, folded: nn.Module | None = None, allow: Iterable[str] = ()
     ) -> None:
-        """Tries the float64 copy.
+        """Takes copies.
 
         Args:
             original: in eval mode, on the CPU; it stays as it is.
             batch: inputs on the CPU.
-            folded: the model that was converted, to be compared bitwise at each call; it gives the inputs their names.
+            folded: the model that was converted; it gives the inputs their names.
             allow: module paths in which, and below which, random numbers may be drawn, without changing the result.
         """
         self.inputs = input_names(original if folded is None else folded, batch)  # in the ONNX graph
         self.problem = ""  # why there is no float64 copy
-        self._unequal: list[str] = []
+        # samples that were run so far, in the model's own precision and in float64
+        self.images_own = self.images_double = 0
         self._random: dict[int, str] = {}
         self._model = _with_own_buffers(original)
-        self._folded = None if folded is None else _with_own_buffers(folded)
         self._allow = tuple(allow)
         self._drawn: dict[str, None] = {}
         self._seed = 0
         self._sizes: set[int] = set()
         self._double: nn.Module | None = double_copy(original)
-        try:
-            found = [output.tensor for output in self._run(self._double, cast(batch, torch.float64))]
-        except Exception as error:  # a forward that fixes float32 may fail in any way; the reason is reported
-            self._double = None
-            self.problem = first_line(error)
-        else:
-            own = [output.tensor for output in self._run(self._model, batch)]
-            if [tensor.shape for tensor in found] != [tensor.shape for tensor in own]:
-                self._double = None
-                self.problem = "in float64 it returns other shapes"
+        self._tried = False  # whether the float64 copy ran once
+
+    @property
+    def has_double(self) -> bool:
+        """Whether there is a float64 copy that runs, as far as it was tried."""
+        return self._double is not None
 
     def __call__(self, batch: Batch) -> list[Expected]:
         """Returns every output for a batch; raises whatever the model raises."""
+        own = self.own(batch)
+        return self.expected(batch, own, self.exact(batch) if self.has_double else own)
+
+    def own(self, batch: Batch) -> list[Output]:
+        """Returns every output in the model's own precision; raises whatever the model raises."""
+        self.images_own += batch.size
         own = self._run(self._model, batch)
         self._audit(batch)
-        if self._folded is not None:
-            folded = self._run(self._folded, batch)
-            if not same_bits([one.tensor for one in own], [two.tensor for two in folded]):
-                self._unequal.append(f"batch size {batch.size}: the folded model has other bits than the model")
-        exact = own if self._double is None else self.exact(batch)
+        return own
+
+    def exact(self, batch: Batch) -> list[Output]:
+        """Returns every output in float64, or in the model's own precision where there is no float64 copy."""
+        if self._double is not None:
+            try:
+                found = self._run(self._double, cast(batch, torch.float64))
+            except Exception as error:  # a forward that fixes float32 may fail in any way; the reason is reported
+                if self._tried:
+                    raise
+                own = self.own(batch)  # raises where the batch is to blame
+                self._double, self.problem = None, first_line(error)
+                return own
+            self._tried = True
+            self.images_double += batch.size
+            return found
+        return self.own(batch)
+
+    def expected(
+        self, batch: Batch, own: list[Output], exact: list[Output], axes: Sequence[int | None] | None = None
+    ) -> list[Expected]:
+        """Returns the outputs for a batch in both precisions; `axes` says which axis of each has an entry per image."""
+        if [one.tensor.shape for one in own] != [two.tensor.shape for two in exact]:
+            self._double, self.problem = None, "in float64 it returns other shapes"
+            exact = own
         precision = self._precision(batch)
         return [
             Expected(
@@ -94,8 +117,9 @@ class Reference:
                 one.tensor,
                 two.tensor.double() if one.tensor.is_floating_point() else two.tensor,
                 _coarser(one.tensor.dtype, precision),
+                axis,
             )
-            for one, two in zip(own, exact, strict=True)
+            for one, two, axis in zip(own, exact, axes or [0] * len(own), strict=True)
         ]
 
     def nearby(self, batch: Batch) -> Iterator[list[Expected]]:
@@ -112,43 +136,32 @@ class Reference:
         found = {value.dtype for value in values if value.is_floating_point()}
         return min(found - {torch.float64} or found, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
-    def exact(self, batch: Batch) -> list[Output]:
-        """Returns every output in float64, or in the model's own precision where there is no float64 copy."""
-        if self._double is None:
-            return self._run(self._model, batch)
-        return self._run(self._double, cast(batch, torch.float64))
-
     def checks(self) -> list[Check]:
-        """Returns the verdicts on randomness and on the folded model at every call so far; none before the first."""
+        """Returns the verdict on randomness at every call so far; none before the first."""
         if not self._sizes:
             return []
         sizes = ", ".join(str(size) for size in sorted(self._sizes))
-        good = "two eval runs agree bitwise, no random number drawn"
+        good = "no random number drawn"
         if self._drawn:
             good = (
                 f"random numbers are drawn in {', '.join(self._drawn)} (allowed) and do not change the result in "
                 f"{_OTHER_SEEDS} runs with other seeds per batch size"
             )
         good += f"; batch sizes {sizes}"
-        checks = [counted("randomness", [f"batch size {size}: {text}" for size, text in self._random.items()], good)]
-        if self._folded is not None:
-            good = "the folded model has the bits of the model on everything compared"
-            checks.append(counted("fold", list(dict.fromkeys(self._unequal)), good))
-        return checks
+        return [counted("randomness", [f"batch size {size}: {text}" for size, text in self._random.items()], good)]
 
     def _audit(self, batch: Batch) -> None:
-        """A batch size not seen before is audited as the example was: a model may draw at some sizes only."""
+        """Says of a batch size that was not seen before what draws there, if something does."""
         new = batch.size not in self._sizes
         self._sizes.add(batch.size)
         if self._allow:
             self._audit_allowed(batch, _OTHER_SEEDS if new else 1)
-        if not new:
-            return
-        model = _with_own_buffers(self._model)
-        try:
-            refuse_randomness(model, lambda: call(model, batch), self._allow)
-        except NotFoldableError as error:
-            self._random[batch.size] = str(error)  # says more than which generator moved
+        elif new and batch.size in self._random:
+            model = _with_own_buffers(self._model)
+            try:
+                refuse_randomness(model, lambda: call(model, batch))
+            except NotFoldableError as error:
+                self._random[batch.size] = str(error)  # says more than which generator moved
 
     def _audit_allowed(self, batch: Batch, runs: int) -> None:
         """The file draws nothing, so what the model draws must not matter, whatever the seeds."""

@@ -32,23 +32,35 @@ def test_the_limit_is_the_documented_formula():
 
 
 def test_a_value_may_be_off_by_the_smaller_of_two_errors():
-    budget = Budget((torch.tensor([1.0, 2.0]), torch.tensor([0.5])))
+    budget = Budget((torch.tensor([1.0, 2.0]), torch.tensor([9.0])), 0.5)
     size, coarse = torch.tensor([[[2.0], [4.0]]]), torch.tensor([[[3.0], [40.0]]])
     assert budget.allowed((size, coarse)).tolist() == [[[1.5], [8.0]]]
     assert budget.tie() == 0.5
-    assert Budget((torch.tensor([0.1, 0.2]), torch.tensor([0.5]))).tie() == pytest.approx(0.2)
+    assert Budget((torch.tensor([0.1, 0.2]),), 0.5).tie() == pytest.approx(0.2)
+
+
+def test_of_all_axes_the_smallest_limit_holds():
+    budget = Budget((torch.tensor([1.0, 2.0]), torch.tensor([5.0, 0.5, 1.5])), 100.0)
+    size = torch.ones(1, 2, 3)
+    assert budget.allowed((size, size)).tolist() == [[[1.0, 0.5, 1.0], [2.0, 0.5, 1.5]]]
+    # An axis of another length than it had has the largest of its limits.
+    size = torch.ones(1, 2, 2)
+    assert budget.allowed((size, size)).tolist() == [[[1.0, 1.0], [2.0, 2.0]]]
 
 
 def test_a_budget_has_the_limits_of_its_outputs_type():
-    budget = Budget.of(torch.zeros(2), torch.float32, has_reference=True)
-    assert [limit.tolist() for limit in budget.limits] == [[FLOOR * EPS] * 2, [pytest.approx(CAP[torch.float32])]]
-    assert [limit.tolist() for limit in Budget.of(torch.ones(2), torch.int64, True).limits] == [[0, 0], [0]]
+    budget = Budget.of([torch.zeros(2)], torch.float32, has_reference=True)
+    assert ([limit.tolist() for limit in budget.limits], budget.ceiling) == ([[FLOOR * EPS] * 2], CAP[torch.float32])
+    budget = Budget.of([torch.ones(2)], torch.int64, True)
+    assert ([limit.tolist() for limit in budget.limits], budget.ceiling) == ([[0, 0]], 0)
 
 
 def test_the_line_in_a_file_names_ceiling_sizes_and_limits():
-    budget = Budget((torch.tensor([1e-6, 2.5e-6]), torch.tensor([1e-3])))
+    budget = Budget((torch.tensor([1e-6, 2.5e-6]), torch.tensor([3e-6])), 1e-3)
     line = budget.line(torch.tensor([1.0, 0.5]), 0.5)
     assert line == "cap=0.001 median=0.5 sizes=1,0.5 limits=1e-06,2.5e-06"
+    line = budget.line(torch.tensor([4.0]), 4.0, 1, 2)
+    assert line == "cap=0.001 median=4 axis=2 sizes=4 limits=3e-06"
 
 
 def test_where_no_reference_says_more_rounding_is_a_share_of_the_largest_value():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from jumpout_export.tolerances import CAP, FACTOR, FLOOR
+from jumpout_export.tolerances import CAP, FACTOR, FLOOR, Budget
 from jumpout_export.verify.values.compare import Comparison, Largest, Place
 from jumpout_export.verify.values.reference import Expected
 from jumpout_export.verify.values.scale import Scale
@@ -22,7 +22,7 @@ def verdicts(got, own, exact=None, group="data", prime=()):
     for values in prime:
         scale.prime(Expected("y", values, values.double()))
     scale.add(expected)
-    comparison = Comparison("cpu/off", False, {("data", "y"): scale, ("random", "y"): scale})
+    comparison = Comparison("cpu/off", False, {("data", "y"): scale, ("sizes", "y"): scale})
     comparison.add(group, 5, [expected], [torch.as_tensor(got)])
     checks = comparison.checks(has_reference=True)
     return {check.name.removeprefix(f"cpu/off/{group}/"): check for check in checks}
@@ -168,8 +168,12 @@ def test_integers_may_equal_either_precision_and_nothing_else():
 
 
 def largest(error, start=10):
-    """Of two images with two channels of two values, all of size 2."""
-    return Largest.of(error, torch.full_like(error, 2.0), start, torch.Size((2, 2, 2)))
+    """Of two images with two channels of two values, all of size 2, by channel."""
+    return Largest.of(error, torch.full_like(error, 2.0), start, 1)
+
+
+def limits_of(*limits):
+    return Budget((torch.tensor(limits), torch.tensor([9.0, 9.0])), 9.0).limit
 
 
 def test_the_largest_error_of_each_channel_is_kept_with_its_place():
@@ -177,9 +181,9 @@ def test_the_largest_error_of_each_channel_is_kept_with_its_place():
     error[1, 0, 1], error[0, 1, 0] = 4.0, 1.0
     one = largest(error)
     assert one.shares.tolist() == [2.0, 0.5]
-    assert one.against(torch.tensor([1.0, 1.0])) == (2.0, Place(4.0, 2.0, 11, (0, 1)), 2.0)
+    assert one.against(limits_of(1.0, 1.0)) == (2.0, Place(4.0, 2.0, 11, (0, 1)), 2.0)
     # The limit of the second channel is the tighter one, so its smaller error is the worse one.
-    share, place, limit = one.against(torch.tensor([1.0, 0.1]))
+    share, place, limit = one.against(limits_of(1.0, 0.1))
     assert (share, place) == (pytest.approx(5.0), Place(1.0, 2.0, 10, (1, 0)))
     assert limit == pytest.approx(0.2)
     error[0, 1, 0], error[1, 0, 1] = 6.0, 0.0
@@ -188,16 +192,27 @@ def test_the_largest_error_of_each_channel_is_kept_with_its_place():
     assert both.samples.tolist() == [11, 20]
 
 
+def test_what_is_beyond_the_limit_of_its_place_is_found_whatever_else_is_there():
+    """Against all values at once: the largest errors per index of every axis are enough."""
+    torch.manual_seed(0)
+    for _ in range(200):
+        error = torch.rand(3, 4, 5).double() ** 4
+        budget = Budget((torch.rand(4), torch.rand(5)), math.inf)
+        beyond = bool((error > budget.allowed((torch.ones(3, 4, 5), torch.ones(3, 4, 5)))).any())
+        found = [Largest.of(error, torch.ones(3, 4, 5), 0, axis).against(budget.limit)[0] > 1 for axis in (1, 2)]
+        assert any(found) is beyond
+
+
 def test_a_value_beyond_its_limit_is_of_its_kind_of_images():
     own = torch.tensor([[1.0, 2.0]])
     expected = Expected("y", own, own.double())
     scale = Scale()
     scale.add(expected)
-    comparison = Comparison("cpu/off", True, {("data", "y"): scale, ("random", "y"): scale})
+    comparison = Comparison("cpu/off", True, {("data", "y"): scale, ("sizes", "y"): scale})
     comparison.add("batch=2", 0, [expected], [own])
     assert comparison.beyond(has_reference=True) == set()
-    comparison.add("random batch=1", 0, [expected], [own + 1e-4])
-    assert comparison.beyond(has_reference=True) == {"random"}
+    comparison.add("sizes batch=1", 0, [expected], [own + 1e-4])
+    assert comparison.beyond(has_reference=True) == {"sizes"}
 
 
 def test_another_shape_and_runs_that_differ_fail():

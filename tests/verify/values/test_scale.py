@@ -36,32 +36,32 @@ def test_a_size_is_that_of_the_channel_times_how_much_larger_the_image_is():
     scale = scaled([[0.25, 2, 4], [0.375, 3, 6], [0.125, 1, 2]])
     assert scale.channels.tolist() == [0.25, 2, 4]
     assert scale.median == 2
-    assert scale.size.squeeze(2).tolist() == [[0.25, 2, 4], [0.375, 3, 6], [0.25, 2, 4]]
-    assert scale.coarse.squeeze(2).tolist() == [[2, 2, 4], [3, 3, 6], [2, 2, 4]]
+    assert scale.size.tolist() == [[0.25, 2, 4], [0.375, 3, 6], [0.25, 2, 4]]
+    assert scale.coarse.tolist() == [[2, 2, 4], [3, 3, 6], [2, 2, 4]]
     assert scale.units == (scale.size, scale.coarse)
 
 
 def test_pytorchs_own_error_is_kept_per_channel_at_its_largest():
     scale = scaled([[1.0, 4.0], [1.0, 8.0], [1.0, 4.0]], [[1.0, 4.0], [1.5, 8.0], [1.0, 5.0]])
-    assert scale.own_errors.tolist() == [0.25, 0.25]  # 0.5 of an image twice as large, 1 of 4
+    assert scale.own_errors[0].tolist() == [0.25, 0.25]  # 0.5 of an image twice as large, 1 of 4
     later = torch.tensor([[1.0, 4.0]], dtype=torch.float64)
     scale.add(Expected("y", torch.tensor([[2.0, 4.0]]), later), new=False)
-    assert scale.own_errors.tolist() == [1.0, 0.25]
+    assert scale.own_errors[0].tolist() == [1.0, 0.25]
     assert scale.channels.tolist() == [1, 4]  # what is not new says nothing about sizes
 
 
 def test_integers_have_no_size_and_no_limit():
     scale = Scale()
     scale.add(Expected("y", torch.tensor([1, 2]), torch.tensor([1, 2])))
-    assert scale.own_errors.numel() == 0
-    assert [limit.tolist() for limit in scale.budget(has_reference=True).limits] == [[], [0.0]]
+    assert scale.own_errors == []
+    assert scale.budget(has_reference=True).allowed((torch.ones(2, 1), torch.ones(2, 1))).tolist() == [[0], [0]]
 
 
 def test_an_output_in_less_than_its_type_is_judged_by_what_it_was_computed_in():
     values = torch.ones(2, 2, dtype=torch.float64)
     scale = Scale()
     scale.add(Expected("y", values, values, torch.float32))
-    assert scale.budget(has_reference=True).limits[1].item() == torch.tensor(1e-3).item()
+    assert scale.budget(has_reference=True).ceiling == 1e-3
 
 
 def test_errors_in_units_of_nothing_are_infinite_and_no_error_is_none():
@@ -70,7 +70,52 @@ def test_errors_in_units_of_nothing_are_infinite_and_no_error_is_none():
 
 @pytest.mark.parametrize(
     ("group", "kind"),
-    [("data", "data"), ("batch=2", "data"), ("random batch=2", "random"), ("sizes batch=3 height=9", "sizes")],
+    [("data", "data"), ("batch=2", "data"), ("made-up batch=2", "data"), ("sizes batch=3 height=9", "sizes")],
 )
 def test_a_group_has_the_sizes_of_its_kind_of_images(group, kind):
     assert source(group) == kind
+
+
+def unit(exact, at, axis=0):
+    """The size of one value in the last image."""
+    scale = Scale()
+    exact = exact.double()
+    scale.add(Expected("y", exact.float(), exact, None, axis))
+    return float(scale.size[(-1, *at)])
+
+
+@pytest.mark.parametrize("shape", [(16, 1, 7), (16, 10, 7), (16, 5, 3, 7)])
+def test_a_score_beside_boxes_has_a_size_of_its_own_along_whatever_axis(shape):
+    torch.manual_seed(0)
+    exact = torch.randn(shape) * 1e6
+    exact[..., 6] = torch.rand(shape[:-1])
+    score, box = (0,) * (len(shape) - 2) + (6,), (0,) * (len(shape) - 1)
+    assert unit(exact, score) < 2
+    assert 1e5 < unit(exact, box) < 1e7
+
+
+def test_a_score_in_an_output_with_the_batch_behind_it():
+    torch.manual_seed(0)
+    exact = torch.randn(4, 16) * 1e6
+    exact[3] = torch.rand(16)
+    assert unit(exact, (3,), axis=1) < 2
+    assert unit(exact, (3, 5), axis=None) < 2
+
+
+def test_a_single_value_that_is_small_in_every_image_has_a_size_of_its_own():
+    torch.manual_seed(0)
+    exact = torch.randn(16, 5, 7) * 1e6
+    exact[:, 2, 3] = torch.rand(16)
+    assert unit(exact, (2, 3)) < 30
+    assert unit(exact, (2, 4)) > 1e5
+    assert unit(exact[:4], (2, 3)) > 1e4  # of four images a value's own median says little
+
+
+def test_a_value_that_is_near_zero_by_luck_has_the_size_of_its_neighbours():
+    torch.manual_seed(0)
+    exact = torch.randn(16, 3, 8, 8)
+    exact[-1] *= 1e-6
+    exact[-1, 0, 0, 0] = 1
+    scale = Scale()
+    scale.add(Expected("y", exact.float(), exact.double()))
+    assert float(scale.size[-1].min()) > 0.1

@@ -1,0 +1,247 @@
+"""What a file is tried on, and what PyTorch gives for it: each image is run in float64 once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from jumpout_export.model.axes import BATCH, Axes, describe_sizes, other_sizes, resized
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.samples import MOVED, Sample, make_up, rows, sizes_to_try
+from jumpout_export.model.signature import tensors
+from jumpout_export.report import Check
+from jumpout_export.text import first_line
+from jumpout_export.tolerances import FACTOR, ceiling
+from jumpout_export.verify.values.pool import Pool
+from jumpout_export.verify.values.reference import Expected
+from jumpout_export.verify.values.scale import Scale
+from jumpout_export.verify.verdicts import Seen
+
+# Of the given images and of made-up ones: as many are run alone.
+GIVEN, MADE_UP = 4, 4
+_HINT = "does the model fix its batch size? then export with dynamic_batch=False"
+
+_SWITCHED_OFF = Check(
+    name="made-up inputs",
+    verdict="not_run",
+    required=False,
+    note="switched off (made_up=False, --no-made-up-inputs): what the given inputs do not reach is not shown",
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A batch to compare on, and what has to come out."""
+
+    sample: Sample
+    expected: list[Expected]  # nothing where PyTorch cannot run it, which a check says
+    new: bool = False  # whether its images were not there before
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is tried beside the given images."""
+
+    made_up: bool = True  # inputs that nobody gave
+    thorough: bool = False  # many batch sizes
+    sizes: tuple[Mapping[str, int], ...] = ()  # of open axes by name; what is left out keeps the example's
+    seed: int = 0  # of the made-up inputs
+
+
+class Trials:
+    """Everything that a file is tried on."""
+
+    def __init__(self, seen: Seen, first: Batch, axes: Axes, effort: Effort) -> None:
+        """Runs the first images and some made-up ones alone.
+
+        Args:
+            seen: gets what there is to say about PyTorch, and the sizes of outputs.
+            first: the first batch.
+            axes: which are open.
+            effort: what to try.
+        """
+        self._seen, self._first, self._axes, self._effort = seen, first, axes, effort
+        self._generator = torch.Generator().manual_seed(effort.seed)
+        self._pool = Pool(seen.reference, axes.batched)
+        self._given = 0
+        if axes.size is None and seen.sessions:
+            self._fill()
+
+    def of_first(self) -> Iterator[Trial]:
+        """Yields batches of several sizes, of the first images and of made-up ones, and other sizes of open axes."""
+        if self._axes.size is None:
+            more = [moved[BATCH] for moved in self._effort.sizes if moved.keys() == {BATCH}]
+            sizes = sizes_to_try(self._first.size, thorough=self._effort.thorough, more=more)
+            for size in sizes if len(self._pool) else ():
+                order = self._pool.order(size)
+                batch = self._pool.batch(order)
+                yield self._trial(Sample(f"batch={size}", batch, 0, self._axes.batched), order)
+            self._seen.dependent += self._pool.dependent
+        else:
+            yield from self._whole_batches(self._axes.size)
+        yield from self._other_sizes()
+
+    def of_data(self, sample: Sample) -> Trial:
+        """Returns a batch as it came with what PyTorch gives for it."""
+        images = range(sample.start, sample.start + sample.batch.size)
+        known = len(self._pool) and images.stop <= self._given
+        return self._trial(sample, images if known else None, new=not known)
+
+    def _fill(self) -> None:
+        """Runs images alone; a made-up one that PyTorch itself cannot take is left out, one that was given fails."""
+        given = min(GIVEN, self._first.size)
+        for number in range(given):
+            image = rows(self._first, [number], self._axes.batched)
+            try:
+                alone = self._pool.run(image)
+            except Exception as error:  # the user's forward may raise anything
+                self._cannot_run("batch=1", error)
+                return
+            self._keep(image, alone)
+        self._given = given
+        if not self._effort.made_up:
+            self._seen.checks.append(_SWITCHED_OFF)
+            return
+        made = make_up(self._first, MADE_UP, self._generator, self._axes.batched)
+        skipped = []
+        for number in range(MADE_UP):
+            image = rows(made, [number], self._axes.batched)
+            alone, why = self._made_up(image)
+            if why:
+                skipped.append(why)
+            else:
+                self._keep(image, alone)
+        self._say_made_up(MADE_UP, skipped)
+
+    def _keep(self, image: Batch, alone: list[Expected]) -> None:
+        self._pool.add(image, alone)
+        self._prime(alone)
+
+    def _prime(self, expected: list[Expected], kinds: Iterable[str] = ("data", "sizes")) -> None:
+        for kind in kinds:
+            for output in expected:
+                self._seen.scales.setdefault((kind, output.name), Scale()).prime(output)
+
+    def _made_up(self, batch: Batch) -> tuple[list[Expected], str]:
+        """Returns what PyTorch gives for an input that nobody gave, and why it says nothing, if it does not."""
+        try:
+            expected = self._pool.run(batch)
+        except Exception as error:  # the user's forward may raise anything
+            return [], f"PyTorch cannot run it: {first_line(error)}"
+        for output in expected:
+            scale = self._seen.scales.get(("data", output.name), Scale())
+            if not output.own.is_floating_point():
+                if not torch.equal(output.own, output.exact):
+                    return [], f"float32 and float64 decide differently in output `{output.name}`"
+            elif not torch.isfinite(output.own).all() or not torch.isfinite(output.exact).all():
+                return [], f"output `{output.name}` is not finite"
+            elif output.own.numel() and self._seen.reference.has_double:
+                own = float(scale.measure(output, new=not scale.is_primed).max())
+                if FACTOR * own > ceiling(output.precision or output.own.dtype):
+                    return [], f"PyTorch's own error on output `{output.name}` is {own:.2g} of its size"
+        return expected, ""
+
+    def _say_made_up(self, count: int, skipped: list[str]) -> None:
+        """What nobody gave fails nothing: it is left out, and the report says so."""
+        why = "; ".join(dict.fromkeys(skipped))
+        if len(skipped) == count:
+            note = f"none of {count} made-up inputs is of use: {why}; what the given ones do not reach is not shown"
+            self._seen.checks.append(Check(name="made-up inputs", verdict="not_run", required=False, note=note))
+            return
+        note = f"{count - len(skipped)} inputs made of the given ones"
+        note += f"; {len(skipped)} left out: {why}" if skipped else ""
+        self._seen.checks.append(Check(name="made-up inputs", verdict="pass", note=note))
+
+    def _whole_batches(self, size: int) -> Iterator[Trial]:
+        """Yields batches of the size that the file fixes; their images may depend on each other."""
+        if self._first.size != size:
+            batch = rows(self._first, range(size), self._axes.batched)
+            yield self._trial(Sample(f"batch={size}", batch, 0, self._axes.batched), None, new=True)
+        if not self._effort.made_up:
+            self._seen.checks.append(_SWITCHED_OFF)
+            return
+        made = make_up(rows(self._first, range(size), self._axes.batched), size, self._generator, self._axes.batched)
+        expected, why = self._made_up(made)
+        self._say_made_up(1, [why] if why else [])
+        if not why:
+            self._prime(expected)
+            yield Trial(Sample(f"made-up batch={size}", made, 0, self._axes.batched), expected)
+
+    def _other_sizes(self) -> Iterator[Trial]:
+        """Yields batches with every further open axis moved."""
+        if not self._axes.names:
+            return
+        count = MOVED if self._axes.size is None else self._axes.size
+        batch = rows(self._first, range(count), self._axes.batched)
+        found = [
+            self._trial(
+                Sample(f"sizes batch={count} {describe_sizes(moved, self._axes)}", moved, 0, self._axes.batched)
+            )
+            for moved in other_sizes(batch, self._axes, self._can_run)
+        ]
+        for trial in found:
+            self._prime(trial.expected, ("sizes",))
+        for trial in found:
+            self._seen.moved.append(trial.sample.group.removeprefix("sizes "))
+            self._alone_too(trial)
+            yield trial
+
+    def _asked_for(self, batch: Batch) -> Iterator[Batch]:
+        """Yields the batch at the sizes that were asked for, as far as PyTorch takes them."""
+        for wanted in self._effort.sizes:
+            if wanted.keys() == {BATCH}:
+                continue
+            here = {
+                name: value.shape[axis]
+                for value, axes in zip(tensors(batch), self._axes.further, strict=True)
+                for axis, name in axes.items()
+            }
+            images = rows(batch, range(wanted.get(BATCH, batch.size)), self._axes.batched)
+            moved = resized(images, self._axes.further, here | dict(wanted))
+            if self._can_run(moved):
+                yield moved
+
+    def _alone_too(self, trial: Trial) -> None:
+        """Compares two images of a batch of other sizes with the same images alone."""
+        if self._axes.size is not None or not trial.expected:
+            return
+        pool, size = Pool(self._seen.reference, self._axes.batched), trial.sample.batch.size
+        try:
+            for number in range(size):
+                image = rows(trial.sample.batch, [number], self._axes.batched)
+                pool.add(image, pool.run(image))
+            pool.expected(trial.sample.group, trial.sample.batch, range(size))
+        except Exception as error:  # the user's forward may raise anything
+            self._seen.dependent.append(
+                f"{trial.sample.group}: PyTorch cannot run one image alone: {first_line(error)}"
+            )
+            return
+        self._seen.dependent += pool.dependent
+
+    def _can_run(self, batch: Batch) -> bool:
+        """Whether PyTorch itself runs a batch."""
+        try:
+            self._seen.reference.own(batch)
+        except Exception:  # the user's forward may raise anything; that it does is the answer
+            return False
+        return True
+
+    def _trial(self, sample: Sample, order: list[int] | range | None = None, *, new: bool = False) -> Trial:
+        try:
+            if order is not None:
+                expected = self._pool.expected(sample.group, sample.batch, order)
+                self._seen.with_batch |= dict.fromkeys(output.name for output in expected)
+            else:
+                expected = self._pool.run(sample.batch)
+        except Exception as error:  # the user's forward may raise anything
+            self._cannot_run(sample.group, error)
+            return Trial(sample, [])
+        if new:
+            self._prime(expected, ("data",))
+        return Trial(sample, expected, new=False)
+
+    def _cannot_run(self, group: str, error: Exception) -> None:
+        note = f"PyTorch itself cannot run it: {first_line(error)}; {_HINT}"
+        self._seen.checks.append(Check(name=f"torch/{group}", verdict="fail", note=note))

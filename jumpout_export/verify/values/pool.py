@@ -1,0 +1,122 @@
+"""Images that are run alone once, in both precisions: what they give alone is what any batch of them has to give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.samples import joined_rows, rows
+from jumpout_export.model.signature import Output
+from jumpout_export.verify.values.independence import depends_on_others
+from jumpout_export.verify.values.reference import Expected, Reference
+from jumpout_export.verify.values.scale import axis_of_images
+
+
+class Pool:
+    """Batches of the same images, in any number and order.
+
+    Images that do not depend on each other need their float64 result once, whatever batch they stand in. That they do
+    not is shown by the model itself: every batch is run in the model's own precision, one of them in float64 too, and
+    each that is not what the images give alone.
+
+    Attributes:
+        dependent: how a result depends on the other images in its batch, a phrase each.
+    """
+
+    def __init__(self, reference: Reference, batched: Sequence[bool]) -> None:
+        """Takes what runs the model, and whether the first axis of each input is the batch."""
+        self.dependent: list[str] = []
+        self._reference, self._batched = reference, batched
+        self._images: list[Batch] = []
+        self._alone: list[list[Expected]] = []
+        self._proven = False  # whether a batch was run in float64
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def run(self, image: Batch) -> list[Expected]:
+        """Returns what PyTorch gives for one image alone; raises whatever the model raises."""
+        return self._reference(image)
+
+    def add(self, image: Batch, alone: list[Expected]) -> None:
+        """Takes in an image and what `run` returned for it."""
+        self._images.append(image)
+        self._alone.append(alone)
+
+    def order(self, size: int) -> list[int]:
+        """Returns the numbers of the images of a batch: each size begins with another one, so that places change."""
+        return [(size - 1 + place) % len(self) for place in range(size)]
+
+    def batch(self, order: Sequence[int]) -> Batch:
+        """Returns the batch of images with these numbers."""
+        return rows(joined_rows(self._images, self._batched), order, self._batched)
+
+    def expected(self, group: str, batch: Batch, order: Sequence[int]) -> list[Expected]:
+        """Returns what PyTorch gives for a batch: its own values as they are, the exact ones from the images alone.
+
+        Where images depend on each other, which `dependent` says then, the exact ones are those of the batch.
+
+        Args:
+            group: name of the batch.
+            batch: the images, in their order.
+            order: their numbers.
+        """
+        if len(order) == 1:
+            return self._alone[order[0]]
+        own = self._reference.own(batch)
+        first = self._alone[order[0]]
+        axes = [
+            axis_of_images(one.tensor.shape, two.own.shape, len(order)) for one, two in zip(own, first, strict=True)
+        ]
+        exact = [Output(one.name, self._together(at, order, axes[at])) for at, one in enumerate(own)]
+        problems = self._problems(group, batch, order, own, exact, axes)
+        if problems:
+            self.dependent += problems
+            return self._reference.expected(batch, own, self._reference.exact(batch), axes)
+        return self._reference.expected(batch, own, exact, axes)
+
+    def _together(self, number: int, order: Sequence[int], axis: int | None, *, own: bool = False) -> Tensor:
+        """An output of images alone, as it has to be in a batch."""
+        values = [self._alone[image][number] for image in order]
+        tensors = [value.own if own else value.exact for value in values]
+        return tensors[0] if axis is None else torch.cat(tensors, axis)
+
+    def _problems(
+        self,
+        group: str,
+        batch: Batch,
+        order: Sequence[int],
+        own: list[Output],
+        exact: list[Output],
+        axes: list[int | None],
+    ) -> list[str]:
+        """How images have other values in this batch than alone, beyond rounding."""
+        double = self._reference.has_double
+        rows = zip(own, exact, axes, strict=True)
+        if double and self._proven and all(_alike(one.tensor, two.tensor, axis) for one, two, axis in rows):
+            return []
+        together = self._reference.exact(batch) if double else own
+        self._proven = True
+        return [
+            problem
+            for number, (one, axis) in enumerate(zip(together, axes, strict=True))
+            for alone in self._all_alone(number, order, axis, own=not double)
+            if (problem := depends_on_others(group, one.name, one.tensor, alone, axis, double=double))
+        ]
+
+    def _all_alone(self, number: int, order: Sequence[int], axis: int | None, *, own: bool) -> Iterator[Tensor]:
+        if axis is None:  # the same for each of them
+            for image in dict.fromkeys(order):
+                yield self._together(number, [image], None, own=own)
+        else:
+            yield self._together(number, order, axis, own=own)
+
+
+def _alike(own: Tensor, exact: Tensor, axis: int | None) -> bool:
+    """Whether float32 in a batch agrees with float64 alone, so that float64 in the batch need not be asked."""
+    if own.shape != exact.shape or not own.is_floating_point():
+        return torch.equal(own, exact)
+    return not depends_on_others("", "", own.double(), exact, axis, double=False)

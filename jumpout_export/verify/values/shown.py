@@ -1,0 +1,98 @@
+"""Which outputs moved at all: one that is the same for every input shows nothing of the file behind it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+
+from torch import Tensor, nn
+
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.operations import record
+from jumpout_export.model.randomness import same_bits
+from jumpout_export.model.signature import outputs, tensors
+from jumpout_export.report import Check
+from jumpout_export.text import joined
+from jumpout_export.verify.values.reference import Expected
+from jumpout_export.verify.values.scale import in_images
+
+
+class Moves:
+    """Takes in what PyTorch gives, and knows which outputs had one value only."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, Tensor] = {}  # of outputs that did not move so far
+        self._images: dict[str, int] = {}
+        self._input: list[Tensor] = []  # of the first image
+        self._varied = False
+
+    def see(self, batch: Batch, batched: Sequence[bool]) -> None:
+        """Takes in the inputs of a batch: where all of them are the same, no output can be expected to move."""
+        if self._varied:
+            return
+        values = [value for value, is_batch in zip(tensors(batch), batched, strict=True) if is_batch]
+        self._input = self._input or [value[0].clone() for value in values]
+        self._varied = any(
+            value.shape[1:] != first.shape or not all(same_bits(first, row) for row in value)
+            for value, first in zip(values, self._input, strict=True)
+        )
+
+    def add(self, group: str, expected: Expected) -> None:
+        """Takes in an output for a batch; at other sizes of an axis it may have another shape, which says nothing."""
+        if group.startswith("sizes") or not expected.own.numel():
+            return
+        images = in_images(expected.own, expected.axis)
+        first = self._first.setdefault(expected.name, images[0].clone())
+        before = self._images.get(expected.name, 0)
+        if before < 0 or first.shape != images.shape[1:]:
+            return
+        moved = not all(same_bits(first, image) for image in images)
+        self._images[expected.name] = -1 if moved else before + len(images)
+
+    def still(self) -> dict[str, int]:
+        """Returns the outputs that did not move, and on how many images; none where all images are the same."""
+        return {name: images for name, images in self._images.items() if images > 0 and self._varied}
+
+
+def shown_check(moves: Moves, model: nn.Module, image: Batch, allowed: Collection[str] = ()) -> list[Check]:
+    """Returns the verdict on outputs that are the same for all inputs; none where each moved.
+
+    An output that no input reaches in PyTorch is a constant, and its values were compared. One that an input reaches
+    and that never moved, as of a saturated or dead network, shows nothing of the weights behind it: not run.
+
+    Args:
+        moves: what was seen.
+        model: in eval mode, on the CPU; a copy of it is run.
+        image: one of the images.
+        allowed: outputs that may be constant.
+    """
+    still = moves.still()
+    if not still:
+        return []
+    reached = _reached(model, image)
+    constant = [name for name in still if reached.get(name) is False]
+    wrong = [name for name in still if name not in constant and name not in allowed]
+    parts = (
+        [f"no input reaches {joined([f'`{name}`' for name in constant])}, compared as constants"] if constant else []
+    )
+    agreed = [f"`{name}`" for name in still if name in allowed and name not in constant]
+    parts += [f"constant as allowed: {joined(agreed)}"] if agreed else []
+    if not wrong:
+        return [Check(name="outputs move", verdict="pass", note="; ".join(parts))]
+    names = joined([f"`{name}` ({still[name]} images)" for name in wrong])
+    text = (
+        f"output {names} is the same for every input that was tried, so nothing of what computes it was shown; give "
+        f"other inputs, or allow it by name (allow_constant, --allow-constant {wrong[0]})"
+    )
+    return [Check(name="outputs move", verdict="not_run", note="; ".join([text, *parts]))]
+
+
+def _reached(model: nn.Module, image: Batch) -> dict[str, bool]:
+    """Per output, whether an input reaches it; nothing where the forward cannot be recorded."""
+    try:
+        recording = record(copy.deepcopy(model), image)
+        found = outputs(recording.result, [])
+    except Exception:  # the user's forward may raise anything
+        return {}
+    pairs = zip(found, recording.producers, strict=True)
+    return {one.name: at is not None and recording.operations[at].from_data for one, at in pairs}

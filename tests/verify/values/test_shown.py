@@ -1,0 +1,69 @@
+"""An output that never moved shows nothing of the file behind it."""
+
+import torch
+from torch import nn
+
+from jumpout_export.model.signature import onnx_batch
+from jumpout_export.verify.values.reference import Expected
+from jumpout_export.verify.values.shown import Moves, shown_check
+
+
+class Two(nn.Module):
+    """One output that inputs reach, and a constant."""
+
+    def forward(self, x):
+        return {"scores": (x * 0).relu(), "anchors": torch.arange(3.0)}
+
+
+TWO = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 4.0]])
+
+
+def moves_of(inputs=TWO, **outputs):
+    moves = Moves()
+    moves.see(onnx_batch(inputs, Two()), (True,))
+    for name, (value, axis) in outputs.items():
+        moves.add("batch=2", Expected(name, value, value.double(), None, axis))
+    return moves
+
+
+def verdict(moves, allowed=()):
+    return shown_check(moves, Two(), onnx_batch(torch.randn(1, 3), Two()), allowed)
+
+
+def test_outputs_that_move_need_no_check():
+    assert verdict(moves_of(scores=(torch.tensor([[1.0], [1.0 + 2**-23]]), 0))) == []
+
+
+def test_an_output_that_an_input_reaches_and_that_never_moves_is_not_shown():
+    (check,) = verdict(moves_of(scores=(torch.zeros(2, 3), 0)))
+    assert (check.verdict, check.blocks) == ("not_run", True)
+    assert "`scores` (2 images)" in check.note
+    assert "--allow-constant scores" in check.note
+    (check,) = verdict(moves_of(scores=(torch.zeros(2, 3), 0)), ["scores"])
+    assert (check.verdict, check.note) == ("pass", "constant as allowed: `scores`")
+
+
+def test_a_constant_passes_with_a_note():
+    (check,) = verdict(moves_of(anchors=(torch.arange(3.0), None)))
+    assert (check.verdict, check.note) == ("pass", "no input reaches `anchors`, compared as constants")
+
+
+def test_a_later_image_may_move_an_output_and_not_a_number_stays_what_it_is():
+    moves = moves_of(scores=(torch.full((2, 3), torch.nan), 0))
+    assert list(moves.still()) == ["scores"]
+    moves.add("data", Expected("scores", torch.ones(1, 3), torch.ones(1, 3)))
+    assert moves.still() == {}
+
+
+def test_other_sizes_of_an_axis_say_nothing():
+    moves = moves_of(scores=(torch.zeros(2, 3), 0))
+    moves.add("sizes batch=3 width=4", Expected("scores", torch.ones(3, 4), torch.ones(3, 4)))
+    assert list(moves.still()) == ["scores"]
+
+
+def test_no_output_can_move_where_all_inputs_are_the_same():
+    same = torch.ones(4, 3)
+    assert verdict(moves_of(same, scores=(torch.zeros(4, 3), 0))) == []
+    moves = moves_of(same, scores=(torch.zeros(4, 3), 0))
+    moves.see(onnx_batch(TWO, Two()), (True,))  # a later batch may differ
+    assert [check.verdict for check in verdict(moves)] == ["not_run"]
