@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -95,6 +96,35 @@ class Branch(nn.Module):
         return x.tanh() if len(x) < 4 else x.sigmoid()
 
 
+class Place(nn.Module):
+    """Treats the fifth image unlike the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.last(x) * (1 + (torch.arange(x.shape[0]) == 4)[:, None])
+
+
+class LogSigmoid(nn.Module):
+    """Logarithms of probabilities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return nn.functional.logsigmoid(self.last(x))
+
+
+def dead() -> nn.Module:
+    """Returns a network whose units are off for every input."""
+    model = nn.Sequential(nn.Linear(16, 4), nn.ReLU()).eval()
+    nn.init.constant_(model[0].bias, -100.0)
+    return model
+
+
 def nan_weight() -> nn.Module:
     """Returns a network with one weight that is NaN, as a diverged training leaves."""
     model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
@@ -170,6 +200,31 @@ def changed_row(model: Any) -> None:
     value.const_value = onnx_ir.tensor(table)
 
 
+def doubled_from_64(model: Any) -> None:
+    """Doubles the output where a batch has 64 images or more."""
+    import onnx_ir
+
+    graph, output = model.graph, model.graph.outputs[0]
+    made = {"limit": np.int64(64), "zero": np.int64(0), "one": np.float32(1), "two": np.float32(2)}
+    values = {name: onnx_ir.val(name, const_value=onnx_ir.tensor(array, name=name)) for name, array in made.items()}
+    for value in values.values():
+        graph.register_initializer(value)
+    last = output
+    for name, inputs in (
+        ("Shape", [graph.inputs[0]]),
+        ("Gather", [None, values["zero"]]),
+        ("GreaterOrEqual", [None, values["limit"]]),
+        ("Where", [None, values["two"], values["one"]]),
+        ("Mul", [None, output]),
+    ):
+        node = onnx_ir.node(name, [last if one is None else one for one in inputs])
+        graph.append(node)
+        last = node.outputs[0]
+    last.name, last.shape, last.type = "doubled", output.shape, output.type
+    output.name, last.name = "undoubled", output.name
+    graph.outputs[0] = last
+
+
 CASES = {
     "nan weights": Case(
         "all outputs NaN",
@@ -229,10 +284,49 @@ CASES = {
         "`Dim.AUTO`, and the model takes another path from 4 images on; the example has 2",
         lambda: Branch().eval(),
         "verify",
-        "cpu/off/batch=7/worst error",
+        "cpu/off/batch=17/worst error",
         "output `output`",
         example=lambda: torch.randn(2, 16),
         options=open_batch("auto"),
+    ),
+    "64 images": Case(
+        "a file that is right for fewer than 64 images only",
+        "the converter's graph with its output doubled where the batch has 64 images or more; the example has 2",
+        lambda: nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval(),
+        "verify",
+        "cpu/off/batch=64/worst error",
+        "output `",
+        example=lambda: torch.randn(2, 16),
+        options=lambda: {"dynamic_shapes": {"input": {0: "batch"}}},
+        edit=doubled_from_64,
+    ),
+    "place": Case(
+        "one image of a batch treated unlike the others",
+        "the model doubles its fifth image; the example has 2",
+        lambda: Place().eval(),
+        "export",
+        "batch independence",
+        "of image 4",
+        example=lambda: torch.randn(2, 16),
+        options=lambda: {"dynamic_shapes": {"x": {0: "batch"}}},
+    ),
+    "dead": Case(
+        "an output that is the same for every input",
+        "a ReLU behind biases of -100: any weights pass",
+        dead,
+        "export",
+        "outputs move",
+        "is the same for every input",
+        verdict="not_run",
+    ),
+    "large logits": Case(
+        "infinity where PyTorch is finite",
+        "torch translates logsigmoid as the logarithm of a sigmoid, which is 0 for logits of -100",
+        lambda: LogSigmoid().eval(),
+        "export",
+        "magnitudes",
+        "NaN or infinite",
+        verdict="warning",
     ),
     "dropout child": Case(
         "a Dropout in train mode below `model.eval()`",

@@ -32,7 +32,7 @@ from jumpout_export.report import Check, VerifyReport
 
 PAGE = Path(__file__).parents[1] / "docs" / "false-greens.md"
 ACCURACY = "[torch.onnx] Verify output accuracy... "
-_SIGNS = {"fail": "❌", "warning": "⚠"}
+_SIGNS = {"fail": "❌", "warning": "⚠", "not_run": "○"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ prints ❌ and logs a warning; it raises nothing, and the file is there.
 
 ⚠ is a warning. Every file that torch writes has two of them, `file/local paths` and `file/metadata`: they tell a clean
 file from another and decide nothing about its values, so a right file of torch passes `verify_onnx`. A file that
-`export_onnx` writes has neither, or is not published. Each ❌ is the row's own defect.
+`export_onnx` writes has neither, or is not published. Each ❌ is the row's own defect. ○
+was not shown: nothing is published, and the command ends with 3.
 """
 
 

@@ -17,7 +17,7 @@ from jumpout_export.model.signature import tensors
 from jumpout_export.report import Check, VerifyReport, counted
 from jumpout_export.runtime.placement import check_placement
 from jumpout_export.runtime.session import LEVELS, Session, open_session
-from jumpout_export.text import first_line
+from jumpout_export.text import first_line, joined
 from jumpout_export.verify.branches import Branches
 from jumpout_export.verify.divergence.samples import Suspects
 from jumpout_export.verify.magnitudes import check_magnitudes
@@ -90,7 +90,9 @@ def run_providers(
                 runner.take(trials.of_data(sample), branches)
             start += inputs.size
         branched = branches.check()
-    seen.checks += [said] if said else []
+    if said is not None:
+        refused = f"; PyTorch itself does not run {joined(trials.refused)}" if trials.refused else ""
+        seen.checks.append(said.model_copy(update={"note": said.note + refused}))
     if not runner.measure_own_errors_again() and made_up:
         runner.try_magnitudes(first)
     report = report_of(seen, providers)

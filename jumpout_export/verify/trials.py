@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -65,6 +67,7 @@ class Trials:
         self._seen, self._first, self._axes, self._effort = seen, first, axes, effort
         self._generator = torch.Generator().manual_seed(effort.seed)
         self._pool = Pool(seen.reference, axes.batched)
+        self.refused: list[str] = []  # of the sizes that were asked for, those that PyTorch does not run
         self._given = 0
         if axes.size is None and seen.sessions:
             self._fill()
@@ -99,7 +102,11 @@ class Trials:
             except Exception as error:  # the user's forward may raise anything
                 self._cannot_run("batch=1", error)
                 return
-            self._keep(image, alone)
+            self._pool.add(image, alone)
+        with contextlib.suppress(Exception):  # what PyTorch cannot run is said when that batch is compared
+            self._pool.learn_axes()
+        for number in range(given):
+            self._prime(self._pool.alone(number))
         self._given = given
         if not self._effort.made_up:
             self._seen.checks.append(_SWITCHED_OFF)
@@ -112,12 +119,9 @@ class Trials:
             if why:
                 skipped.append(why)
             else:
-                self._keep(image, alone)
+                self._pool.add(image, alone)
+                self._prime(alone)
         self._say_made_up(MADE_UP, skipped)
-
-    def _keep(self, image: Batch, alone: list[Expected]) -> None:
-        self._pool.add(image, alone)
-        self._prime(alone)
 
     def _prime(self, expected: list[Expected], kinds: Iterable[str] = ("data", "sizes")) -> None:
         for kind in kinds:
@@ -175,12 +179,10 @@ class Trials:
             return
         count = MOVED if self._axes.size is None else self._axes.size
         batch = rows(self._first, range(count), self._axes.batched)
-        found = [
-            self._trial(
-                Sample(f"sizes batch={count} {describe_sizes(moved, self._axes)}", moved, 0, self._axes.batched)
-            )
-            for moved in other_sizes(batch, self._axes, self._can_run)
-        ]
+        found = []
+        for moved in itertools.chain(other_sizes(batch, self._axes, self._can_run), self._asked_for(batch)):
+            group = f"sizes batch={moved.size} {describe_sizes(moved, self._axes)}"
+            found.append(self._trial(Sample(group, moved, 0, self._axes.batched)))
         for trial in found:
             self._prime(trial.expected, ("sizes",))
         for trial in found:
@@ -202,6 +204,8 @@ class Trials:
             moved = resized(images, self._axes.further, here | dict(wanted))
             if self._can_run(moved):
                 yield moved
+            else:
+                self.refused.append(" ".join(f"{name}={size}" for name, size in wanted.items()))
 
     def _alone_too(self, trial: Trial) -> None:
         """Compares two images of a batch of other sizes with the same images alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,19 +33,36 @@ class Pool:
         self._reference, self._batched = reference, batched
         self._images: list[Batch] = []
         self._alone: list[list[Expected]] = []
+        self._axes: list[int | None] | None = None  # of the outputs, that have an entry per image
         self._proven = False  # whether a batch was run in float64
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def run(self, image: Batch) -> list[Expected]:
-        """Returns what PyTorch gives for one image alone; raises whatever the model raises."""
-        return self._reference(image)
+    def run(self, batch: Batch) -> list[Expected]:
+        """Returns what PyTorch gives for one image alone, or for a batch; raises whatever the model raises."""
+        found = self._reference(batch)
+        if self._axes is None or len(self._axes) != len(found):
+            return found
+        return [replace(one, axis=axis) for one, axis in zip(found, self._axes, strict=True)]
 
     def add(self, image: Batch, alone: list[Expected]) -> None:
         """Takes in an image and what `run` returned for it."""
         self._images.append(image)
         self._alone.append(alone)
+
+    def learn_axes(self) -> None:
+        """Finds out which axis of each output has an entry per image; raises whatever the model raises."""
+        order = [0, 1 % len(self)]
+        own = self._reference.own(self.batch(order))
+        self._axes = self._axes_of(own, order)
+        self._alone = [
+            [replace(one, axis=axis) for one, axis in zip(alone, self._axes, strict=True)] for alone in self._alone
+        ]
+
+    def alone(self, number: int) -> list[Expected]:
+        """Returns what was taken in for an image."""
+        return self._alone[number]
 
     def order(self, size: int) -> list[int]:
         """Returns the numbers of the images of a batch: each size begins with another one, so that places change."""
@@ -67,16 +85,17 @@ class Pool:
         if len(order) == 1:
             return self._alone[order[0]]
         own = self._reference.own(batch)
-        first = self._alone[order[0]]
-        axes = [
-            axis_of_images(one.tensor.shape, two.own.shape, len(order)) for one, two in zip(own, first, strict=True)
-        ]
+        axes = self._axes_of(own, order)
         exact = [Output(one.name, self._together(at, order, axes[at])) for at, one in enumerate(own)]
         problems = self._problems(group, batch, order, own, exact, axes)
         if problems:
             self.dependent += problems
             return self._reference.expected(batch, own, self._reference.exact(batch), axes)
         return self._reference.expected(batch, own, exact, axes)
+
+    def _axes_of(self, own: list[Output], order: Sequence[int]) -> list[int | None]:
+        pairs = zip(own, self._alone[order[0]], strict=True)
+        return [axis_of_images(one.tensor.shape, two.own.shape, len(order)) for one, two in pairs]
 
     def _together(self, number: int, order: Sequence[int], axis: int | None, *, own: bool = False) -> Tensor:
         """An output of images alone, as it has to be in a batch."""

@@ -55,6 +55,8 @@ def test_each_image_is_run_in_float64_once_and_once_more_in_one_batch():
         run(pool, size)
     assert reference.images_double == 4 + 2
     assert reference.images_own == 4 + 2 + 3 + 9 + 17
+    pool.learn_axes()
+    assert reference.images_own == 4 + 2 + 3 + 9 + 17 + 2
 
 
 def test_places_change_from_size_to_size():
@@ -85,6 +87,9 @@ def test_an_output_with_the_batch_on_another_axis_and_one_without_any():
     pool, *_ = pool_of(lambda y: (y.T, torch.ones(2)))
     _, _, (turned, constant) = run(pool, 3)
     assert (turned.axis, constant.axis) == (1, None)
+    pool.learn_axes()
+    assert [one.axis for one in pool.alone(0)] == [1, None]
+    assert [one.axis for one in pool.run(pool.batch([0, 1, 2]))] == [1, None]
     assert pool.dependent == []
 
 
