@@ -167,9 +167,11 @@ class Feed:
             if forward_fn is None:
                 inputs = (split.args, split.kwargs)
         except TypeError:
-            # forward_fn may know what this batch is.
             if forward_fn is None:
                 raise
+            # forward_fn may know what this batch is; labels are what a network of one input leaves over.
+            with contextlib.suppress(TypeError):
+                labels = split_batch(batch, nn.Identity(), self._device).labels
 
         def call(own: Any) -> Any:
             return self.model(*own[0], **own[1]) if forward_fn is None else forward_fn(self.model, own)

@@ -218,6 +218,21 @@ class Writes(nn.Module):
         return x.mul_(2) if self.when(self) else x * 2
 
 
+def test_labels_are_found_beside_a_forward_fn_where_the_forward_does_not_say_what_they_are():
+    class Wrapped(nn.Module):
+        def forward(self, *args):
+            return args[0]
+
+    labels, found = torch.arange(4), []
+    feed = Feed(Wrapped(), [(torch.ones(4, 3), labels)], forward_fn=lambda model, batch: model(batch[0]))
+    feed.replay("test", lambda step: found.append(step.labels) or len(step.run()))
+    assert torch.equal(found[0], labels)
+    with pytest.raises(
+        TypeError, match=r"the one of shape \(4,\) may be the input `args` of forward, or no input; give"
+    ):
+        Feed(Wrapped(), [(torch.ones(4, 3), labels)]).replay("test", lambda step: len(step.run()))
+
+
 @pytest.mark.parametrize("with_forward_fn", [False, True])
 def test_a_model_that_writes_into_its_input_leaves_the_batches_alone(with_forward_fn):
     batches = [torch.full((4, 2), float(number)) for number in range(3)]
