@@ -99,6 +99,8 @@ class Budget:
 
         Of an axis that has another length than it had when the limits were measured, the largest one holds.
         """
+        if self.limits and len(self.limits) != len(index):  # an output has other axes for some batches
+            return torch.full(index[0].shape, min(float(limits.max()) for limits in self.limits), dtype=torch.float64)
         smallest = torch.full(index[0].shape, math.inf if self.limits else 0.0, dtype=torch.float64)
         for limits, at, length in zip(self.limits, index, shape, strict=bool(self.limits)):
             smallest = torch.minimum(smallest, limits[at] if len(limits) == length else limits.max())

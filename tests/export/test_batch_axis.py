@@ -33,7 +33,7 @@ def test_a_baked_in_batch_size_fails_clearly_and_exports_static(tmp_path):
     assert os.listdir(tmp_path) == []
     report = export_onnx(Baked(), tmp_path / "model.onnx", X, dynamic_batch=False)
     assert report
-    assert {check.name for check in report.checks} > {"cpu/off/batch=4/worst error"}
+    assert {check.name for check in report.checks} > {"cpu/off/made-up batch=4/worst error"}
     dim = onnx.load(tmp_path / "model.onnx").graph.input[0].type.tensor_type.shape.dim[0]
     assert (dim.dim_value, dim.dim_param) == (4, "")
 

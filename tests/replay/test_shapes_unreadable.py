@@ -28,12 +28,12 @@ UNREADABLE = {
     "truncated": (field_bytes(7, GRAPH)[:-3], "the file is truncated"),
     "empty": (b"", "it holds no graph"),
     "text": (b"no model at all", "not a protobuf message"),
-    "two graphs": (field_bytes(7, GRAPH) * 2, "a graph is given twice"),
+    "two graphs": (field_bytes(7, GRAPH) * 2, "a message is given twice"),
     "a group": (field_bytes(7, GRAPH + b"\x0b\x0c"), "not a protobuf message"),
     "a bottomless pit": (nested(5000), "its graphs lie too deep in each other"),
     "two graphs in an attribute": (
         field_bytes(7, field_bytes(1, field_bytes(5, field_bytes(6, GRAPH) * 2))),
-        "a graph is given twice",
+        "a message is given twice",
     ),
 }
 

@@ -6,41 +6,49 @@ output, forget, cell and as update, reset, hidden. Both biases lie in one consta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from torch import Tensor, nn
 
 from jumpout_export.onnxfile.constants import Array
 
-# The place in PyTorch's order of each gate in ONNX's.
-_ORDERS = {nn.LSTM: (0, 3, 1, 2), nn.GRU: (1, 0, 2), nn.RNN: (0,)}
+# The place in PyTorch's order of each gate in ONNX's, by the number of gates: LSTM, GRU, plain.
+_ORDERS = {4: (0, 3, 1, 2), 3: (1, 0, 2), 1: (0,)}
+_KINDS = (("weight_ih",), ("weight_hh",), ("weight_hr",), ("bias_ih", "bias_hh"), ("bias_ih",), ("bias_hh",))
 
 
 def recurrent_forms(model: nn.Module) -> Iterator[tuple[Array, tuple[str, ...]]]:
-    """Yields the constants that ONNX has for recurrent layers, each with the names of the weights that are in it."""
-    for path, module in model.named_modules():
-        order = next((order for kind, order in _ORDERS.items() if isinstance(module, kind)), None)
-        if order is not None and isinstance(module, nn.RNNBase):
-            for layer in range(module.num_layers):
-                yield from _layer(module, layer, f"{path}." if path else "", order)
+    """Yields the constants that ONNX has for recurrent layers, each with the names of the weights that are in it.
+
+    The layers are known by the names that `nn.RNNBase` gives their weights, which an exported program has, too.
+    """
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
+        match = re.fullmatch(r"((?:.*\.)?)weight_hh(_l\d+)", name)
+        if match is None or weight.ndim != 2:
+            continue
+        prefix, layer = match.groups()
+        projected = f"{prefix}weight_hr{layer}" in weights  # of an LSTM alone
+        order = _ORDERS.get(4 if projected else weight.shape[0] // max(weight.shape[1], 1))
+        if order is not None and weight.shape[0] % len(order) == 0:
+            yield from _layer(weights, prefix, layer, order)
 
 
 def _layer(
-    module: nn.RNNBase, layer: int, prefix: str, order: tuple[int, ...]
+    weights: Mapping[str, Tensor], prefix: str, layer: str, order: tuple[int, ...]
 ) -> Iterator[tuple[Array, tuple[str, ...]]]:
-    ends = [f"_l{layer}", f"_l{layer}_reverse"] if module.bidirectional else [f"_l{layer}"]
-    weights = dict(module.named_parameters(recurse=False))
-    for kinds in (("weight_ih",), ("weight_hh",), ("weight_hr",), ("bias_ih", "bias_hh"), ("bias_ih",), ("bias_hh",)):
-        names = [[kind + end for kind in kinds] for end in ends]
+    ends = [end for end in (layer, f"{layer}_reverse") if f"{prefix}weight_hh{end}" in weights]
+    for kinds in _KINDS:
+        names = [tuple(prefix + kind + end for kind in kinds) for end in ends]
         if any(name not in weights for both in names for name in both):
             continue  # without biases or projections, or the weights are made of others
         moved = order if kinds != ("weight_hr",) else (0,)
         forms = [np.concatenate([_reordered(weights[name], moved) for name in both]) for both in names]
-        for form, both in zip(forms, names, strict=True):
-            yield form, tuple(prefix + name for name in both)
+        yield from zip(forms, names, strict=True)
         if len(forms) > 1:
-            yield np.stack(forms), tuple(prefix + name for both in names for name in both)
+            yield np.stack(forms), tuple(name for both in names for name in both)
 
 
 def _reordered(weight: Tensor, order: tuple[int, ...]) -> Array:

@@ -50,8 +50,19 @@ class Moves:
         self._images[expected.name] = -1 if moved else before + len(images)
 
     def still(self) -> dict[str, int]:
-        """Returns the outputs that did not move, and on how many images; none where all images are the same."""
-        return {name: images for name, images in self._images.items() if images > 0 and self._varied}
+        """Returns the outputs that did not move, and on how many images; none where all images are the same.
+
+        Integers and booleans may stay where another output moves.
+        """
+        if not self._varied:
+            return {}
+        # The class of similar images is often the same; that another output moves shows what it is made of.
+        others = any(images < 0 for images in self._images.values())
+        return {
+            name: images
+            for name, images in self._images.items()
+            if images > 0 and (self._first[name].is_floating_point() or not others)
+        }
 
 
 def shown_check(moves: Moves, model: nn.Module, image: Batch, allowed: Collection[str] = ()) -> list[Check]:

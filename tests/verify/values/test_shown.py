@@ -55,6 +55,12 @@ def test_a_later_image_may_move_an_output_and_not_a_number_stays_what_it_is():
     assert moves.still() == {}
 
 
+def test_a_class_may_stay_the_same_where_another_output_moves():
+    same = torch.ones(2, dtype=torch.int64)
+    assert list(moves_of(classes=(same, 0)).still()) == ["classes"]
+    assert moves_of(classes=(same, 0), scores=(TWO, 0)).still() == {}
+
+
 def test_other_sizes_of_an_axis_say_nothing():
     moves = moves_of(scores=(torch.zeros(2, 3), 0))
     moves.add("sizes batch=3 width=4", Expected("scores", torch.ones(3, 4), torch.ones(3, 4)))
