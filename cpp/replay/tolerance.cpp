@@ -92,7 +92,8 @@ Allowance allowance(const Tolerance& tolerance, const Tensor& golden) {
   if (count == 0) return {};
   // An output with one value per image has one channel; one whose first dimension is the channels is one image.
   const size_t axis = tolerance.axis, rank = golden.shape.size();
-  if (axis >= std::max<size_t>(rank, 2)) throw FormatError("the golden output has no dimension " + std::to_string(axis));
+  if (axis >= std::max<size_t>(rank, 2))
+    throw FormatError("the golden output has no dimension " + std::to_string(axis));
   const size_t images = rank == 0 || axis == 0 ? 1 : static_cast<size_t>(golden.shape[0]);
   const size_t channels = axis < rank ? static_cast<size_t>(golden.shape[axis]) : 1;
   size_t stride = 1;
