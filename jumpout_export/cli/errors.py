@@ -21,6 +21,7 @@ _UNWRITABLE = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EBADF)
 # Arguments of the library, as the command line names them.
 _OPTIONS = {
     "allow": "--allow",
+    "allow_constant": "--allow-constant",
     "dtype": "--dtype",
     "dynamic_axes": "--dynamic",
     "golden": "--golden",

@@ -18,7 +18,7 @@ from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import tensors
 from jumpout_export.tolerances import Budget
 from jumpout_export.verify.values.reference import Expected, Reference
-from jumpout_export.verify.values.scale import Scale, axis_of_images, representable
+from jumpout_export.verify.values.scale import Scale, axis_of_images, axis_of_length, representable
 
 FOLDER = "test_data_set_0"
 # Enough to compare on, small enough to lie beside the model.
@@ -49,6 +49,8 @@ def compute_golden(original: nn.Module, folded: nn.Module, batch: Batch, axes: A
             axis_of_images(one.own.shape, two.tensor.shape, count) for one, two in zip(expected, alone, strict=True)
         ]
         expected = [replace(one, axis=axis) for one, axis in zip(expected, images, strict=True)]
+    elif axes.size is not None:
+        expected = [replace(one, axis=axis_of_length(one.own.shape, count)) for one in expected]
     again = list(reference.nearby(batch))
     return Golden(
         inputs=dict(zip(reference.inputs, tensors(batch), strict=True)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,15 +35,14 @@ class Sample:
     batched: Sequence[bool] | None = None  # whether the first axis of each input is the batch
 
 
-def sizes_to_try(example: int, *, thorough: bool = False, more: Iterable[int] = ()) -> list[int]:
+def sizes_to_try(example: int, *, thorough: bool = False) -> list[int]:
     """Returns the batch sizes that a file with an open batch is compared at, ascending.
 
     Args:
         example: images in the first batch, which is compared as it came, too.
         thorough: also powers of two up to 128 and their neighbours.
-        more: further ones, such as those on both sides of a constant that a size is compared with in the file.
     """
-    sizes = {*SIZES, example + 1, max(_LARGE, example + 2), *more}
+    sizes = {*SIZES, example + 1, max(_LARGE, example + 2)}
     if thorough:
         powers = [2**power for power in range(_THOROUGH.bit_length())]
         sizes |= {size for power in powers for size in (power - 1, power, power + 1)}

@@ -27,6 +27,7 @@ from jumpout_export.verify.values.compare import Comparison
 from jumpout_export.verify.values.loss import OWN_LOSS, Loss
 from jumpout_export.verify.values.reference import Expected, Reference
 from jumpout_export.verify.values.scale import Scale, source
+from jumpout_export.verify.values.shown import check_constant
 from jumpout_export.verify.verdicts import Seen, report_of, with_what_no_value_shows
 
 # Batches up to this size, and those that were given, are run twice in each session.
@@ -91,7 +92,7 @@ def run_providers(
             start += inputs.size
         branched = branches.check()
     if said is not None:
-        refused = f"; PyTorch itself does not run {joined(trials.refused)}" if trials.refused else ""
+        refused = f"; not shown, as PyTorch itself does not run it: {joined(trials.refused)}" if trials.refused else ""
         seen.checks.append(said.model_copy(update={"note": said.note + refused}))
     if not runner.measure_own_errors_again() and made_up:
         runner.try_magnitudes(first)
@@ -147,7 +148,7 @@ class _Runner:
             self.seen.outputs.see(sample.batch, self.seen.axes.batched)
         for output in expected:
             self.seen.outputs.add(sample.group, output)
-            self.seen.scales.setdefault((source(sample.group), output.name), Scale()).add(output, trial.new)
+            self.seen.scales.setdefault((source(sample.group), output.name), Scale()).add(output, new=False)
         for session, comparison in self.seen.sessions:
             _run(session, comparison, sample, expected, twice=sample.group == "data" or sample.batch.size <= _TWICE)
             self.suspects.add(comparison, sample)
@@ -181,6 +182,7 @@ class _Runner:
         if self._names_checked:
             return
         self._names_checked = True
+        check_constant(self.seen.allow_constant, outputs)
         for session, comparison in list(self.seen.sessions):
             wrong = [
                 f"the file's {what} are {', '.join(found) or 'none'}, the model's are {', '.join(wanted) or 'none'}"

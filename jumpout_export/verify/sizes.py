@@ -41,7 +41,7 @@ def _note(uses: list[SizeUse], sizes: list[dict[str, int]], left: list[SizeUse])
     if not uses:
         return "nothing that the file computes from sizes decides anything but shapes"
     tried = [" ".join(f"{name}={size}" for name, size in moved.items()) for moved in sizes]
-    parts = [f"also compared at {joined(tried)}, on both sides of what a size decides in the file"] if tried else []
+    parts = [f"also tried at {joined(tried)}, on both sides of what a size decides in the file"] if tried else []
     parts += [f"other sizes are not shown at {joined([str(use) for use in left])}"] if left else []
     return (
         "; ".join(parts) or f"what a size decides is shown by the sizes compared: {joined([str(use) for use in uses])}"

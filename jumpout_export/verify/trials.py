@@ -23,7 +23,7 @@ from jumpout_export.verify.verdicts import Seen
 
 # Of the given images and of made-up ones: as many are run alone.
 GIVEN, MADE_UP = 4, 4
-_HINT = "does the model fix its batch size? then export with dynamic_batch=False"
+_HINT = "; does the model fix its batch size? then export with dynamic_batch=False"
 
 _SWITCHED_OFF = Check(
     name="made-up inputs",
@@ -39,7 +39,6 @@ class Trial:
 
     sample: Sample
     expected: list[Expected]  # nothing where PyTorch cannot run it, which a check says
-    new: bool = False  # whether its images were not there before
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Trials:
         """
         self._seen, self._first, self._axes, self._effort = seen, first, axes, effort
         self._generator = torch.Generator().manual_seed(effort.seed)
-        self._pool = Pool(seen.reference, axes.batched)
+        self._pool = Pool(seen.reference, axes.batched, axes.size)
         self.refused: list[str] = []  # of the sizes that were asked for, those that PyTorch does not run
         self._given = 0
         if axes.size is None and seen.sessions:
@@ -76,11 +75,14 @@ class Trials:
         """Yields batches of several sizes, of the first images and of made-up ones, and other sizes of open axes."""
         if self._axes.size is None:
             more = [moved[BATCH] for moved in self._effort.sizes if moved.keys() == {BATCH}]
-            sizes = sizes_to_try(self._first.size, thorough=self._effort.thorough, more=more)
-            for size in sizes if len(self._pool) else ():
+            always = sizes_to_try(self._first.size, thorough=self._effort.thorough)
+            for size in sorted({*always, *more}) if len(self._pool) else ():
                 order = self._pool.order(size)
-                batch = self._pool.batch(order)
-                yield self._trial(Sample(f"batch={size}", batch, 0, self._axes.batched), order)
+                sample = Sample(f"batch={size}", self._pool.batch(order), 0, self._axes.batched)
+                if size not in always and not self._can_run(sample.batch):
+                    self.refused.append(f"{BATCH}={size}")
+                else:
+                    yield self._trial(sample, order)
             self._seen.dependent += self._pool.dependent
         else:
             yield from self._whole_batches(self._axes.size)
@@ -162,7 +164,7 @@ class Trials:
         """Yields batches of the size that the file fixes; their images may depend on each other."""
         if self._first.size != size:
             batch = rows(self._first, range(size), self._axes.batched)
-            yield self._trial(Sample(f"batch={size}", batch, 0, self._axes.batched), None, new=True)
+            yield self._trial(Sample(f"batch={size}", batch, 0, self._axes.batched), new=True)
         if not self._effort.made_up:
             self._seen.checks.append(_SWITCHED_OFF)
             return
@@ -218,9 +220,7 @@ class Trials:
                 pool.add(image, pool.run(image))
             pool.expected(trial.sample.group, trial.sample.batch, range(size))
         except Exception as error:  # the user's forward may raise anything
-            self._seen.dependent.append(
-                f"{trial.sample.group}: PyTorch cannot run one image alone: {first_line(error)}"
-            )
+            self._cannot_run(f"{trial.sample.group}, images alone", error)
             return
         self._seen.dependent += pool.dependent
 
@@ -244,8 +244,9 @@ class Trials:
             return Trial(sample, [])
         if new:
             self._prime(expected, ("data",))
-        return Trial(sample, expected, new=False)
+        return Trial(sample, expected)
 
     def _cannot_run(self, group: str, error: Exception) -> None:
-        note = f"PyTorch itself cannot run it: {first_line(error)}; {_HINT}"
+        hint = _HINT if group.startswith("batch=") else ""
+        note = f"PyTorch itself cannot run it: {first_line(error)}{hint}"
         self._seen.checks.append(Check(name=f"torch/{group}", verdict="fail", note=note))

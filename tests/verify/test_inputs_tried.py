@@ -58,32 +58,76 @@ def test_a_score_that_is_wrong_beside_large_boxes_is_found_in_any_layout(tmp_pat
     assert the(verify_onnx(path, model, x), "cpu/off/data/worst error").verdict == "fail"
 
 
-@pytest.mark.parametrize("size", [5, 16, 64, 200])
-def test_a_file_that_is_right_for_fewer_images_only_is_found(tmp_path, size):
-    model, path, x = Does(torch.tanh).eval(), tmp_path / "m.onnx", torch.randn(2, 8)
-    assert export_onnx(model, path, x)
+@pytest.mark.parametrize("layout", ["flat", "batch behind", "rows"])
+def test_a_fixed_batch_is_judged_along_the_axis_of_its_images(tmp_path, layout):
+    model, path, x = Does(LAYOUTS[layout]).eval(), tmp_path / "m.onnx", torch.randn(16, 8)
+    assert export_onnx(model, path, x, dynamic_batch=False)
+    proto = onnx.load(path)
+    (node,) = [node for node in proto.graph.node if node.op_type == "Sigmoid"]
+    node.op_type = "HardSigmoid"
+    onnx.save(proto, path)
+    assert the(verify_onnx(path, model, x), "cpu/off/data/worst error").verdict == "fail"
+
+
+def changes_from(path, size, factor):
+    """Multiplies the output of a file by a factor from `size` images on."""
     proto = onnx.load(path)
     graph, make = proto.graph, helper.make_node
     out = graph.output[0].name
     for node in graph.node:
         node.output[:] = ["whole" if name == out else name for name in node.output]
-    values = {"limit": np.int64(size), "zero": np.int64(0), "one": np.float32(1), "two": np.float32(2)}
+    values = {"limit": np.int64(size), "zero": np.int64(0), "one": np.float32(1), "other": np.float32(factor)}
     graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in values.items())
     graph.node.extend(
         [
             make("Shape", [graph.input[0].name], ["shape"]),
             make("Gather", ["shape", "zero"], ["images"]),
             make("GreaterOrEqual", ["images", "limit"], ["many"]),
-            make("Where", ["many", "two", "one"], ["factor"]),
+            make("Where", ["many", "other", "one"], ["factor"]),
             make("Mul", ["whole", "factor"], [out]),
         ]
     )
     onnx.save(proto, path)
+
+
+@pytest.mark.parametrize("size", [5, 16, 64, 200])
+def test_a_file_that_is_right_for_fewer_images_only_is_found(tmp_path, size):
+    model, path, x = Does(torch.tanh).eval(), tmp_path / "m.onnx", torch.randn(2, 8)
+    assert export_onnx(model, path, x)
+    changes_from(path, size, 2)
     report = verify_onnx(path, model, x)
     assert not report
     assert f"batch={size}" in the(report, "sizes").note
     assert the(report, f"cpu/off/batch={size}/worst error").verdict == "fail"
     assert the(report, "cpu/off/batch=2/worst error").verdict == "pass"
+
+
+class AtMost(nn.Module):
+    """Refuses batches that are larger, as a model with a table of positions does."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.fc = most, linear(8, 3)
+
+    def forward(self, x):
+        if not torch.compiler.is_compiling() and x.shape[0] > self.most:
+            raise ValueError("too many images")
+        return self.fc(x)
+
+
+def test_a_size_that_the_file_decides_by_and_pytorch_refuses_is_listed(tmp_path):
+    model, path, x = AtMost(20).eval(), tmp_path / "m.onnx", torch.randn(4, 8)
+    assert export_onnx(model, path, x)
+    changes_from(path, 64, 2)
+    report = verify_onnx(path, model, x)
+    assert not [check for check in report.checks if check.name.startswith("torch/")]
+    assert "not shown, as PyTorch itself does not run it: batch=63; batch=64; batch=65" in the(report, "sizes").note
+
+
+def test_a_size_that_is_always_tried_and_pytorch_refuses_fails(tmp_path):
+    report = export_onnx(AtMost(2).eval(), tmp_path / "m.onnx", torch.randn(2, 8))
+    check = the(report, "torch/batch=3")
+    assert "too many images; does the model fix its batch size?" in check.note
 
 
 @pytest.mark.parametrize(
@@ -107,6 +151,14 @@ def test_a_dead_network_is_not_shown_unless_that_is_allowed(tmp_path):
     assert [check.name for check in report.checks if check.blocks] == ["outputs move"]
     assert not path.exists()
     assert export_onnx(model, path, torch.randn(16, 8), allow_constant="output")
+
+
+def test_an_output_that_may_be_constant_has_to_be_one_of_the_models(tmp_path):
+    model, path = Does(torch.tanh).eval(), tmp_path / "m.onnx"
+    with pytest.raises(ValueError, match="no output `typo`; its outputs are output") as raised:
+        export_onnx(model, path, torch.randn(16, 8), allow_constant="typo")
+    assert raised.value.argument == "allow_constant"
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_that_no_input_reaches_passes_with_a_note(tmp_path):

@@ -13,7 +13,7 @@ from jumpout_export.model.samples import joined_rows, rows
 from jumpout_export.model.signature import Output
 from jumpout_export.verify.values.independence import depends_on_others
 from jumpout_export.verify.values.reference import Expected, Reference
-from jumpout_export.verify.values.scale import axis_of_images
+from jumpout_export.verify.values.scale import axis_of_images, axis_of_length
 
 
 class Pool:
@@ -27,10 +27,13 @@ class Pool:
         dependent: how a result depends on the other images in its batch, a phrase each.
     """
 
-    def __init__(self, reference: Reference, batched: Sequence[bool]) -> None:
-        """Takes what runs the model, and whether the first axis of each input is the batch."""
+    def __init__(self, reference: Reference, batched: Sequence[bool], size: int | None = None) -> None:
+        """Takes what runs the model, whether the first axis of each input is the batch, and its size where it is fixed.
+
+        A model of a fixed size runs no image alone: which axis of an output is the batch is said by its length.
+        """
         self.dependent: list[str] = []
-        self._reference, self._batched = reference, batched
+        self._reference, self._batched, self._size = reference, batched, size
         self._images: list[Batch] = []
         self._alone: list[list[Expected]] = []
         self._axes: list[int | None] | None = None  # of the outputs, that have an entry per image
@@ -42,6 +45,8 @@ class Pool:
     def run(self, batch: Batch) -> list[Expected]:
         """Returns what PyTorch gives for one image alone, or for a batch; raises whatever the model raises."""
         found = self._reference(batch)
+        if self._size is not None:
+            return [replace(one, axis=axis_of_length(one.own.shape, self._size)) for one in found]
         if self._axes is None or len(self._axes) != len(found):
             return found
         return [replace(one, axis=axis) for one, axis in zip(found, self._axes, strict=True)]

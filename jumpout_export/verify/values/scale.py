@@ -19,7 +19,7 @@ _STILL = 1e-9
 # Images that the medians are taken over; later ones would change them little.
 _MOST_IMAGES = 512
 # Images and values that a value's own history is kept of, and images from which it says more than its neighbours.
-_HISTORY, _MOST_VALUES, _ENOUGH = 32, 2**25, 5
+_HISTORY, _MOST_VALUES, _ENOUGH = 32, 2**24, 5
 # A value's own median may be this much smaller than its neighbours' by luck.
 _LUCK = 30.0
 # An axis tells sizes apart better than the first one if they differ by this factor more along it.
@@ -140,7 +140,7 @@ class Scale:
             self._history.clear()
         images = _HISTORY - sum(map(len, self._history))
         if images > 0 and _HISTORY * math.prod(exact.shape[1:]) <= _MOST_VALUES:
-            self._history.append(telling[:images])
+            self._history.append(telling[:images].float())
 
     def _measure(self, magnitude: Tensor, typical: list[Tensor]) -> None:
         whole = _nanmedian(torch.cat(self._whole), 0)
@@ -156,7 +156,7 @@ class Scale:
                 factors = torch.where(sizes > 0, sizes / whole, 1.0) if whole > 0 else torch.ones_like(sizes)
                 place = place * factors.reshape(-1, *[1] * (magnitude.ndim - 2 - axis))
         if sum(map(len, self._history)) >= _ENOUGH and self._history[0].shape[1:] == magnitude.shape[1:]:
-            history = torch.cat(self._history)
+            history = torch.cat(self._history)  # of sizes seven digits are more than enough
             # nan where it is always zero, or rounding of what would be
             own = history.where(history > _STILL * self.median, torch.nan).nanmedian(0).values
             low, high = own.nan_to_num(nan=0.0), (_LUCK * own).nan_to_num(nan=math.inf)
@@ -271,3 +271,8 @@ def axis_of_images(whole: Sequence[int], alone: Sequence[int], size: int) -> int
         if alone[axis] == 1 and list(whole) == [*alone[:axis], size, *alone[axis + 1 :]]:
             return axis
     return None
+
+
+def axis_of_length(shape: Sequence[int], size: int) -> int | None:
+    """Like `axis_of_images`, of a model that runs no image alone: the first axis with `size` entries, None without."""
+    return next((axis for axis, length in enumerate(shape) if length == size), None)

@@ -7,10 +7,11 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
+from jumpout_export.errors import ArgumentError
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.operations import record
 from jumpout_export.model.randomness import same_bits
-from jumpout_export.model.signature import outputs, tensors
+from jumpout_export.model.signature import input_names, outputs, tensors
 from jumpout_export.report import Check
 from jumpout_export.text import joined
 from jumpout_export.verify.values.reference import Expected
@@ -98,12 +99,19 @@ def shown_check(moves: Moves, model: nn.Module, image: Batch, allowed: Collectio
     return [Check(name="outputs move", verdict="not_run", note="; ".join([text, *parts]))]
 
 
+def check_constant(allowed: Collection[str], names: Collection[str]) -> None:
+    """Raises `ArgumentError` if an output that may be constant is none of the model's."""
+    unknown = [name for name in allowed if name not in names]
+    if unknown:
+        text = f"allow_constant: the model has no output {joined([f'`{name}`' for name in unknown])}"
+        raise ArgumentError("allow_constant", f"{text}; its outputs are {', '.join(names)}")
+
+
 def _reached(model: nn.Module, image: Batch) -> dict[str, bool]:
     """Per output, whether an input reaches it; nothing where the forward cannot be recorded."""
     try:
         recording = record(copy.deepcopy(model), image)
-        found = outputs(recording.result, [])
+        pairs = list(zip(outputs(recording.result, input_names(model, image)), recording.producers, strict=True))
     except Exception:  # the user's forward may raise anything
         return {}
-    pairs = zip(found, recording.producers, strict=True)
     return {one.name: at is not None and recording.operations[at].from_data for one, at in pairs}
