@@ -54,10 +54,13 @@ def audit_model(model: nn.Module | Subject) -> Audit:
     return Audit(checks, tuple(notes))
 
 
-def refuse_randomness(model: nn.Module, run: Callable[[], Any], allow: Iterable[str] = ()) -> Any:
+def refuse_randomness(
+    model: nn.Module, run: Callable[[], Any], allow: Iterable[str] = (), *, known: tuple[Any, bool] | None = None
+) -> Any:
     """Returns what `run()` returns, if the model draws nothing outside of `allow` and a second run agrees bitwise.
 
-    The model is in eval mode; its hooks and the generator states are as before afterwards.
+    The model is in eval mode; its hooks and the generator states are as before afterwards. `known` is a result that is
+    there already, and whether a run with other seeds had the same bits.
 
     Raises:
         NotFoldableError: naming operator, module, file and line of everything that draws.
@@ -67,7 +70,7 @@ def refuse_randomness(model: nn.Module, run: Callable[[], Any], allow: Iterable[
     calls = [call for call in dict.fromkeys(found) if not allowed(call.module, allow)]
     # Not the run that `random_calls` watched: a watched operator may take another path and round differently. Where
     # noise was found, both runs get the same, so that what differs is drawn from a generator nobody else sees.
-    result, agree = repeated(run, other_seed=not found)
+    result, agree = known if known is not None and known[1] else repeated(run, other_seed=not found)
     if not agree:
         call = first_difference(model, run, _DIFFERS, private=True) or RandomCall(_DIFFERS)
         if not allowed(call.module, allow):

@@ -15,7 +15,7 @@ from jumpout_export.fold.network.identity import not_identity, watch
 from jumpout_export.fold.network.replaced import action_of, is_known, layers_of, replaced, reported
 from jumpout_export.fold.network.state import kept_state
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.randomness import same_bits
+from jumpout_export.model.randomness import generator_states, moved_generators, reseed, rng_restored, same_bits
 from jumpout_export.model.run import call
 from jumpout_export.report import FoldedLayer
 from jumpout_export.text import first_line, joined
@@ -47,7 +47,8 @@ def fold_with_proof(original: nn.Module, batch: Batch, allow: tuple[str, ...]) -
     seen: dict[str, list[Tensor] | None] = {}
     handles = [watch(layer, seen) for layer in layers if not is_known(layer.module)]
     try:
-        expected = refuse_randomness(audited, lambda: _run(audited, batch), allow)
+        known = state.result, state.repeats
+        expected = refuse_randomness(audited, lambda: _run(audited, batch), allow, known=known)
     finally:
         for handle in handles:
             handle.remove()
@@ -74,7 +75,8 @@ def fold_with_proof(original: nn.Module, batch: Batch, allow: tuple[str, ...]) -
     if unreached := joined([f"`{layer.path}` ({layer.kind})" for layer in idle if layer.action != "keep"]):
         notes.append(f"stays, in eval mode, because the example does not reach it: {unreached}")
     folded = replaced(original, actions, allow)
-    problem = _difference(copy.deepcopy(folded), batch, expected, allow)
+    same = state.repeats and _repeats(copy.deepcopy(folded), batch, expected)
+    problem = "" if same else _difference(copy.deepcopy(folded), batch, expected, allow)
     if not problem:
         return Folded(folded, original, reported(layers, actions), tuple(notes))
     # For example a forward that reads `self.drop.p`. The eval model itself was proven deterministic above.
@@ -94,6 +96,18 @@ def _run(model: nn.Module, batch: Batch) -> Any:
                 f"{type(leaf).__module__}.{type(leaf).__name__}; wrap the model in a module that returns the tensors"
             )
     return result
+
+
+def _repeats(folded: nn.Module, batch: Batch, expected: Any) -> bool:
+    """Whether the folded copy draws nothing and gives, with other seeds, what the eval model gives."""
+    with rng_restored(), torch.no_grad():
+        reseed()
+        before = generator_states()
+        try:
+            result = call(folded, batch)
+        except Exception:  # a user's forward may raise anything; `_difference` says what
+            return False
+        return not moved_generators(before) and same_bits(expected, result)
 
 
 def _difference(folded: nn.Module, batch: Batch, expected: Any, allow: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.held import GROUPS, changes, held_values, snapshot
-from jumpout_export.model.randomness import get_generator_state, is_generator, rng_restored, same_bits
+from jumpout_export.model.randomness import get_generator_state, is_generator, reseed, rng_restored, same_bits
 from jumpout_export.model.samples import make_up
 from jumpout_export.model.signature import tensors, with_tensors
 
@@ -32,6 +32,8 @@ class KeptState:
     matters: bool  # whether a call's result depends on the calls before it
     # random generators that are held somewhere and draw in every call, name to path of the module
     generators: dict[str, str]
+    result: Any  # of the first call
+    repeats: bool  # whether a later call with other seeds has the bits of the first
 
 
 def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]) -> KeptState:
@@ -51,19 +53,26 @@ def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch],
                 run(used, _other(batch, factor))
         now = snapshot(used, held=True)
         names = dict.fromkeys([*changes(before, snapshot(fresh, held=True)), *changes(before_used, now)])
-        same = True
+        same = repeats = True
         drew: dict[str, str] = {}
         for call in range(_FOLLOWED[1]):
             generators = generator_snapshot(used)
             with rng_restored():
-                same = same and same_bits(first, run(used, batch))
+                if call == 0:  # with other seeds: where neither they nor the calls before matter, one call shows both
+                    reseed()
+                agrees = same_bits(first, run(used, batch))
+            if call == 0:
+                repeats = agrees
+            else:
+                same = same and agrees
             # Only what moves from call to call: a generator that every call seeds anew gives the same each time.
             drew |= moved(generators, generator_snapshot(used))
             earlier, now = now, snapshot(used, held=True)
             names |= dict.fromkeys(found := changes(earlier, now))
-            if not same or not names or (call + 1 >= _FOLLOWED[0] and not found):
+            shown = repeats or call > 0
+            if shown and (not same or not names or (call + 1 >= _FOLLOWED[0] and not found)):
                 break
-    return KeptState(tuple(names), not same, drew)
+    return KeptState(tuple(names), not same, drew, first, repeats)
 
 
 def _other(batch: Batch, factor: float) -> Batch:

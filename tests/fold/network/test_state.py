@@ -151,7 +151,7 @@ def test_a_layer_that_is_the_identity_on_the_example_only_stays(layer, example, 
     assert [layer.action for layer in folded.layers] == ["keep"]
     assert "does more in eval mode than return its input; it stays" in folded.notes[0]
     assert export_onnx(model, tmp_path / "model.onnx", example)
-    assert verify_onnx(tmp_path / "model.onnx", model, X * 10)
+    assert verify_onnx(tmp_path / "model.onnx", model, 2 * X)  # some of it is clipped
 
 
 def test_a_layer_known_by_name_is_replaced_once_it_is_shown_to_be_the_identity():
