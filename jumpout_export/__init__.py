@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jumpout_export.batchnorm.check import check_batchnorm
     from jumpout_export.batchnorm.monitor import BatchNormMonitor
     from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+    from jumpout_export.batchnorm.serving import ServingStatistics
     from jumpout_export.export.publish import export_onnx
     from jumpout_export.fold.file.fold_file import fold_onnx
     from jumpout_export.fold.network.folded import fold_model
@@ -29,6 +30,7 @@ __all__ = [  # noqa: RUF022 in the order of the pipeline
     "jumpout",
     # check
     "BatchNormMonitor",
+    "ServingStatistics",
     "check_batchnorm",
     "recalibrate_batchnorm",
     # ship
@@ -44,6 +46,7 @@ _MODULES = {
     "BatchNormMonitor": "batchnorm.monitor",
     "Jumpout": "nn.modules",
     "JumpoutStatistics": "nn.functional",
+    "ServingStatistics": "batchnorm.serving",
     "check_batchnorm": "batchnorm.check",
     "convert_dropout": "nn.convert",
     "export_onnx": "export.publish",

@@ -46,6 +46,7 @@ class Solution:
     corrected: list[Corrected]  # their statistics
     passes: int  # passes over the data that it took
     remaining: float = 0.0  # the largest W still measured in a layer that is not settled, 0 where all are
+    images: int = 0  # images in one pass, where that is asked for
 
 
 def settled(seen: Collected, layers: Sequence[Layer], tolerance: float) -> bool:
@@ -134,7 +135,7 @@ def solve_batch(feed: Feed, layers: Sequence[Layer]) -> Solution:
             not fit their dtype, or no layer was reached.
     """
     seen = collect(feed, layers, RENORMALISED, "recalibrating BatchNorm")
-    return Solution([_corrected(seen, layer) for layer in _reached(seen, layers)], 1)
+    return Solution([_corrected(seen, layer) for layer in _reached(seen, layers)], 1, images=seen.images)
 
 
 def _reached(seen: Collected, layers: Sequence[Layer]) -> list[Layer]:

@@ -15,6 +15,7 @@ from jumpout_export.batchnorm.judge.attribute import Parts, attribute, origin
 from jumpout_export.batchnorm.judge.estimate import Estimate, discoveries, estimate
 from jumpout_export.batchnorm.judge.score import Score, score_layer, stored_images
 from jumpout_export.batchnorm.measure.collect import Collected
+from jumpout_export.batchnorm.measure.held import images_held
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import MOST_CALLS, Moments
 from jumpout_export.report import AlphaAdvice, BatchNormCall, BatchNormLayer, BatchNormVerdict
@@ -39,7 +40,8 @@ class Judge:
     def score(self, layer: Layer, moments: Moments, seen: Collected, level: float) -> Score:
         """Returns the score of one layer whose input is finite."""
         batch = self.training_batch_size or seen.images / max(seen.batches, 1)
-        stored = stored_images(layer.module, batch, guessed=self.guessed, calls=moments.calls)
+        average = stored_images(layer.module, batch, guessed=self.guessed, calls=moments.calls)
+        stored = images_held(layer.module) or average
         return score_layer(moments, layer.eps, stored, level)
 
     def verdict(self, score: Score) -> BatchNormVerdict:
