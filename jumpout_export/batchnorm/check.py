@@ -18,7 +18,15 @@ from jumpout_export.batchnorm.judge.stopping import LEVEL, LabelRuns, Looks
 from jumpout_export.batchnorm.measure.collect import Collected, collect_states
 from jumpout_export.batchnorm.measure.distributed import Ranks
 from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn, Step, batch_count, padding_notes
-from jumpout_export.batchnorm.measure.layers import Layer, averaged_copy, batchnorm_layers, label, select_layers, unseen
+from jumpout_export.batchnorm.measure.layers import (
+    Layer,
+    averaged_copy,
+    batchnorm_layers,
+    label,
+    not_measured,
+    select_layers,
+    unseen,
+)
 from jumpout_export.batchnorm.measure.states import RENORMALISED, SERVING, TRAINING
 from jumpout_export.batchnorm.outputs import output_effect
 from jumpout_export.batchnorm.solve import Solution, current, settled, solve_near
@@ -131,7 +139,8 @@ def check_batchnorm(
             layers=rows,
             not_observed=[layer.name for layer in layers if layer.name not in seen[0].moments],
         )
-        report.notes += notes + _notes(report, images, sorted_by_class=any(ranks.gather(watch.labels.sorted)))
+        report.notes += notes + _not_compared(report, seen[0])
+        report.notes += _notes(report, images, sorted_by_class=any(ranks.gather(watch.labels.sorted)))
         report.notes += unseen(model) + averaged_copy(model) + first_batch_notes(feed, layers) + padding_notes(batches)
         if outputs:
             report.outputs, note = _outputs(feed, layers, seen[0])
@@ -226,11 +235,13 @@ def _overall(rows: list[BatchNormLayer]) -> BatchNormVerdict:
     return "ok" if verdicts == {"ok"} else "inconclusive"
 
 
+def _not_compared(report: BatchNormReport, seen: Collected) -> list[str]:
+    reasons = not_measured(report.not_observed, seen.own_code)
+    return [f"{reason[0].upper()}{reason[1:]}; what they store was not compared with anything." for reason in reasons]
+
+
 def _notes(report: BatchNormReport, asked: int, *, sorted_by_class: bool) -> list[str]:
     notes = []
-    if report.not_observed:
-        names = ", ".join(map(label, report.not_observed))
-        notes.append(f"The forward pass did not reach {names}; what they store was not compared with anything.")
     if sorted_by_class:
         notes.append(
             f"The labels of the {report.images} images come in runs or are all the same: a loader sorted by class "

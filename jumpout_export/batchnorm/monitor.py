@@ -235,6 +235,8 @@ class BatchNormMonitor:
             elif unusable(layer):
                 reason = "stores statistics that are not finite or give no positive variance"
                 w = math.inf
+            elif layer.name in seen.own_code:
+                reason = "normalises by code that cannot be followed"
             elif moments is None:
                 reason = "was not reached by the forward pass"
             elif not moments.finite:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from jumpout_export.batchnorm.measure.collect import Collected, collect
 from jumpout_export.batchnorm.measure.feed import Feed
-from jumpout_export.batchnorm.measure.layers import Layer
+from jumpout_export.batchnorm.measure.layers import Layer, not_measured
 from jumpout_export.batchnorm.measure.levels import depth_levels
-from jumpout_export.batchnorm.measure.states import RENORMALISED, SERVING, preserved
+from jumpout_export.batchnorm.measure.states import RENORMALISED, SERVING, State, preserved
 
 # A layer whose W (in units of tau) would change by no more than this is left as settled; float32 buffers resolve 6e-8.
 TOLERANCE = 1e-7
@@ -21,6 +21,8 @@ TOLERANCE = 1e-7
 # its own output, and how often the layers are gone through for that.
 HELD_TOLERANCE = 1e-6
 SWEEPS = 20
+# What a second pass with batch statistics may find a layer off by.
+REPEATED_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Solution:
     passes: int  # passes over the data that it took
     remaining: float = 0.0  # the largest W still measured in a layer that is not settled, 0 where all are
     images: int = 0  # images in one pass, where that is asked for
+    own_code: frozenset[str] = frozenset()  # names of layers that normalise by code that cannot be followed
+    shown: bool = False  # whether the last pass measured every layer with these statistics in use
 
 
 def settled(seen: Collected, layers: Sequence[Layer], tolerance: float) -> bool:
@@ -77,6 +81,7 @@ def solve_exact(feed: Feed, layers: Sequence[Layer], tolerance: float = TOLERANC
     with preserved(feed.model):
         seen = collect(feed, layers, SERVING, "recalibrating BatchNorm, pass 1")
         order = _reached(seen, layers)
+        unknown = frozenset(seen.own_code)
         looped = [layer for layer in order if seen.moments[layer.name].calls > 1]
         groups: list[list[Layer]] = []
         corrected: set[str] = set()
@@ -86,12 +91,12 @@ def solve_exact(feed: Feed, layers: Sequence[Layer], tolerance: float = TOLERANC
             moved = {layer.name: _off_by(seen, layer) for layer in order}
             off = [layer for layer in order if moved[layer.name] > _limit(layer, tolerance, corrected)]
             if not off:
-                return Solution([current(layer) for layer in order], passes)
+                return Solution([current(layer) for layer in order], passes, own_code=unknown, shown=True)
             # Nothing comes after the last call: once its layer alone is off, no further pass has to show the result.
             last = off == order[-1:] and not looped
             if passes == most and not last:
                 remaining = max(moved[layer.name] for layer in off)
-                return Solution([current(layer) for layer in order], passes, remaining)
+                return Solution([current(layer) for layer in order], passes, remaining, own_code=unknown)
             groups = groups or depth_levels(feed, order)
             at, wrapped = _next_group(groups, off, start)
             sweeps += wrapped
@@ -101,7 +106,7 @@ def solve_exact(feed: Feed, layers: Sequence[Layer], tolerance: float = TOLERANC
                 _corrected(seen, layer).put()
                 corrected.add(layer.name)
             if last:
-                return Solution([current(layer) for layer in order], passes)
+                return Solution([current(layer) for layer in order], passes, own_code=unknown)
             start, passes = at + 1, passes + 1
             seen = collect(feed, order, SERVING, f"recalibrating BatchNorm, pass {passes} of about {len(groups)}")
 
@@ -124,7 +129,7 @@ def solve_near(feed: Feed, layers: Sequence[Layer], tolerance: float, most: int)
         for new in start.corrected:
             new.put()
         found = solve_exact(feed, layers, tolerance, most)
-    return Solution(found.corrected, start.passes + found.passes, found.remaining)
+    return replace(found, passes=start.passes + found.passes)
 
 
 def solve_batch(feed: Feed, layers: Sequence[Layer]) -> Solution:
@@ -135,7 +140,38 @@ def solve_batch(feed: Feed, layers: Sequence[Layer]) -> Solution:
             not fit their dtype, or no layer was reached.
     """
     seen = collect(feed, layers, RENORMALISED, "recalibrating BatchNorm")
-    return Solution([_corrected(seen, layer) for layer in _reached(seen, layers)], 1, images=seen.images)
+    corrected = [_corrected(seen, layer) for layer in _reached(seen, layers)]
+    return Solution(corrected, 1, images=seen.images, own_code=frozenset(seen.own_code))
+
+
+def look_again(feed: Feed, solution: Solution, state: State, *, variance_only: bool = False) -> Solution:
+    """Returns the solution once one more pass in `state` has shown that its layers see what they now store.
+
+    In the serving state that is exact: W below 1e-6, or two roundings of the buffers. With batch statistics, where a
+    model may draw numbers that nobody can repeat, W has to be below a fifth of the warning margin. It costs nothing
+    where the last pass of the solution has shown it already.
+
+    Raises:
+        ValueError: if a layer does not; two layers may share their buffers, the model may overwrite them, or see other
+            things on every pass.
+    """
+    if solution.shown:
+        return solution
+    with preserved(feed.model):
+        for new in solution.corrected:
+            new.put()
+        layers = [new.layer for new in solution.corrected]
+        seen = collect(feed, layers, state, "looking again")
+        names = {layer.name for layer in layers}
+        for layer in layers:
+            off = _off_by(seen, layer, variance_only=variance_only)
+            if off > (_limit(layer, TOLERANCE, names) if state == SERVING else REPEATED_TOLERANCE):
+                raise ValueError(
+                    f"once recalibrated, BatchNorm {layer.label} should see what it stores, but a second look finds it "
+                    f"W = {off:.2g} from that; its buffers may be another layer's, too, or be written by the model "
+                    "itself; nothing was written"
+                )
+    return replace(solution, passes=solution.passes + 1, shown=True)
 
 
 def _reached(seen: Collected, layers: Sequence[Layer]) -> list[Layer]:
@@ -143,10 +179,8 @@ def _reached(seen: Collected, layers: Sequence[Layer]) -> list[Layer]:
     by_name = {layer.name: layer for layer in layers}
     found = [by_name[name] for name in seen.moments]
     if not found:
-        raise ValueError(
-            f"the forward pass reached none of the BatchNorm layers {', '.join(layer.label for layer in layers)}; "
-            "there is nothing to recalibrate"
-        )
+        reasons = not_measured([layer.name for layer in layers], seen.own_code)
+        raise ValueError(f"there is nothing to recalibrate: {'; '.join(reasons)}")
     return found
 
 
@@ -205,9 +239,11 @@ def _unsettled(looped: list[Layer], off: list[Layer], moved: float, passes: int)
     )
 
 
-def _off_by(seen: Collected, layer: Layer) -> float:
+def _off_by(seen: Collected, layer: Layer, *, variance_only: bool = False) -> float:
+    old = current(layer)
     try:
-        return _distance(current(layer), _corrected(seen, layer))
+        new = _corrected(seen, layer)
+        return _distance(old, replace(new, mean=old.mean) if variance_only else new)
     except ValueError:
         return math.inf  # a layer before it may be the reason; if not, it is raised when it is this layer's turn
 

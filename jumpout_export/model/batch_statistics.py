@@ -1,18 +1,65 @@
-"""Finds calls that normalise by the statistics of the batch, by running the model; in eval mode none should."""
+"""The calls of `batch_norm` and `instance_norm` that a running model makes; in eval mode none should use its batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from jumpout_export.model.tracing import Call, module_stack, user_frame
 
-# Where `training` stands in the arguments of F.batch_norm and torch.batch_norm alike.
-_TRAINING = 5
+# Arguments by position: of torch.nn.functional, and of torch's own functions and operators.
+_FUNCTIONAL = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_OWN = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn_enabled")
+
+
+@dataclass(frozen=True)
+class NormCall:
+    """One call of batch_norm or instance_norm, in whichever form, with its arguments by name."""
+
+    function: Callable[..., Any]
+    given: dict[str, Any]
+    per_instance: bool  # each image is normalised by itself where batch_norm would take the batch
+
+    @property
+    def input(self) -> Tensor:
+        """What is normalised: (N, C, *)."""
+        x: Tensor = self.given["input"]
+        return x
+
+    @property
+    def training(self) -> bool:
+        """Whether it normalises by what it is given, not by running statistics."""
+        return bool(self.given.get(self._switch, self.per_instance or "with_update" in str(self.function)))
+
+    def by_batch(self) -> Any:
+        """Returns what the call would if it normalised by what it is given; no statistics are updated."""
+        return self.function(**{**self.given, "running_mean": None, "running_var": None, self._switch: True})
+
+    @property
+    def _switch(self) -> str:
+        return "use_input_stats" if self.per_instance else "training"
+
+
+def norm_call(function: Any, args: Any, kwargs: Any) -> NormCall | None:
+    """Returns what a function that torch is about to call normalises, None if it is no batch_norm or instance_norm."""
+    name = getattr(function, "__name__", "")
+    if "batch_norm" not in name and "instance_norm" not in name:
+        return None
+    if isinstance(function, torch._ops.OpOverload):
+        names: tuple[str, ...] = tuple(argument.name for argument in function._schema.arguments)
+    else:
+        names = _FUNCTIONAL if function in (F.batch_norm, F.instance_norm) else _OWN
+    per_instance = "instance_norm" in name
+    if per_instance:
+        names = tuple("use_input_stats" if one == "training" else one for one in names)
+    given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+    return NormCall(function, given, per_instance) if isinstance(given.get("input"), Tensor) else None
 
 
 def batch_statistics_calls(model: nn.Module, run: Callable[[], Any], known: Collection[str] = ()) -> list[Call]:
@@ -36,20 +83,8 @@ class _BatchNormCalls(TorchFunctionMode):
         self._known = known
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         module = self._stack[-1] if self._stack else ""
-        if (
-            "batch_norm" in getattr(func, "__name__", "")
-            and module not in self._known
-            and _training(func, args, kwargs)
-        ):
+        call = norm_call(func, args, kwargs)
+        if call is not None and call.training and not call.per_instance and module not in self._known:
             self.calls.append(Call(func.__name__, module, *user_frame()))
-        return func(*args, **kwargs)
-
-
-def _training(func: Any, args: Any, kwargs: Any) -> bool:
-    if isinstance(func, torch._ops.OpOverload):
-        names = [argument.name for argument in func._schema.arguments]
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        return bool(given.get("training", "with_update" in str(func)))
-    return bool(kwargs.get("training", args[_TRAINING] if len(args) > _TRAINING else False))
+        return func(*args, **(kwargs or {}))

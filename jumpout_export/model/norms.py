@@ -86,6 +86,11 @@ def is_plain(module: Any) -> bool:
     return type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) and "forward" not in vars(module)
 
 
+def hands_on_its_input(module: Any) -> bool:
+    """Whether what a norm normalises is what its module gets, along axis 1; a subclass may move or split it before."""
+    return is_plain(module) or is_fixed(module)
+
+
 def use_batch(module: Any) -> None:
     """Makes a norm normalise by its batch, by flags only; a fixed one knows no such mode.
 
@@ -95,8 +100,10 @@ def use_batch(module: Any) -> None:
         return
     if isinstance(module, nn.SyncBatchNorm):
         # In training mode it would wait for other processes, and refuse a CPU. In eval mode without running
-        # statistics it normalises by the batch, too, and does neither.
-        module._buffers["running_mean"] = module._buffers["running_var"] = None
+        # statistics it normalises by the batch, too, and does neither. A subclass may read its buffers itself: it stays
+        # as it is, and what it calls is told to take the batch.
+        if is_plain(module):
+            module._buffers["running_mean"] = module._buffers["running_var"] = None
     else:
         module.training = True
         # F.batch_norm then gets no buffers to update, and num_batches_tracked is not counted up.

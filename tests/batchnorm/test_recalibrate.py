@@ -344,6 +344,8 @@ def test_progress_names_the_pass():
         ("recalibrating BatchNorm, pass 1", 96, 96),
         ("recalibrating BatchNorm, pass 2 of about 2", 48, 96),
         ("recalibrating BatchNorm, pass 2 of about 2", 96, 96),
+        ("looking again", 48, 96),
+        ("looking again", 96, 96),
     ]
 
 
@@ -353,7 +355,7 @@ def test_what_is_returned_says_what_was_done_and_undoes_it():
     batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images().split(32)]
     done = recalibrate_batchnorm(model, batches, layers=["5", "9"], outputs=True)
     assert done.layers == ["5", "9"]
-    assert done.passes == 2
+    assert done.passes == 3
     assert done.outputs.images == 96
     assert done.outputs.logit_shift > 0
     done.undo()

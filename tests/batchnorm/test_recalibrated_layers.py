@@ -51,7 +51,7 @@ def test_layers_that_the_forward_does_not_reach_are_left_alone():
     assert torch.equal(model.unused.running_mean, torch.zeros(3))
     with pytest.raises(ValueError, match="did not reach `unused`; nothing was written"):
         recalibrate_batchnorm(model, [x], layers=["used", "unused"])
-    with pytest.raises(ValueError, match="reached none of the BatchNorm layers `unused`"):
+    with pytest.raises(ValueError, match="nothing to recalibrate: the forward pass did not reach `unused`"):
         recalibrate_batchnorm(model, [x], layers=["unused"])
 
 

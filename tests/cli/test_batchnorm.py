@@ -73,7 +73,7 @@ def test_recalibrate_bn_shows_before_after_and_what_the_method_changes(folder, r
     assert report["before"]["layers"][0]["w"] > 0.15
     assert report["after"]["layers"][0]["w"] < 0.01
     assert report["notes"] == [
-        "BatchNorm layers recalibrated: 1; passes over the data: 1",
+        "BatchNorm layers recalibrated: 1; passes over the data: 2",
         "dry run: nothing was written",
     ]
     effect, other = report["before"]["outputs"], json.loads(run(*arguments, "--method", "variance")[1])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from jumpout_export.batchnorm.measure.calls import Calls
 from jumpout_export.batchnorm.measure.distributed import Ranks, merge_moments
 from jumpout_export.batchnorm.measure.feed import Feed, PassDoneError, Step
 from jumpout_export.batchnorm.measure.forward_moments import ForwardMoments, of_batch
-from jumpout_export.batchnorm.measure.layers import Layer
+from jumpout_export.batchnorm.measure.layers import Layer, untracked_alone
 from jumpout_export.batchnorm.measure.moments import Moments
 from jumpout_export.batchnorm.measure.states import State, preserved, put_into
 from jumpout_export.model.norms import is_plain
@@ -30,6 +30,7 @@ class Collected:
     moments: dict[str, Moments]  # by layer name, in call order; a layer that the forward did not reach is missing
     images: int = 0  # images the model saw
     batches: int = 0  # batches they came in
+    own_code: set[str] = field(default_factory=set)  # layers that ran, but normalise by code that cannot be followed
     skipped: int = 0  # images in batches left out because a layer cannot normalise one value per channel by itself
     failure: str = ""  # why this state was given up, empty if it was not; its moments are then of no use
 
@@ -92,35 +93,41 @@ def collect_states(
                 found.restore_buffers()
                 put_into(found, flagged, one.state)
                 reseed(seed)
-                seen = one.run(step, must_succeed=index < required)
+                seen = one.run(step, calls, must_succeed=index < required)
                 images = images or seen
         if enough is not None and enough(step, collected):
             raise PassDoneError
         return images
 
-    with contextlib.ExitStack() as hooks:
-        for layer in layers:
-            hook = _hook(layer, lambda: running)
-            hooks.enter_context(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
-        with torch.no_grad(), preserved(feed.model) as found, contextlib.suppress(PassDoneError):
-            feed.replay(what, visit)
-    for one in collected:
-        _merge(feed.ranks, one, layers)
+    def take(layer: Layer, x: Tensor, channels: Tensor | None) -> bool:
+        return running.take(layer, x, channels)
+
+    calls = Calls(layers, take)
+    with calls.hooked(), torch.no_grad(), preserved(feed.model) as found, contextlib.suppress(PassDoneError):
+        feed.replay(what, visit)
+    for one in passes:
+        for name in one.forward.incomplete:
+            one.collected.moments.pop(name, None)
+        one.collected.own_code |= calls.own_code | one.forward.incomplete
+        _merge(feed.ranks, one.collected, layers)
     return collected
 
 
 def _merge(ranks: Ranks, collected: Collected, layers: Sequence[Layer]) -> None:
     """Makes what every process collected in one state what all of them did."""
     if ranks.size == 1:
+        collected.own_code -= collected.moments.keys()
         return
     counts = (collected.images, collected.batches, collected.skipped)
-    others = ranks.gather((counts, collected.failure))
+    others = ranks.gather((counts, collected.failure, collected.own_code))
     collected.images, collected.batches, collected.skipped = (
-        sum(column) for column in zip(*(counts for counts, _ in others), strict=True)
+        sum(column) for column in zip(*(counts for counts, *_ in others), strict=True)
     )
-    failures = (f"{failure} (rank {rank})" for rank, (_, failure) in enumerate(others) if failure)
+    failures = (f"{failure} (rank {rank})" for rank, (_, failure, _) in enumerate(others) if failure)
     collected.failure = next(failures, "")
+    collected.own_code = set().union(*(names for *_, names in others))
     merge_moments(ranks, collected.moments, layers)
+    collected.own_code -= collected.moments.keys()
 
 
 class _OneValueError(ValueError):
@@ -138,11 +145,23 @@ class _Pass:
         self.forward = ForwardMoments(layers)
         self.collected = Collected(self.forward.moments)
 
-    def run(self, step: Step, *, must_succeed: bool) -> int:
+    def take(self, layer: Layer, x: Tensor, channels: Tensor | None) -> bool:
+        """Takes what a layer normalises; returns whether the call that normalises has to be told to take the batch."""
+        if x.numel() == x.shape[1]:
+            self._require_statistics(layer)
+        mean, var = self.forward.take(layer.name, x, channels)
+        if layer.name in self.handed:
+            for buffer, value in zip(layer.statistics(), of_batch(mean, var), strict=True):
+                buffer.copy_(value)
+        return layer.name in self.by_batch
+
+    def run(self, step: Step, calls: Calls, *, must_succeed: bool) -> int:
         """Runs one batch and returns its images; without `must_succeed`, what goes wrong is written down."""
         seen = self.collected
+        self.forward.images = step.size
         try:
-            step.run()
+            with calls.forward():
+                step.run()
         except Exception as error:
             self.forward.discard()
             if must_succeed:
@@ -158,24 +177,15 @@ class _Pass:
         seen.batches += 1
         return images
 
-
-def _hook(layer: Layer, running: Callable[[], _Pass]) -> Any:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs["input"]
-        if x.ndim < 2 or x.shape[1] != layer.channels:
-            return  # the layer's own error says what is wrong
-        one = running()
-        if layer.name in one.by_batch and x.numel() == x.shape[1]:
+    def _require_statistics(self, layer: Layer) -> None:
+        """Raises an error if a layer would have to normalise one value per channel by itself."""
+        if not layer.tracked:
+            raise ValueError(untracked_alone(layer))
+        if layer.name in self.by_batch:
             raise _OneValueError(
                 f"BatchNorm {layer.label} got a batch with one value per channel, which has no variance to normalise "
-                f"by in the {one.state.name} state; pass larger batches, or use method='exact'"
+                f"by in the {self.state.name} state; pass larger batches, or use method='exact'"
             )
-        mean, var = one.forward.take(layer.name, x)
-        if layer.name in one.handed:
-            for buffer, value in zip(layer.statistics(), of_batch(mean, var), strict=True):
-                buffer.copy_(value)
-
-    return hook
 
 
 def _can_be_handed(layer: Layer) -> bool:

@@ -25,30 +25,61 @@ class ForwardMoments:
 
     Attributes:
         moments: by layer name, in call order; a layer that no forward reached is missing.
+        images: how many images the forward that comes is of, None where that is not known.
+        incomplete: names of layers that were called on some channels, and not on the others of the same images.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         # Made now: a state may hide the stored statistics while the model runs.
         self._made = {layer.name: Moments(layer) for layer in layers}
         self.moments: dict[str, Moments] = {}
+        self.images: int | None = None
+        self.incomplete: set[str] = set()
         self._pending: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._values: dict[str, int] = {}
+        self._parts: dict[str, list[_Parts]] = {}
 
-    def take(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes the input of one call of the layer `name`, (N, C, *); returns its (N, C) means and variances."""
+    def take(self, name: str, x: Tensor, channels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Takes the input of one call of the layer `name`; returns its means and variances per row and channel.
+
+        Args:
+            name: of the layer.
+            x: (N, C, *), or with `channels` (N, K, *). If it holds k times as many rows as the forward has images, as
+                tokens that were flattened into the batch, k in a row are of one image.
+            channels: (K,) the channels that this call is about, where it is not about all.
+
+        Returns:
+            (N, C) or (N, K) each, of rows.
+        """
         mean, var = _mean_and_variance_per_image(x.detach())
-        pixels = math.prod(x.shape[2:])
-        own = var * (pixels / (pixels - 1)) if self._made[name].per_instance and pixels > 1 else var
-        self._pending.setdefault(name, []).append((mean, own))
-        self._values[name] = self._values.get(name, 0) + pixels * len(x)
+        per_instance, pixels = self._made[name].per_instance, math.prod(x.shape[2:])
+        own = var * (pixels / (pixels - 1)) if per_instance and pixels > 1 else var
+        of_image = _rows_of_one_image_together(mean, own, self.images, per_instance)
+        if channels is None:
+            self._add(name, *of_image, pixels * len(x))
+        else:
+            whole = self._parts.setdefault(name, [])
+            fits = next((one for one in whole if one.lack(channels, of_image[0])), None)
+            if fits is None:
+                fits = _Parts(of_image[0], len(self._made[name].shift))
+                whole.append(fits)
+            fits.put(channels, *of_image)
+            if fits.complete:
+                whole.remove(fits)
+                self._add(name, fits.mean, fits.var, pixels * len(x))
         return mean, var
+
+    def _add(self, name: str, mean: Tensor, var: Tensor, values: int) -> None:
+        self._pending.setdefault(name, []).append((mean, var))
+        self._values[name] = self._values.get(name, 0) + values
 
     def discard(self) -> None:
         """Forgets a forward that failed."""
-        self._pending, self._values = {}, {}
+        self._pending, self._values, self._parts = {}, {}, {}
 
     def end_forward(self) -> int:
         """Adds what was taken and returns how many images reached the first layer."""
+        self.incomplete |= {name for name, whole in self._parts.items() if whole}
         pending, values = self._pending, self._values
         self.discard()
         alike: dict[tuple[object, ...], list[str]] = {}
@@ -71,10 +102,44 @@ class ForwardMoments:
         return len(next(iter(pending.values()))[0][0]) if pending else 0
 
 
+class _Parts:
+    """Means and variances of one call of all channels, put together from calls of some."""
+
+    def __init__(self, like: Tensor, channels: int) -> None:
+        self.mean, self.var = (like.new_zeros(len(like), channels) for _ in range(2))
+        self._there = torch.zeros(channels, dtype=torch.bool)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no channel is missing."""
+        return bool(self._there.all())
+
+    def lack(self, channels: Tensor, mean: Tensor) -> bool:
+        """Whether these channels are missing, and are of as many images."""
+        return len(mean) == len(self.mean) and not bool(self._there[channels].any())
+
+    def put(self, channels: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Puts some channels in."""
+        place = channels.to(mean.device)
+        self.mean[:, place], self.var[:, place] = mean, var
+        self._there[channels] = True
+
+
 def of_batch(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     """Returns mean and biased variance of a batch, (C,) each, of the (N, C) means and variances of its images."""
     center = mean.mean(dim=0)
     return center, var.mean(dim=0) + (mean - center).square().mean(dim=0)
+
+
+def _rows_of_one_image_together(
+    mean: Tensor, var: Tensor, images: int | None, per_instance: bool
+) -> tuple[Tensor, Tensor]:
+    """(images, C) each of (N, C) where N is a multiple of the images: rows of one image are as correlated as pixels."""
+    if not images or len(mean) <= images or len(mean) % images:
+        return mean, var
+    mean, var = (rows.view(images, -1, rows.shape[1]) for rows in (mean, var))
+    between = 0.0 if per_instance else mean.var(dim=1, correction=0)
+    return mean.mean(dim=1), var.mean(dim=1) + between
 
 
 def _mean_and_variance_per_image(x: Tensor) -> tuple[Tensor, Tensor]:

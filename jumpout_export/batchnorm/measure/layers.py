@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +136,28 @@ def batchnorm_layers(model: nn.Module) -> list[Layer]:
                 "model first"
             )
     return layers
+
+
+def untracked_alone(layer: Layer) -> str:
+    """Returns the message for a batch of one value per channel that a layer without running statistics gets."""
+    return (
+        f"BatchNorm {layer.label} has no running statistics (track_running_stats=False), so it normalises by the batch "
+        "even when it is served, and one value per channel has no variance; pass larger batches, or train it with "
+        "track_running_stats=True"
+    )
+
+
+def not_measured(names: Sequence[str], own_code: Collection[str]) -> list[str]:
+    """Returns why the layers of these names were not measured, as clauses; those in `own_code` ran all the same."""
+    missed = ", ".join(label(name) for name in names if name not in own_code)
+    followed = ", ".join(label(name) for name in names if name in own_code)
+    found = [f"the forward pass did not reach {missed}"] if missed else []
+    if followed:
+        found.append(
+            f"what {followed} normalises could not be told, because its forward calls no F.batch_norm, or that on some "
+            "of its channels only"
+        )
+    return found
 
 
 def select_layers(layers: Sequence[Layer], names: Iterable[str] | None) -> list[Layer]:

@@ -120,7 +120,7 @@ def levels(model: nn.Module, batches: list[torch.Tensor]) -> list[list[str]]:
 
 
 @pytest.mark.integration
-def test_a_network_like_resnet18_is_exact_in_one_pass_per_depth():
+def test_a_network_like_resnet18_is_exact_in_one_pass_per_depth_and_a_second_look():
     model, x = resnet18(), images()
     assert worst_w(model, x) > 0.5
     undo = recalibrate_batchnorm(model, x.split(16), "batch")
@@ -129,13 +129,13 @@ def test_a_network_like_resnet18_is_exact_in_one_pass_per_depth():
     found = recalibrate_batchnorm(model, x.split(16))
     assert worst_w(model, x) < 1e-6
     # 20 BatchNorms; those on the three shortcuts are as deep as the first of their blocks.
-    assert found.passes == 17
+    assert found.passes == 17 + 1
 
 
 def test_branches_of_one_depth_are_settled_together():
     model, x = spoiled(Branches()), images(32, 8)
     found = recalibrate_batchnorm(model, x.split(8))
-    assert found.passes == 5
+    assert found.passes == 5 + 1
     assert worst_w(model, x) < 1e-6
 
 
