@@ -47,6 +47,7 @@ ROOMS: dict[str, set[str]] = {
     "batchnorm/judge": {"model", "batchnorm/advice", *MEASURE, *GROUND},
     # The monitor keeps a report, `MonitorHistory`, and its public `plot` hands it to what draws it.
     "batchnorm": {"nn", "model", "render/plots", "batchnorm/advice", "batchnorm/judge", *MEASURE, *GROUND},
+    "integrations": {"model", "batchnorm", *GROUND},
     "fold/network": {"nn", "model", "program", *GROUND},
     "fold/file": {"onnxfile", "runtime", *GROUND},
     "verify/values": {"model", "fold/network", *GROUND},
@@ -251,6 +252,7 @@ def modules_after(statement: str) -> set[str]:
 
 
 HEAVY = {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "matplotlib", "jinja2", "sklearn", "PIL", "typer", "rich"}
+HEAVY |= {"lightning", "pytorch_lightning", "transformers"}
 
 
 @pytest.mark.integration
