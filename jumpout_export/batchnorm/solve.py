@@ -231,7 +231,7 @@ def _unsettled(looped: list[Layer], off: list[Layer], moved: float, passes: int)
     if looped:
         return (
             f"BatchNorm {looped[0].label} is called several times in one forward and feeds on its own output; its "
-            f"statistics {moves}; use method='batch'"
+            f"statistics {moves}; give each call a BatchNorm of its own, or use method='batch'"
         )
     return (
         f"what BatchNorm {off[0].label} sees differs from pass to pass, so its statistics {moves}; make model and "

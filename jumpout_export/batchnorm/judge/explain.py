@@ -65,13 +65,21 @@ def _undecided(score: Score, images: int, warn: float, *, guessed: bool) -> str:
 
 
 def cause_sentences(
-    parts: Parts | None, name: str, origin: str | None, *, guessed: bool = True, frozen: bool = False
+    parts: Parts | None,
+    name: str,
+    origin: str | None,
+    *,
+    guessed: bool = True,
+    frozen: bool = False,
+    advice: str = "",
 ) -> list[str]:
-    """Says why a layer drifts, where its parts were measured, and what to do about it.
+    """Says why a layer drifts, where its parts were measured, and what to do about it, or gives other `advice`.
 
     `origin` is the layer where the drift starts, if it is called before this one.
     """
     if parts is None:
+        if advice:
+            return [advice]
         if origin in (None, name):
             return [f"{_FIX}."]
         return [f"{label(origin)} before it drifts too and may be the reason; {FIX}."]
@@ -82,7 +90,7 @@ def cause_sentences(
         also += ", less what works against it"
     return [
         f"{_share(shares[first])} is {first}{also}: {_effect(parts, first)}.",
-        _advice(first, name, origin, guessed=guessed, frozen=frozen),
+        advice or _advice(first, name, origin, guessed=guessed, frozen=frozen),
     ]
 
 

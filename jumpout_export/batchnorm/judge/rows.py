@@ -12,6 +12,7 @@ from torch import Tensor
 from jumpout_export.batchnorm.advice.alpha import advice_sentence
 from jumpout_export.batchnorm.judge import explain
 from jumpout_export.batchnorm.judge.attribute import Parts, attribute, origin
+from jumpout_export.batchnorm.judge.calls import differing_calls
 from jumpout_export.batchnorm.judge.estimate import Estimate, discoveries, estimate
 from jumpout_export.batchnorm.judge.score import Score, score_layer, stored_images
 from jumpout_export.batchnorm.measure.collect import Collected
@@ -146,10 +147,15 @@ class _Row:
             sentences = [
                 explain.verdict_sentence(self._score, row.verdict, row.images, judge.warn, judge.fail, guessed=guessed)
             ]
+            differing = differing_calls(row.calls, judge.warn)
             if row.verdict == "drift":
-                sentences += explain.cause_sentences(self._parts, row.name, first, guessed=guessed, frozen=layer.frozen)
+                sentences += explain.cause_sentences(
+                    self._parts, row.name, first, guessed=guessed, frozen=layer.frozen, advice=differing
+                )
                 if row.advice is not None:
                     sentences.append(advice_sentence(row.advice, row.stochastic))
+            elif differing:
+                sentences.append(differing)
         if layer.tracked:
             sentences += explain.facts(layer, self._moments, self._score, judge.warn)
         row.note = " ".join(sentences)

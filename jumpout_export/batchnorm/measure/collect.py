@@ -13,7 +13,7 @@ from jumpout_export.batchnorm.measure.calls import Calls
 from jumpout_export.batchnorm.measure.distributed import Ranks, merge_moments
 from jumpout_export.batchnorm.measure.feed import Feed, PassDoneError, Step
 from jumpout_export.batchnorm.measure.forward_moments import ForwardMoments, of_batch
-from jumpout_export.batchnorm.measure.layers import Layer, untracked_alone
+from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import Moments
 from jumpout_export.batchnorm.measure.states import State, preserved, put_into
 from jumpout_export.model.norms import is_plain
@@ -147,8 +147,11 @@ class _Pass:
 
     def take(self, layer: Layer, x: Tensor, channels: Tensor | None) -> bool:
         """Takes what a layer normalises; returns whether the call that normalises has to be told to take the batch."""
-        if x.numel() == x.shape[1]:
-            self._require_statistics(layer)
+        if layer.name in self.by_batch and x.numel() == x.shape[1]:
+            raise _OneValueError(
+                f"BatchNorm {layer.label} got a batch with one value per channel, which has no variance to normalise "
+                f"by in the {self.state.name} state; pass larger batches, or use method='exact'"
+            )
         mean, var = self.forward.take(layer.name, x, channels)
         if layer.name in self.handed:
             for buffer, value in zip(layer.statistics(), of_batch(mean, var), strict=True):
@@ -176,16 +179,6 @@ class _Pass:
         seen.images += images
         seen.batches += 1
         return images
-
-    def _require_statistics(self, layer: Layer) -> None:
-        """Raises an error if a layer would have to normalise one value per channel by itself."""
-        if not layer.tracked:
-            raise ValueError(untracked_alone(layer))
-        if layer.name in self.by_batch:
-            raise _OneValueError(
-                f"BatchNorm {layer.label} got a batch with one value per channel, which has no variance to normalise "
-                f"by in the {self.state.name} state; pass larger batches, or use method='exact'"
-            )
 
 
 def _can_be_handed(layer: Layer) -> bool:

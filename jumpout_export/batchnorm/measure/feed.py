@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DistributedSampler
 
 from jumpout_export.batchnorm.measure.distributed import ALONE, Ranks
+from jumpout_export.batchnorm.measure.states import untracked_named
 from jumpout_export.model.batches import Progress, device_of, split_batch, tensors_in
 from jumpout_export.model.randomness import (
     get_generator_state,
@@ -123,7 +124,7 @@ class Feed:
         """
         images = batches = 0
         total: int | None = None
-        with self.ranks.together(), rng_restored(), _generators_restored(self._batches), plain_calls(self.model):
+        with self.ranks.together(), rng_restored(), _generators_restored(self._batches), self._named():
             if self._limit == 0:
                 raise ValueError(f"{self.ranks.size} processes are more than images were asked for; start fewer")
             for batch in self._batches:
@@ -154,6 +155,11 @@ class Feed:
                 raise ValueError("batches is empty: there is nothing to measure on; pass at least one batch")
             self._images = images
         return Replayed(*(sum(counts) for counts in zip(*self.ranks.gather((images, batches)), strict=True)))
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        with plain_calls(self.model), untracked_named(self.model):
+            yield
 
     def _step(self, batch: Any) -> Step:
         forward_fn, careful = self._forward_fn, self.first is None

@@ -138,15 +138,6 @@ def batchnorm_layers(model: nn.Module) -> list[Layer]:
     return layers
 
 
-def untracked_alone(layer: Layer) -> str:
-    """Returns the message for a batch of one value per channel that a layer without running statistics gets."""
-    return (
-        f"BatchNorm {layer.label} has no running statistics (track_running_stats=False), so it normalises by the batch "
-        "even when it is served, and one value per channel has no variance; pass larger batches, or train it with "
-        "track_running_stats=True"
-    )
-
-
 def not_measured(names: Sequence[str], own_code: Collection[str]) -> list[str]:
     """Returns why the layers of these names were not measured, as clauses; those in `own_code` ran all the same."""
     missed = ", ".join(label(name) for name in names if name not in own_code)

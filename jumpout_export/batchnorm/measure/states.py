@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jumpout_export.batchnorm.measure.layers import Layer
+from jumpout_export.batchnorm.measure.layers import Layer, label
 from jumpout_export.model.norms import is_batchnorm, is_torch_norm, use_batch
 from jumpout_export.model.randomness import get_generator_state, is_generator, same_bits, set_generator_state
+from jumpout_export.model.wrappers import plain_names
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,34 @@ def put_into(found: Found, layers: Sequence[Layer], state: State) -> None:
     if state.batch_statistics:
         for layer in layers:
             use_batch(layer.module)
+
+
+@contextlib.contextmanager
+def untracked_named(model: nn.Module) -> Iterator[None]:
+    """Names a BatchNorm without running statistics that gets one value per channel, where torch names none.
+
+    Raises:
+        ValueError: in a forward in which one does.
+    """
+
+    def hook(name: str) -> Any:
+        def refuse(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            if x is not None and x.numel() == module.num_features:
+                raise ValueError(
+                    f"BatchNorm {label(name)} has no running statistics (track_running_stats=False), so it normalises "
+                    "by the batch even when it is served, and this one holds one value per channel; pass larger "
+                    "batches, or train it with track_running_stats=True"
+                )
+
+        return refuse
+
+    names = plain_names(model)
+    with contextlib.ExitStack() as hooks:
+        for path, module in model.named_modules():
+            if is_batchnorm(module) and module.running_mean is None:
+                hooks.enter_context(module.register_forward_pre_hook(hook(names[path]), with_kwargs=True))
+        yield
 
 
 def _write(tensor: Tensor, saved: Tensor) -> None:

@@ -263,3 +263,20 @@ def test_a_second_look_undoes_a_fix_that_does_not_hold():
         ):
             recalibrate_batchnorm(model, batches, method)
         assert same_bits(before, stored(model))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, Tokens], ids=["torch's own", "subclass"])
+@pytest.mark.parametrize("look", [check_batchnorm, recalibrate_batchnorm], ids=["check", "fix"])
+def test_a_layer_without_statistics_is_named_before_torch_complains(norm, look):
+    model = nn.Sequential(nn.BatchNorm1d(3), norm(3, track_running_stats=False))
+    single = torch.randn(1, 3, 1) if norm is nn.BatchNorm1d else torch.randn(1, 3, 3)[:, :, :1]
+    if norm is Tokens:
+        model = nn.Sequential(nn.BatchNorm1d(1), norm(3, track_running_stats=False))
+        single = single.transpose(1, 2)
+    before = len(model[1]._forward_pre_hooks)
+    with pytest.raises(
+        ValueError, match=r"BatchNorm `1` has no running statistics .* one value per channel; pass larger"
+    ):
+        look(model, [single])
+    assert len(model[1]._forward_pre_hooks) == before
+    look(model, [single.expand(8, -1, -1) + torch.randn(8, 1, 1)])
