@@ -12,9 +12,11 @@ from jumpout_export.batchnorm.measure.feed import Feed
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.states import SERVING, in_state
 from jumpout_export.model.batch_statistics import batch_statistics_calls
+from jumpout_export.model.batches import comparable_parts
 from jumpout_export.model.randomness import random_calls, repeated, rng_restored, same_bits
 from jumpout_export.model.tracing import Call
 from jumpout_export.model.wrappers import plain_calls, plain_names
+from jumpout_export.text import joined
 
 # Calls named in one sentence; a network with noise in every block would fill the page.
 MOST_CALLS = 5
@@ -25,6 +27,7 @@ def first_batch_notes(feed: Feed, layers: Sequence[Layer]) -> list[str]:
 
     * Random numbers drawn in eval mode, by operator, module and source line; or two forwards that differ although
       nothing was seen to draw. What was measured then is the noisy network.
+    * What it returns that cannot be compared: objects without a tensor in them.
     * `batch_norm` with `training=True` outside of `layers`: the output depends on the batch.
 
     The first batch of the last pass runs twice, and twice more if the outputs differ for no reason that was seen.
@@ -36,14 +39,19 @@ def first_batch_notes(feed: Feed, layers: Sequence[Layer]) -> list[str]:
     known = {path for layer in layers for path in layer.paths}
     normalising: list[Call] = []
     outputs: list[Any] = []
+    unknown: list[str] = []
+
+    def parts() -> list[Any]:
+        found, unknown[:] = comparable_parts(run())
+        return found
 
     def forward() -> None:
-        normalising.extend(batch_statistics_calls(feed.model, lambda: outputs.append(run()), known))
+        normalising.extend(batch_statistics_calls(feed.model, lambda: outputs.append(parts()), known))
 
     with torch.no_grad(), in_state(feed.model, layers, SERVING), plain_calls(feed.model), rng_restored():
         random = random_calls(feed.model, forward)
         # Calls are watched by other code paths of torch than usual: only two usual runs tell whether runs differ.
-        hidden = not random and not same_bits(outputs[0], run()) and not repeated(run, other_seed=True)[1]
+        hidden = not random and not same_bits(outputs[0], parts()) and not repeated(parts, other_seed=True)[1]
     notes = []
     if random:
         notes.append(
@@ -55,6 +63,11 @@ def first_batch_notes(feed: Feed, layers: Sequence[Layer]) -> list[str]:
             "Two forwards of the same batch in eval mode differ, although no generator of torch, NumPy or Python was "
             "used: the model draws from a generator of its own, keeps state between calls, or uses a kernel that is "
             "not deterministic."
+        )
+    if unknown:
+        notes.append(
+            f"What the model returns holds {joined(unknown)}, in which no tensor was found that could be compared "
+            "between two forwards."
         )
     if normalising:
         notes.append(

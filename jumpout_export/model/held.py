@@ -136,12 +136,18 @@ def _frozen(leaf: Any) -> Any:
 
 def _attributes(value: Any) -> dict[str, Any]:
     """The attributes of a plain object, none of anything else."""
-    kind = type(value)
-    if isinstance(value, _SKIPPED) or is_generator(value) or kind.__module__.split(".")[0] in _FOREIGN:
+    if is_generator(value) or type(value).__module__.split(".")[0] in _FOREIGN:
+        return {}
+    return attributes_of(value)
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Returns the attributes of an object of any class; none of modules, tensors, functions and classes."""
+    if isinstance(value, _SKIPPED):
         return {}
     own = getattr(value, "__dict__", None)
     found = dict(own) if isinstance(own, dict) else {}
-    for base in kind.__mro__:
+    for base in type(value).__mro__:
         slots = vars(base).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
             if hasattr(value, name):
