@@ -12,7 +12,7 @@ from jumpout_export.batchnorm.measure.feed import Feed
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.states import SERVING, in_state
 from jumpout_export.model.batch_statistics import batch_statistics_calls
-from jumpout_export.model.batches import comparable_parts
+from jumpout_export.model.held import comparable_parts
 from jumpout_export.model.randomness import random_calls, repeated, rng_restored, same_bits
 from jumpout_export.model.tracing import Call
 from jumpout_export.model.wrappers import plain_calls, plain_names

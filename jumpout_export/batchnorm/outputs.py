@@ -16,7 +16,7 @@ from jumpout_export.batchnorm.measure.levels import on_first_step
 from jumpout_export.batchnorm.measure.states import SERVING, in_state
 from jumpout_export.batchnorm.solve import Solution, current
 from jumpout_export.errors import ArgumentError
-from jumpout_export.model.batches import first_tensor
+from jumpout_export.model.held import first_tensor
 from jumpout_export.report import OutputEffect
 
 ECE_BINS = 15

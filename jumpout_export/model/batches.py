@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import itertools
@@ -10,17 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from jumpout_export.model.held import PLAIN, attributes_of
 from jumpout_export.model.labels import LABELS, Parameters, Split, by_name, by_position
 from jumpout_export.model.wrappers import unwrap
-
-# Of objects in objects, in what a model returns.
-_DEPTH = 8
 
 # Called as progress(what, done, total) during long work; total is None where it is not known.
 Progress = Callable[[str, int, int | None], None]
@@ -107,87 +101,6 @@ def device_of(module: nn.Module) -> torch.device:
     """Returns where a module's first parameter is, or else its first buffer; the CPU if it has neither."""
     first = next(itertools.chain(module.parameters(), module.buffers()), None)
     return torch.device("cpu") if first is None else first.device
-
-
-def first_tensor(output: Any) -> Tensor:
-    """Returns the first tensor in what a model returned, whatever that is; see `comparable_parts`.
-
-    Raises:
-        TypeError: if there is none.
-    """
-    for part in comparable_parts(output)[0]:
-        if isinstance(part, Tensor):
-            return part
-    raise TypeError(f"the model's output must hold a tensor, got {type(output).__name__}")
-
-
-def comparable_parts(output: Any) -> tuple[list[Any], list[str]]:
-    """Returns what can be compared in whatever a model returned, and the classes of what cannot.
-
-    The parts are its tensors and NumPy arrays (as tensors), in order: of tuples, lists, mappings and what has keys like
-    one, data classes, and the attributes of any other object, such as a distribution; and the numbers and strings that
-    lie in these containers themselves. An object in which none of it is found cannot be compared: that two of them are
-    not equal may only say that they are two.
-    """
-    parts: list[Any] = []
-    unknown: list[str] = []
-    _look_into(output, parts, unknown, ())
-    return parts, list(dict.fromkeys(unknown))
-
-
-def _look_into(value: Any, parts: list[Any], unknown: list[str], inside: tuple[int, ...]) -> None:
-    """`inside` are the ids of the objects around this one, which may hold each other."""
-    if isinstance(value, (Tensor, np.ndarray, *PLAIN)):
-        parts += _as_parts(value, unknown)
-        return
-    if id(value) in inside or len(inside) > _DEPTH:
-        return
-    around = (*inside, id(value))
-    entries = _entries(value)
-    if entries is not None:
-        for entry in entries:
-            _look_into(entry, parts, unknown, around)
-        return
-    # Numbers in attributes may count calls, or say when an object was made.
-    within: list[Any] = []
-    for entry in attributes_of(value).values():
-        if not isinstance(entry, PLAIN):
-            _look_into(entry, within, [], around)
-    tensors = [part for part in within if isinstance(part, Tensor)]
-    parts += tensors
-    if not tensors:
-        unknown.append(type(value).__name__)
-
-
-def _entries(value: Any) -> list[Any] | None:
-    """What a container holds; None for anything else."""
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if isinstance(value, tuple | list):
-        return list(value)
-    if (fields := fields_of(value)) is not None:
-        return list(fields.values())
-    if callable(getattr(value, "keys", None)) and hasattr(value, "__getitem__") and not isinstance(value, type):
-        with contextlib.suppress(Exception):  # whatever its own code says; its attributes are left then
-            return [value[key] for key in value.keys()]  # noqa: SIM118, it may be no iterator of its keys
-    return None
-
-
-def _as_parts(value: Any, unknown: list[str]) -> list[Any]:
-    """The parts that a tensor, array, number or string is, as tensors that have bytes."""
-    if isinstance(value, np.ndarray):
-        try:
-            return [torch.from_numpy(np.array(value, order="C"))]
-        except TypeError:
-            unknown.append(f"array of {value.dtype}")
-            return []
-    if not isinstance(value, Tensor):
-        return [value]
-    if value.is_nested:
-        return list(value.unbind())
-    if value.is_quantized:
-        return [value.dequantize()]
-    return [value if value.layout == torch.strided else value.to_dense()]
 
 
 def fields_of(batch: Any) -> dict[str, Any] | None:

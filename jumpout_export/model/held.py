@@ -1,4 +1,4 @@
-"""What a model holds: its modules, also those outside of its tree, and the values in their attributes."""
+"""What a model holds and returns: modules, also those outside of its tree, and values in objects of any kind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from jumpout_export.model.batches import fields_of
 from jumpout_export.model.randomness import is_generator, same_bits
 
 # Of objects in objects; and of values per module, so that a large table that a module holds costs little.
 _DEPTH = 4
+_DEPTH_RETURNED = 8
 _MOST = 10_000
 # Of no interest, or with a cache that any call may fill.
 _SKIPPED = (nn.Module, Tensor, type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
@@ -125,6 +127,32 @@ def comparable(tensor: Tensor) -> bool:
     return bool(known and not tensor.is_quantized and tensor.device.type != "meta")
 
 
+def first_tensor(output: Any) -> Tensor:
+    """Returns the first tensor in what a model returned, whatever that is; see `comparable_parts`.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    for part in comparable_parts(output)[0]:
+        if isinstance(part, Tensor):
+            return part
+    raise TypeError(f"the model's output must hold a tensor, got {type(output).__name__}")
+
+
+def comparable_parts(output: Any) -> tuple[list[Any], list[str]]:
+    """Returns what can be compared in whatever a model returned, and the classes of what cannot.
+
+    The parts are its tensors and NumPy arrays (as tensors), in order: of tuples, lists, mappings and what has keys like
+    one, data classes, and the attributes of any other object, such as a distribution; and the numbers and strings that
+    lie in these containers themselves. An object in which none of it is found cannot be compared: that two of them are
+    not equal may only say that they are two.
+    """
+    parts: list[Any] = []
+    unknown: list[str] = []
+    _look_into(output, parts, unknown, ())
+    return parts, list(dict.fromkeys(unknown))
+
+
 def _frozen(leaf: Any) -> Any:
     if isinstance(leaf, Tensor) and comparable(leaf):
         return leaf.detach().clone()
@@ -179,3 +207,58 @@ def _contents(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # a function that refers to a name which was not bound yet
         return None
+
+
+def _look_into(value: Any, parts: list[Any], unknown: list[str], inside: tuple[int, ...]) -> None:
+    """`inside` are the ids of the objects around this one, which may hold each other."""
+    if isinstance(value, (Tensor, np.ndarray, *PLAIN)):
+        parts += _as_parts(value, unknown)
+        return
+    if id(value) in inside or len(inside) > _DEPTH_RETURNED:
+        return
+    around = (*inside, id(value))
+    entries = _entries(value)
+    if entries is not None:
+        for entry in entries:
+            _look_into(entry, parts, unknown, around)
+        return
+    # Numbers in attributes may count calls, or say when an object was made.
+    within: list[Any] = []
+    for entry in attributes_of(value).values():
+        if not isinstance(entry, PLAIN):
+            _look_into(entry, within, [], around)
+    tensors = [part for part in within if isinstance(part, Tensor)]
+    parts += tensors
+    if not tensors:
+        unknown.append(type(value).__name__)
+
+
+def _entries(value: Any) -> list[Any] | None:
+    """What a container holds; None for anything else."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, tuple | list):
+        return list(value)
+    if (fields := fields_of(value)) is not None:
+        return list(fields.values())
+    if callable(getattr(value, "keys", None)) and hasattr(value, "__getitem__") and not isinstance(value, type):
+        with contextlib.suppress(Exception):  # whatever its own code says; its attributes are left then
+            return [value[key] for key in value.keys()]  # noqa: SIM118, it may be no iterator of its keys
+    return None
+
+
+def _as_parts(value: Any, unknown: list[str]) -> list[Any]:
+    """The parts that a tensor, array, number or string is, as tensors that have bytes."""
+    if isinstance(value, np.ndarray):
+        try:
+            return [torch.from_numpy(np.array(value, order="C"))]
+        except TypeError:
+            unknown.append(f"array of {value.dtype}")
+            return []
+    if not isinstance(value, Tensor):
+        return [value]
+    if value.is_nested:
+        return list(value.unbind())
+    if value.is_quantized:
+        return [value.dequantize()]
+    return [value if value.layout == torch.strided else value.to_dense()]

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from jumpout_export.model.batches import first_tensor, split_batch, tensors_in
+from jumpout_export.model.batches import split_batch, tensors_in
+from jumpout_export.model.held import first_tensor
 
 X, Y = torch.randn(6, 3), torch.arange(6)
 FLOAT, COLUMN = torch.randn(6), torch.randn(6, 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from jumpout_export.model.batches import comparable_parts, first_tensor
+from jumpout_export.model.held import comparable_parts, first_tensor
 from jumpout_export.model.randomness import same_bits
 
 X, Y = torch.arange(6.0).view(2, 3), torch.ones(2)
