@@ -1,4 +1,4 @@
-"""Watch BatchNorm and jumpout while a network trains, and show that training does not notice.
+"""Watch BatchNorm and jumpout while a network trains, by its running and by serving statistics; training is the same.
 
 Run it with `python examples/watch_training.py`; it writes `bn.json`, and `bn.svg` to look at.
 """
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from jumpout_export import BatchNormMonitor, Jumpout
+from jumpout_export import BatchNormMonitor, Jumpout, ServingStatistics
 
 torch.manual_seed(0)
 digits = load_digits()  # 1,797 real images of 8 x 8 pixels
@@ -25,7 +25,7 @@ def network() -> nn.Sequential:
     )
 
 
-def fit(model: nn.Module, monitor: BatchNormMonitor | None = None) -> None:
+def fit(model: nn.Module, seen=lambda x: None) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     for _ in range(20):
@@ -34,22 +34,26 @@ def fit(model: nn.Module, monitor: BatchNormMonitor | None = None) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            look = monitor.step() if monitor is not None else None
-            if look is not None:
-                drift = "   ".join(f"{name}: {w:.3f}" for name, w in look.w.items())
-                print(f"{look.step:>4}  {drift}   q {look.active_fraction['2']:.2f}, p' {look.rate['2']:.2f}")
+            seen(images[chosen])
         schedule.step()
 
 
-print("step  W of each BatchNorm, in stored standard deviations; q and p' of the jumpout layer")
+def watch(x: torch.Tensor) -> None:
+    serving.step(x)
+    if (look := monitor.step()) is not None:
+        both = [f"{name}: {w:.3f} -> {look.w_serving[name]:.3f}" for name, w in look.w.items()]
+        print(f"{look.step:>4}", *both, f"q {look.active_fraction['2']:.2f}, p' {look.rate['2']:.2f}", sep="   ")
+
+
+print("step  W of each BatchNorm by its running -> by serving statistics; q and p' of the jumpout layer")
 watched = network()
-with BatchNormMonitor(watched, images[held_out].split(128), every=70, images=512) as monitor:
-    fit(watched, monitor)
+serving = ServingStatistics(watched, keep=8)
+with BatchNormMonitor(watched, images[held_out].split(128), every=70, images=512, serving=serving) as monitor:
+    fit(watched, watch)
 print("written:", monitor.save("bn.json"), monitor.plot("bn.svg"))
-last = {name: values[-1] for name, values in monitor.history.w.items()}
-print("beyond the margin of 0.05 in the end:", ", ".join(name for name, w in last.items() if w > 0.05))
+print("beyond the margin of 0.05 in the end:", [name for name, w in monitor.history.w.items() if w[-1] > 0.05])
 
 unwatched = network()
 fit(unwatched)
 same = all(map(torch.equal, watched.state_dict().values(), unwatched.state_dict().values()))
-print("bitwise the same network without the monitor:", same)
+print("bitwise the same network without them:", same)

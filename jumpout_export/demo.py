@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+from jumpout_export.batchnorm.serving import ServingStatistics
 from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError
 from jumpout_export.export.publish import export_onnx
@@ -125,10 +126,14 @@ def run_demo(
 
 
 def train(model: nn.Module, images: Images, epochs: int, progress: Progress) -> TrainingHistory:
-    """Trains `model` in place with Adam and a cosine schedule, and returns what happened in each epoch."""
+    """Trains `model` in place with Adam and a cosine schedule, and returns what happened in each epoch.
+
+    Each epoch ends with the accuracy by the running statistics, and by those that serving sees.
+    """
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=1e-4)
     steps = -(-len(images.train) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    serving = ServingStatistics(model)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Jumpout)}
     history = TrainingHistory(active_fraction={name: [] for name in layers}, rate={name: [] for name in layers})
     for epoch in range(epochs):
@@ -138,12 +143,14 @@ def train(model: nn.Module, images: Images, epochs: int, progress: Progress) -> 
         sampled: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
         order = torch.randperm(len(images.train))
         for chosen in order.split(BATCH_SIZE):
-            output = model(images.train[chosen])
+            inputs = images.train[chosen]
+            output = model(inputs)
             loss = F.cross_entropy(output, images.train_labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+            serving.step(inputs)
             losses.append(loss.detach() * len(chosen))
             hits += int((output.argmax(1) == images.train_labels[chosen]).sum())
             for name, layer in layers.items():
@@ -151,6 +158,8 @@ def train(model: nn.Module, images: Images, epochs: int, progress: Progress) -> 
         history.loss.append(float(torch.stack(losses).sum()) / len(images.train))
         history.train_accuracy.append(hits / len(images.train))
         history.test_accuracy.append(accuracy(model, images))
+        with serving():
+            history.serving_accuracy.append(accuracy(model, images))
         for name, pairs in sampled.items():
             history.active_fraction[name].append(float(torch.stack([q for q, _ in pairs]).mean()))
             history.rate[name].append(float(torch.stack([rate for _, rate in pairs]).mean()))

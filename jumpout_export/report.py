@@ -357,6 +357,7 @@ class TrainingHistory(_Model):
         loss: mean training loss, in nats.
         train_accuracy: with the noise of training on, in [0, 1].
         test_accuracy: in eval mode, in [0, 1].
+        serving_accuracy: the same with serving statistics in the buffers (`ServingStatistics`).
         active_fraction: per jumpout layer, the mean fraction of active units q (Wang et al. 2019, Fig. 1).
         rate: per jumpout layer, the mean effective rate p'.
     """
@@ -364,6 +365,7 @@ class TrainingHistory(_Model):
     loss: list[Number] = Field(default_factory=list)
     train_accuracy: list[Number] = Field(default_factory=list)
     test_accuracy: list[Number] = Field(default_factory=list)
+    serving_accuracy: list[Number] = Field(default_factory=list)
     active_fraction: dict[str, list[Number]] = Field(default_factory=dict)
     rate: dict[str, list[Number]] = Field(default_factory=dict)
 
@@ -377,6 +379,10 @@ class MonitorHistory(_Model):
         w: per BatchNorm layer, W of the stored statistics against what serving would see.
         w_low: lower ends of its 95% intervals.
         w_high: upper ends.
+        w_serving: the same with the serving statistics in use, where the monitor was given them; NaN before their first
+            step.
+        w_serving_low: lower ends of its 95% intervals.
+        w_serving_high: upper ends.
         active_fraction: per jumpout layer, q in the training state.
         rate: per jumpout layer, the mean effective rate p'; per nn.Dropout layer, its p.
         capped: per jumpout layer, the fraction of steps in which `rate_cap` bound.
@@ -387,6 +393,9 @@ class MonitorHistory(_Model):
     w: dict[str, list[Number]] = Field(default_factory=dict)
     w_low: dict[str, list[Number]] = Field(default_factory=dict)
     w_high: dict[str, list[Number]] = Field(default_factory=dict)
+    w_serving: dict[str, list[Number]] = Field(default_factory=dict)
+    w_serving_low: dict[str, list[Number]] = Field(default_factory=dict)
+    w_serving_high: dict[str, list[Number]] = Field(default_factory=dict)
     active_fraction: dict[str, list[Number]] = Field(default_factory=dict)
     rate: dict[str, list[Number]] = Field(default_factory=dict)
     capped: dict[str, list[Number]] = Field(default_factory=dict)

@@ -18,6 +18,8 @@ from jumpout_export.batchnorm.measure.collect import Collected, collect
 from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn, batch_count
 from jumpout_export.batchnorm.measure.layers import batchnorm_layers
 from jumpout_export.batchnorm.measure.states import SERVING, undisturbed
+from jumpout_export.batchnorm.serving import ServingStatistics
+from jumpout_export.errors import ArgumentError
 from jumpout_export.model.wrappers import COMPILED, DISTRIBUTED, plain_names, unwrap
 from jumpout_export.nn.modules import Jumpout
 from jumpout_export.nn.sampled import Sampled
@@ -43,6 +45,9 @@ class Look(NamedTuple):
         w: per BatchNorm layer, W of the stored statistics against what serving would see now.
         w_low: lower ends of its 95% intervals.
         w_high: upper ends.
+        w_serving: the same with the serving statistics in use; empty without `serving`, NaN before its first step.
+        w_serving_low: lower ends of its 95% intervals.
+        w_serving_high: upper ends.
         active_fraction: per jumpout layer, q: mean over the steps since the look before.
         rate: per jumpout layer, the rate used p': mean over the same steps; per nn.Dropout layer its p.
         capped: per jumpout layer, the fraction of the same steps in which `rate_cap` bound.
@@ -52,6 +57,9 @@ class Look(NamedTuple):
     w: dict[str, float]
     w_low: dict[str, float]
     w_high: dict[str, float]
+    w_serving: dict[str, float]
+    w_serving_low: dict[str, float]
+    w_serving_high: dict[str, float]
     active_fraction: dict[str, float]
     rate: dict[str, float]
     capped: dict[str, float]
@@ -82,6 +90,8 @@ class BatchNormMonitor:
         device: where batches go; None: where the model's first parameter is.
         training_batch_size: images in a batch of training; None: that of `batches`, at least 32. It says how much noise
             the stored moving average carries, which is taken off W and widens the intervals.
+        serving: serving statistics of the same model: each look measures W with them, too, and the plot shows both.
+            Where they are collective, every rank needs a monitor.
         writer: gets every value of a look as `add_scalar(tag, value, step)`, for example TensorBoard's SummaryWriter.
 
     Raises:
@@ -107,6 +117,7 @@ class BatchNormMonitor:
         forward_fn: ForwardFn | None = None,
         device: torch.device | str | None = None,
         training_batch_size: int | None = None,
+        serving: ServingStatistics | None = None,
         writer: ScalarWriter | None = None,
     ) -> None:
         if every < 1:
@@ -120,6 +131,8 @@ class BatchNormMonitor:
         # The forward of DistributedDataParallel may wait for the other processes. FullyShardedDataParallel stays,
         # because nothing else has the whole weights.
         model = unwrap(model, (COMPILED, DISTRIBUTED))
+        if serving is not None and serving.model is not model:
+            raise ArgumentError("serving", "serving must be the ServingStatistics of the model that is watched")
         self._layers = batchnorm_layers(model)
         self._options: dict[str, Any] = {"images": images, "forward_fn": forward_fn, "device": device}
         Feed(model, batches, **self._options)  # says now what is wrong with them, not at the first look
@@ -133,14 +146,18 @@ class BatchNormMonitor:
         self._dropouts = {name: module for name, module in modules if isinstance(module, _DropoutNd)}
         self._every = every
         self._judge = Judge(WARN, FAIL, training_batch_size)
-        self._writer = writer
+        self._serving, self._writer = serving, writer
         self._steps = 0
         self._warned: set[tuple[str, str]] = set()
         norms = [layer.name for layer in self._layers]
+        served = norms if serving is not None else []
         self._history = MonitorHistory(
             w={name: [] for name in norms},
             w_low={name: [] for name in norms},
             w_high={name: [] for name in norms},
+            w_serving={name: [] for name in served},
+            w_serving_low={name: [] for name in served},
+            w_serving_high={name: [] for name in served},
             active_fraction={name: [] for name in self._jumpouts},
             rate={name: [] for name in (*self._jumpouts, *self._dropouts)},
             capped={name: [] for name in self._jumpouts},
@@ -175,15 +192,15 @@ class BatchNormMonitor:
         try:
             with undisturbed(model):
                 feed = Feed(model, self._batches, **self._options)
-                seen = collect(feed, self._layers, SERVING, "watching BatchNorm")
+                drift, reasons = self._drift(collect(feed, self._layers, SERVING, "watching BatchNorm"))
+                served = self._served(feed)
         except BaseException as error:
             error.add_note(
                 f"This was the look of BatchNormMonitor at training step {self._steps}; the model and the generators "
                 "are as they were before it."
             )
             raise
-        drift, reasons = self._drift(seen)
-        look = self._look(drift)
+        look = self._look(drift, served)
         self._record(look)
         for name, reason in reasons.items():
             if (name, reason) not in self._warned:
@@ -210,7 +227,7 @@ class BatchNormMonitor:
 
     def close(self) -> None:
         """Lets go of the model, the batches and the writer; the history stays. A second call does nothing."""
-        self._model = self._writer = None
+        self._model = self._writer = self._serving = None
         self._layers, self._batches, self._jumpouts, self._dropouts = [], (), {}, {}
 
     def __enter__(self) -> Self:
@@ -249,13 +266,27 @@ class BatchNormMonitor:
             reasons[layer.name] = f"BatchNorm {layer.label} {reason}, so its W is recorded as {w}"
         return drift, reasons
 
-    def _look(self, drift: dict[str, tuple[float, float, float]]) -> Look:
+    def _served(self, feed: Feed) -> dict[str, tuple[float, float, float]]:
+        """Returns what `_drift` does, of the serving statistics; nothing where they are not watched."""
+        if self._serving is None:
+            return {}
+        if not self._serving.kept:
+            return {layer.name: (math.nan, math.nan, math.nan) for layer in self._layers}
+        with self._serving():
+            return self._drift(collect(feed, self._layers, SERVING, "watching the serving statistics"))[0]
+
+    def _look(
+        self, drift: dict[str, tuple[float, float, float]], served: dict[str, tuple[float, float, float]]
+    ) -> Look:
         means = {name: sampled.means() for name, sampled in self._jumpouts.items()}
         return Look(
             step=self._steps,
             w={name: w for name, (w, _, _) in drift.items()},
             w_low={name: low for name, (_, low, _) in drift.items()},
             w_high={name: high for name, (_, _, high) in drift.items()},
+            w_serving={name: w for name, (w, _, _) in served.items()},
+            w_serving_low={name: low for name, (_, low, _) in served.items()},
+            w_serving_high={name: high for name, (_, _, high) in served.items()},
             active_fraction={name: float(mean.q) for name, mean in means.items()},
             rate={name: float(mean.p_prime) for name, mean in means.items()}
             | {name: float(layer.p) for name, layer in self._dropouts.items()},
@@ -278,6 +309,9 @@ _TAGS = {
     "w": "batchnorm/W",
     "w_low": "batchnorm/W_low",
     "w_high": "batchnorm/W_high",
+    "w_serving": "batchnorm/W_serving",
+    "w_serving_low": "batchnorm/W_serving_low",
+    "w_serving_high": "batchnorm/W_serving_high",
     "active_fraction": "jumpout/active_fraction",
     "rate": "jumpout/rate",
     "capped": "jumpout/capped",

@@ -53,6 +53,9 @@ class ServingStatistics:
             otherwise this process alone.
         timeout: seconds for which a read waits for the other ranks.
 
+    Attributes:
+        model: the network, without its compiled or distributed wrapper.
+
     Raises:
         ValueError: if the model has no BatchNorm that is to be changed, or a number is out of range.
         TypeError: if `model` is no nn.Module.
@@ -86,8 +89,8 @@ class ServingStatistics:
         self._ranks = Ranks(group)
         self._group = dist.group.WORLD if group == WORLD else group
         self._timeout = timeout
-        self._model: nn.Module = unwrap(model, (COMPILED, DISTRIBUTED))
-        self._layers = batchnorm_layers(self._model)
+        self.model: nn.Module = unwrap(model, (COMPILED, DISTRIBUTED))
+        self._layers = batchnorm_layers(self.model)
         self._named = None if layers is None else select_layers(self._layers, layers)
         self._keep, self._kept = keep, KeptBatches(keep)
         self._forward_fn, self._device = forward_fn, device
@@ -104,6 +107,11 @@ class ServingStatistics:
             return {layer.name: "not named" for layer in self._layers if layer not in self._named}
         reasons = {layer.name: self._why_not(layer) for layer in self._layers}
         return {name: reason for name, reason in reasons.items() if reason}
+
+    @property
+    def kept(self) -> int:
+        """Number of batches that are kept now."""
+        return len(self._kept)
 
     def step(self, batch: Any, *, new_batch: bool = True) -> None:
         """Keeps a reference to the batch that was trained on; nothing is computed, copied or moved.
@@ -129,10 +137,10 @@ class ServingStatistics:
             )
         if not self._keep:
             raise RuntimeError("keep=0 keeps no batch; give them at the read, `with serving(batches)`, or pass keep=8")
-        own = batch if self._forward_fn is not None else split_batch(batch, self._model)
+        own = batch if self._forward_fn is not None else split_batch(batch, self.model)
         self._kept.add(own, new_batch=new_batch)
-        self._autocast = Autocast.now(device_of(self._model))
-        if self._model.training:
+        self._autocast = Autocast.now(device_of(self.model))
+        if self.model.training:
             self._resting = {layer.name for layer in self._layers if not layer.module.training}
 
     @contextlib.contextmanager
@@ -194,10 +202,10 @@ class ServingStatistics:
                 self._kept.require_unchanged()
                 batches = self._kept
             chosen = self._chosen()
-            feed = Feed(self._model, batches, forward_fn=self._forward_fn, device=self._device, ranks=self._ranks)
-        autocast = Autocast.now(device_of(self._model)) if given or self._autocast is None else self._autocast
+            feed = Feed(self.model, batches, forward_fn=self._forward_fn, device=self._device, ranks=self._ranks)
+        autocast = Autocast.now(device_of(self.model)) if given or self._autocast is None else self._autocast
         try:
-            with preserved(self._model), undisturbed(self._model), autocast.region():
+            with preserved(self.model), undisturbed(self.model), autocast.region():
                 self._start_alike(chosen)
                 return solve_batch(feed, chosen)
         except BaseException as error:

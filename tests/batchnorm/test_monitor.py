@@ -9,7 +9,8 @@ from support.monitored import Recorder, Training, by_look, held_out, images, lab
 from torch import nn
 from torch.utils.data import DataLoader
 
-from jumpout_export import BatchNormMonitor, Jumpout, check_batchnorm
+from jumpout_export import BatchNormMonitor, Jumpout, ServingStatistics, check_batchnorm
+from jumpout_export.errors import ArgumentError
 from jumpout_export.model.randomness import same_bits
 from jumpout_export.nn.sampled import _PENDING, Sampled
 from jumpout_export.report import MonitorHistory
@@ -286,3 +287,35 @@ def test_a_loader_that_turns_out_empty_is_named_at_the_look():
 
     with pytest.raises(ValueError, match="batches is empty"):
         BatchNormMonitor(network(), DataLoader(Nothing())).look()
+
+
+def test_records_w_with_the_serving_statistics_too():
+    model = network()
+    serving = ServingStatistics(model, keep=2)
+    monitor = BatchNormMonitor(model, held_out(), every=10**6, training_batch_size=16, serving=serving)
+    before = monitor.look()
+    assert all(math.isnan(value) for value in before.w_serving.values())
+    for x in images(64).split(16):
+        model(x)
+        serving.step(x)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    look = monitor.look()
+    assert same_bits(dict(model.state_dict()), state)
+    with serving():
+        report = check_batchnorm(model, held_out(), outputs=False, stop_early=False, training_batch_size=16)
+    for layer in report.layers:
+        assert (look.w_serving[layer.name], look.w_serving_low[layer.name], look.w_serving_high[layer.name]) == (
+            pytest.approx(layer.w),
+            pytest.approx(layer.w_low),
+            pytest.approx(layer.w_high),
+        )
+    assert look.w["4"] > 0.3  # dropout and a short average
+    assert look.w_serving["4"] < 0.5 * look.w["4"]
+    history = MonitorHistory.model_validate_json(monitor.history.model_dump_json())
+    assert history.w_serving["4"][1] == look.w_serving["4"]
+    assert len(history.w_serving_high["1"]) == 2
+
+
+def test_serving_statistics_of_another_model_are_refused():
+    with pytest.raises(ArgumentError, match="serving must be the ServingStatistics of the model that is watched"):
+        BatchNormMonitor(network(), held_out(), serving=ServingStatistics(network()))

@@ -44,6 +44,7 @@ def test_it_trains_fixes_exports_and_says_where_to_look(run):
     assert "training 16/16" in result.stderr
     report = json.loads((out / "report.json").read_text())
     assert report["training"]["test_accuracy"][-1] > 0.96
+    assert report["training"]["serving_accuracy"][0] > report["training"]["test_accuracy"][0] + 0.2
     assert len(report["before"]["layers"]) == 4
     assert report["before"]["verdict"] == "drift"
     assert report["before"]["origin"]

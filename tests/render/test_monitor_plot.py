@@ -39,6 +39,16 @@ def test_the_plot_marks_where_the_cap_often_binds():
     assert plot_monitor(alone).count(b"<use") == svg.count(b"<use") - 1
 
 
+def test_the_plot_shows_both_curves_where_serving_statistics_were_watched():
+    both = history()
+    both.w_serving = {name: [0.4 * w for w in values] for name, values in both.w.items()}
+    both.w_serving["layer0.bn"][0] = math.nan
+    svg = plot_monitor(both)
+    assert "serving statistics" in texts(svg)
+    assert "serving statistics" not in texts(plot_monitor(history()))
+    assert svg.count(b"stroke-dasharray") > plot_monitor(history()).count(b"stroke-dasharray") + 2
+
+
 def test_the_plot_of_many_layers_names_the_highest():
     shown = texts(plot_monitor(history(layers=20)))
     assert "the 8 highest, 12 more in grey" in shown

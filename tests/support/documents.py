@@ -65,6 +65,7 @@ def pipeline(fail: bool = False) -> PipelineReport:
         loss=[2.0, 1.0, 0.5],
         train_accuracy=[0.3, 0.6, 0.9],
         test_accuracy=[0.4, 0.7, 0.975],
+        serving_accuracy=[0.8, 0.9, 0.98],
         active_fraction={"features.3": [0.5, 0.4, 0.45], "features.7": [0.6, 0.5, 0.4]},
         rate={"features.3": [0.1, 0.2, 0.2], "features.7": [0.1, 0.1, 0.3]},
     )

@@ -30,7 +30,8 @@ def plot_monitor(
 ) -> bytes:
     """Returns the plot of `history` as the content of a file, the same bytes for the same history.
 
-    Above, W per BatchNorm layer with its 95% intervals and the two margins, on a logarithmic scale. Below, where there
+    Above, W per BatchNorm layer with its 95% intervals and the two margins, on a logarithmic scale; dashed, W with the
+    serving statistics in use, where they were watched. Below, where there
     are stochastic layers, the effective rate p', dotted the active fraction q, and a cross where `rate_cap` bound
     in more than 5% of the steps.
 
@@ -88,7 +89,9 @@ def write_monitor_plot(
 def _draw_drift(axes: Axes, history: MonitorHistory, warn: float, fail: float) -> None:
     from matplotlib.ticker import LogLocator
 
-    values = [v for series in (history.w, history.w_high) for layer in series.values() for v in layer]
+    values = [
+        v for series in (history.w, history.w_high, history.w_serving) for layer in series.values() for v in layer
+    ]
     finite = [v for v in values if math.isfinite(v)]
     top = 1.6 * max([warn, fail, *finite])
     bottom = max(_LOWEST_W, 0.6 * min([warn, *(v for v in finite if v > 0)]))
@@ -104,11 +107,14 @@ def _draw_drift(axes: Axes, history: MonitorHistory, warn: float, fail: float) -
     named, others = _split(history.w)
     for name in others:
         _thin_line(axes, history.steps, inside(history.w[name]))
-    handles = []
+    handles: list[Line2D] = []
+    served: list[Line2D] = []
     for i, name in enumerate(named):
         low, high = inside(history.w_low[name]), inside(history.w_high[name])
         axes.fill_between(history.steps, low, high, color=SERIES[i], alpha=0.16, linewidth=0)
         handles.append(_line(axes, history.steps, inside(history.w[name]), i))
+        if name in history.w_serving:
+            served = axes.plot(history.steps, inside(history.w_serving[name]), color=SERIES[i], linestyle="--")
     for margin, word, dashes in ((warn, "warn", "--"), (fail, "fail", "-")):
         axes.axhline(margin, color=COLOURS[word], linestyle=dashes, linewidth=1.2)
         axes.annotate(
@@ -120,7 +126,7 @@ def _draw_drift(axes: Axes, history: MonitorHistory, warn: float, fail: float) -
             color=COLOURS[word],
             fontsize=8.5,
         )
-    _legend_at_right(axes, handles, named, len(others))
+    _legend_at_right(axes, handles + served[:1], named, len(others), *(["serving statistics"] if served else []))
 
 
 def _draw_rates(axes: Axes, history: MonitorHistory) -> None:

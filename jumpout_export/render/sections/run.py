@@ -10,12 +10,21 @@ from jumpout_export.render.numbers import number, percent
 from jumpout_export.render.plots import run as plots
 from jumpout_export.report import BatchNormReport, ExportReport, Report, TrainingHistory
 
+_SERVING = (
+    " With serving statistics the BatchNorms hold what the network without noise saw in the last batches: where the "
+    "two test curves differ, the running statistics hide what the network can do."
+)
+
 
 def training_section(history: TrainingHistory | None) -> list[Section]:
     """Returns accuracy, loss and the active fraction per jumpout layer over training; nothing without a history."""
     if history is None:
         return []
-    accuracies = {"train, noise on": history.train_accuracy, "test, noise off": history.test_accuracy}
+    accuracies = {
+        "train, noise on": history.train_accuracy,
+        "test, noise off": history.test_accuracy,
+        "test, serving statistics": history.serving_accuracy,
+    }
     accuracies = {name: values for name, values in accuracies.items() if values}
     figures = []
     if accuracies:
@@ -44,7 +53,8 @@ def training_section(history: TrainingHistory | None) -> list[Section]:
             "Training",
             f"{epochs} epoch{'' if epochs == 1 else 's'} with jumpout on; the accuracy on test images is taken in eval "
             "mode, with jumpout off.",
-            "The training accuracy is measured with the noise on, so it may well lie below the test accuracy.",
+            "The training accuracy is measured with the noise on, so it may well lie below the test accuracy."
+            + (_SERVING if history.serving_accuracy else ""),
             tuple(blocks),
         )
     ]
