@@ -112,8 +112,8 @@ def check_batchnorm(
     with ranks.together():
         layers = batchnorm_layers(model)
         feed = Feed(model, batches, images=images, forward_fn=forward_fn, device=device, progress=progress, ranks=ranks)
-    ranks.require_same_statistics(layers)
-    with put_back(model):
+    with ranks.buffers_as_served(model) as taken, put_back(model):
+        ranks.require_same_statistics(layers)
         watch = _Watch(
             layers, Judge(warn, fail, training_batch_size), Looks(images, early=stop_early and ranks.size == 1), batches
         )
@@ -139,6 +139,11 @@ def check_batchnorm(
             layers=rows,
             not_observed=[layer.name for layer in layers if layer.name not in seen[0].moments],
         )
+        if taken:
+            report.notes.append(
+                "The buffers differed between ranks, as DistributedDataParallel leaves them after a step; those of "
+                "rank 0 were checked, which it takes at the start of its next forward."
+            )
         report.notes += notes + _not_compared(report, seen[0])
         report.notes += _notes(report, images, sorted_by_class=any(ranks.gather(watch.labels.sorted)))
         report.notes += unseen(model) + averaged_copy(model) + first_batch_notes(feed, layers) + padding_notes(batches)

@@ -116,8 +116,8 @@ def recalibrate_batchnorm(
         found = batchnorm_layers(model)
         chosen = select_layers(found, wanted)
         feed = Feed(model, batches, images=images, forward_fn=forward_fn, device=device, progress=progress, ranks=ranks)
-    ranks.require_same_statistics(found)
-    with put_back(model):
+    with ranks.buffers_as_served(model), put_back(model):
+        ranks.require_same_statistics(found)
         if refuse_if_worse:
             require_labels(feed)
         solution = solve_exact(feed, chosen) if method == "exact" else solve_batch(feed, chosen)
@@ -151,7 +151,7 @@ def recalibrate_batchnorm(
     try:
         for new in solution.corrected:
             new.put()
-        ranks.require_same_statistics(chosen)
+        ranks.require_same_statistics([old.layer for old in before])
     except BaseException:
         done.undo()
         raise

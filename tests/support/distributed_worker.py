@@ -3,11 +3,13 @@
 import json
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from jumpout_export import Jumpout, check_batchnorm, recalibrate_batchnorm
 from jumpout_export.errors import NotVerifiableError
@@ -64,6 +66,38 @@ class Failing(list):
             yield batch
 
 
+def wrapped(scenario: str, model: nn.Module, batches: list) -> dict[str, object]:
+    """What check and fix say of a model right after a step of DistributedDataParallel, or of one in it."""
+    parallel = DistributedDataParallel(model, broadcast_buffers=scenario != "ddp without broadcast")
+    parallel.train()(batches[0][0]).sum().backward()
+    parallel.eval()
+    given = model if scenario == "ddp, the model in it" else parallel
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result: dict[str, object] = {
+        "running": {name: tensor.tolist() for name, tensor in before.items() if "running" in name}
+    }
+
+    def same() -> bool:
+        return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    def check() -> object:
+        return json.loads(check_batchnorm(given, batches, images=IMAGES, process_group="world").model_dump_json())
+
+    try:
+        result["report"] = check()
+        result["unchanged"] = same()
+        undo = recalibrate_batchnorm(given, batches, process_group="world")
+        result["fixed"] = {name: tensor.tolist() for name, tensor in model.state_dict().items() if "running" in name}
+        undo()
+        result["undone"] = same()
+    except ValueError as error:
+        result["error"], result["unchanged"] = str(error), same()
+        lines = str(error).splitlines()[1:]
+        exec(textwrap.dedent("\n".join(lines)), {"model": model, "torch": torch})
+        result["report"] = check()
+    return result
+
+
 def main() -> None:
     scenario, out = sys.argv[1], Path(sys.argv[2])
     dist.init_process_group("gloo")
@@ -79,6 +113,8 @@ def main() -> None:
         undo()
         before = network().state_dict()
         result["undone"] = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    elif scenario.startswith("ddp"):
+        result = wrapped(scenario, model, batches)
     else:
         if scenario == "different" and rank == size - 1:
             model[4].running_var[2] *= 1.5

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import Moments
@@ -106,6 +107,8 @@ class Ranks:
     def require_same_statistics(self, layers: Sequence[Layer]) -> None:
         """Checks that all processes hold the same BatchNorm layers with bitwise the same statistics.
 
+        What a DistributedDataParallel model would make the same in its next forward is so within `buffers_as_served`.
+
         Raises:
             ValueError: on every process, naming the first layer that differs and the ranks.
         """
@@ -122,12 +125,59 @@ class Ranks:
                 if not same_bits(everyone[0][name], other[name]):
                     raise ValueError(
                         f"all ranks must hold the same statistics, but those of BatchNorm `{name}` differ between rank "
-                        f"0 and rank {rank} (DDP's broadcast_buffers=False, or training without it, leaves them so); "
-                        "load one checkpoint on all ranks, or broadcast the buffers of one rank first"
+                        f"0 and rank {rank}, as each trained on its own images; pass the DistributedDataParallel model "
+                        "itself, of which rank 0's are taken where it broadcasts them, or make them the same first:\n"
+                        "    for buffer in model.buffers():\n"
+                        "        torch.distributed.broadcast(buffer, 0)"
                     )
+
+    @contextlib.contextmanager
+    def buffers_as_served(self, model: nn.Module) -> Iterator[bool]:
+        """Gives every process the buffers that a DistributedDataParallel model would start its next forward from.
+
+        With `broadcast_buffers=True`, the default, it takes those of rank 0 at the start of each forward, so that after
+        a training step every rank holds what its own images made of them. Here that is done for models of these very
+        processes; each gets its own buffers back, bitwise, on the way out. Yields whether any were others.
+        """
+        own = [buffer for module in model.modules() for buffer in self._broadcast(module)] if self.size > 1 else []
+        saved = [buffer.clone() for buffer in own]
+        try:
+            if own:
+                self._take_first(own)
+            same = all(same_bits(buffer, before) for buffer, before in zip(own, saved, strict=True))
+            yield not all(self.gather(same))
+        finally:
+            _write(own, saved)
+
+    def _broadcast(self, module: nn.Module) -> list[Tensor]:
+        """The buffers that a module broadcasts from the first of these processes before each forward."""
+        if not isinstance(module, DistributedDataParallel) or hasattr(module, "buffer_hook"):
+            return []
+        members = dist.get_process_group_ranks(self._group)
+        if not module.will_sync_module_buffers() or dist.get_process_group_ranks(module.process_group) != members:
+            return []
+        named = module.module.named_buffers()
+        return [buffer for name, buffer in named if name not in module.parameters_to_ignore]
+
+    def _take_first(self, buffers: Sequence[Tensor]) -> None:
+        shapes = self.gather([(buffer.shape, buffer.dtype) for buffer in buffers])
+        if any(other != shapes[0] for other in shapes):
+            return  # they are of different models, which is said where layers are compared
+        for buffer in buffers:
+            value = buffer.contiguous()
+            with _lost_ranks():
+                dist.broadcast(value, group=self._group, group_src=0)
+            _write([buffer], [value])
 
 
 ALONE = Ranks()
+
+
+def _write(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for buffer, value in zip(buffers, values, strict=True):
+            if not same_bits(buffer, value):
+                buffer.copy_(value)
 
 
 @contextlib.contextmanager

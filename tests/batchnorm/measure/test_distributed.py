@@ -91,6 +91,51 @@ def test_ranks_with_different_statistics_are_told_which_layer(tmp_path):
         assert result["unchanged"]
 
 
+def of_rank_0(results):
+    """What one process says of a model with the buffers of the first rank."""
+    model = network()
+    state = model.state_dict()
+    for name, values in results[0]["running"].items():
+        state[name] = torch.tensor(values)
+    state |= {name: tensor + 1 for name, tensor in state.items() if name.endswith("num_batches_tracked")}
+    model.load_state_dict(state)
+    return check_batchnorm(model, shard(0, 1), images=IMAGES)
+
+
+def assert_same_layers(report, alone):
+    assert (report["verdict"], report["origin"]) == (alone.verdict, alone.origin)
+    for ours, theirs in zip(report["layers"], alone.layers, strict=True):
+        assert ours["w"] == pytest.approx(theirs.w, rel=1e-5)
+        assert ours["delta"] == pytest.approx(theirs.delta, rel=1e-5, abs=1e-7)
+
+
+NOTE = "The buffers differed between ranks, as DistributedDataParallel leaves them"
+
+
+def test_what_ddp_would_broadcast_is_checked_and_everything_is_put_back(tmp_path):
+    results = run("ddp", 2, tmp_path)
+    assert len(results) == 2
+    assert results[0]["running"] != results[1]["running"], "or nothing is tested"
+    for result in results:
+        assert "error" not in result
+        assert_same_layers(result["report"], of_rank_0(results))
+        assert any(NOTE in note for note in result["report"]["notes"])
+        assert result["unchanged"]
+        assert result["undone"]
+        assert result["fixed"] == results[0]["fixed"]
+
+
+@pytest.mark.parametrize("scenario", ["ddp without broadcast", "ddp, the model in it"])
+def test_where_nothing_is_broadcast_the_error_holds_the_lines_that_mend_it(tmp_path, scenario):
+    results = run(scenario, 2, tmp_path)
+    assert len(results) == 2
+    for result in results:
+        assert "differ between rank 0 and rank 1, as each trained on its own images" in result["error"]
+        assert result["unchanged"]
+        assert_same_layers(result["report"], of_rank_0(results))  # after the two lines of the error
+        assert not any(NOTE in note for note in result["report"]["notes"])
+
+
 def test_a_process_group_needs_torch_distributed():
     with pytest.raises(ValueError, match="needs an initialised torch"):
         check_batchnorm(network(), shard(0, 1), process_group="world")
