@@ -6,7 +6,6 @@ import copy
 import itertools
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,12 @@ import torch
 from torch import Tensor
 
 from jumpout_export.errors import LoadError
-from jumpout_export.extras import require
+from jumpout_export.loading.images import IMAGE_SUFFIXES, read_image
 from jumpout_export.loading.network import call_named
 from jumpout_export.model.batches import Batch
-from jumpout_export.text import some_of
+from jumpout_export.text import first_line, some_of
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _MAX_ARRAY_BYTES = 64 << 30
-# What zipfile and NumPy raise for a broken archive.
-_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def load_data(spec: str, batch_size: int = 128, seed: int = 0) -> Any:
@@ -185,26 +181,6 @@ class ImageFolder:
             yield Labelled(torch.stack(images), torch.tensor([label for _, label in part]))
 
 
-def read_image(file: Path) -> Tensor:
-    """Returns the image as a (3, H, W) float32 tensor in [0, 1].
-
-    Raises:
-        LoadError: if the file is no readable image.
-        ImportError: if Pillow is missing.
-    """
-    require("PIL.Image", "data", "reading images needs Pillow: ")
-    from PIL import Image
-
-    if not file.is_file():  # opening a pipe would wait for ever
-        raise LoadError(f"image {file} cannot be read: it is no plain file")
-    try:
-        with Image.open(file) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise LoadError(f"image {file} cannot be read: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
-
-
 def random_batches(shapes: list[str], seed: int, count: int = 2) -> list[Batch | dict[str, Tensor]]:
     """Returns `count` batches of standard normal inputs for shapes such as `1,3,32,32` or `name:1,3,32,32`.
 
@@ -241,13 +217,16 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             raise LoadError(f"--data {path} unpacks to {size >> 30} GiB; at most {_MAX_ARRAY_BYTES >> 30} are read")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except _UNREADABLE as error:
-        raise LoadError(f"--data {path} cannot be read as plain arrays: {error}") from error
+    except LoadError:
+        raise
+    except Exception as error:  # what zipfile and NumPy raise for a broken archive: zlib.error, struct.error, KeyError
+        raise LoadError(f"--data {path} cannot be read as plain arrays: {first_line(error)}") from error
 
 
 def _tensor(array: np.ndarray[Any, Any], path: Path) -> Tensor:
+    native = array.dtype.newbyteorder("=")  # torch knows no other order; the numbers stay the same
     try:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=native))
     except TypeError as error:
         raise LoadError(f"--data {path}: arrays must be numbers, got {array.dtype}") from error
     return tensor.float() if tensor.dtype == torch.float64 else tensor

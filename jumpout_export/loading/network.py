@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Container, Mapping
@@ -16,9 +17,11 @@ from jumpout_export.disk import move
 from jumpout_export.errors import LoadError
 from jumpout_export.model.copies import as_safetensors
 from jumpout_export.model.wrappers import PARTS
-from jumpout_export.text import some_of
+from jumpout_export.text import first_line, some_of
 
 _CONTAINER_KEYS = ("state_dict", "model_state_dict", "model")
+# So many tensors that hold no usable numbers are named in one line.
+_MOST_UNFIT = 3
 
 
 def load_model(spec: str) -> nn.Module:
@@ -32,6 +35,12 @@ def load_model(spec: str) -> nn.Module:
     model = call_named(spec, "MODEL")
     if not isinstance(model, nn.Module):
         raise LoadError(f"MODEL {spec} must return a torch.nn.Module, got {type(model).__name__}")
+    held = itertools.chain(model.named_parameters(), model.named_buffers())
+    if empty := [name for name, tensor in held if tensor.is_meta]:
+        raise LoadError(
+            f"MODEL {spec} must return a module with numbers, but {some_of(empty)} is on the meta device; make it on "
+            "the CPU"
+        )
     return model
 
 
@@ -39,7 +48,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a state dict into `model` in place, strictly; nothing is unpickled but tensors.
 
     A `.pt` or `.pth` file may hold the state dict under `state_dict`, `model_state_dict` or `model`; a `module.` or
-    `_orig_mod.` prefix that every name carries is dropped. The model is modified only if every name and shape fits.
+    `_orig_mod.` prefix that every name carries is dropped. The model is modified only if every name and shape fits, and
+    every tensor holds the numbers themselves: sparse, quantised and meta tensors, and integers for what the model holds
+    as floating-point numbers, are refused.
 
     Raises:
         LoadError: if the file is missing, not readable or does not fit the model.
@@ -47,19 +58,25 @@ def load_weights(model: nn.Module, path: Path) -> None:
     expected = model.state_dict()
     state = _named_as(expected.keys(), _read_state(path))
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    both = sorted(expected.keys() & state.keys())
+    unfit = {name: why for name in both if (why := _unfit(state[name], expected[name]))}
     wrong = [
         f"{name} is {tuple(state[name].shape)} there and {tuple(expected[name].shape)} in the model"
-        for name in expected.keys() & state.keys()
-        if state[name].shape != expected[name].shape
+        for name in both
+        if name not in unfit and state[name].shape != expected[name].shape
     ]
     problems = [
         *([f"missing: {some_of(missing)}"] if missing else []),
         *([f"not in the model: {some_of(unexpected)}"] if unexpected else []),
-        *([f"shapes differ: {some_of(sorted(wrong))}"] if wrong else []),
+        *([f"shapes differ: {some_of(wrong)}"] if wrong else []),
+        *[f"{name} {why}" for name, why in unfit.items()][:_MOST_UNFIT],
     ]
     if problems:
         raise LoadError(f"weights {path} do not fit the model; {'; '.join(problems)}")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except Exception as error:  # a model with code of its own for loading
+        raise LoadError(f"weights {path} cannot be loaded into the model: {first_line(error)}") from error
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -128,7 +145,24 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise LoadError(f"weights {path} hold no state dict (a mapping from names to tensors)")
+    if odd := [name for name in state if not isinstance(name, str)]:
+        raise LoadError(f"weights {path} hold no state dict: names must be strings, got {odd[0]!r}")
     return dict(state)
+
+
+def _unfit(value: Tensor, expected: Tensor) -> str:
+    """Returns why a tensor cannot be copied into that of the model, nothing if it can."""
+    if value.is_meta:
+        return "holds no numbers (a meta tensor); save the weights from a device"
+    if value.is_quantized:
+        return "is quantised; save value.dequantize(), or the float model's weights"
+    if value.is_nested:
+        return "is a nested tensor; save one tensor"
+    if value.layout != torch.strided:
+        return f"is stored as {str(value.layout).removeprefix('torch.')}; save value.to_dense()"
+    if expected.is_floating_point() and not value.is_floating_point():
+        return f"is {str(value.dtype).removeprefix('torch.')} there and floating-point in the model"
+    return ""
 
 
 def _named_as(expected: Container[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
