@@ -50,6 +50,8 @@ class Training(_Table):
         compile: torch.compile the training step's network.
         reestimate: epochs after which the variances of the BatchNorm layers are estimated anew without noise, as
             Hendrycks and Gimpel do; training goes on with them.
+        serving: optimiser batches whose serving statistics each epoch is tested with, too; 0 for none. Training is
+            bitwise the same.
     """
 
     epochs: int = Field(gt=0)
@@ -60,6 +62,7 @@ class Training(_Table):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     reestimate: tuple[int, ...] = ()
+    serving: int = Field(0, ge=0)
 
 
 class Config(_Table):

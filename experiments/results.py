@@ -75,6 +75,8 @@ class Epoch(BaseModel):
         rate: per noise layer, the mean p' (jumpout) or p.
         ratios: where the configuration asks for them.
         reestimated_accuracy: test accuracy right after the variances were estimated anew, where they were.
+        serving_loss: test loss with serving statistics in the BatchNorms, where the configuration asks for it.
+        serving_accuracy: likewise.
     """
 
     train_loss: float
@@ -87,6 +89,8 @@ class Epoch(BaseModel):
     rate: dict[str, float] = Field(default_factory=dict)
     ratios: list[Ratio] = Field(default_factory=list)
     reestimated_accuracy: float | None = None
+    serving_loss: float | None = None
+    serving_accuracy: float | None = None
 
 
 class Served(BaseModel):

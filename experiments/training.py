@@ -22,7 +22,7 @@ from experiments.ratios import measure_ratios
 from experiments.regularizers import penalties
 from experiments.results import Epoch, Spread, digits
 from experiments.watch import ActiveFractions, active_fractions, noise_layers, rate
-from jumpout_export import recalibrate_batchnorm
+from jumpout_export import ServingStatistics, recalibrate_batchnorm
 
 # Training batches of an epoch in which the active fractions are measured.
 _WATCHED = 32
@@ -175,6 +175,9 @@ def _one_epoch(
     totals = torch.zeros(2, device=device)
     rates: dict[str, list[float]] = {name: [] for name in noise_layers(network)}
     network.train()
+    # New in every epoch, whose last batches are the ones that count; all processes enter it together.
+    group = "world" if process.size > 1 else None
+    serving = ServingStatistics(network, keep=training.serving, process_group=group) if training.serving else None
     start = time.monotonic()
     with active_fractions(network) as watch:
         for index, batch in enumerate(batches):
@@ -185,6 +188,8 @@ def _one_epoch(
             watch.on = index % every == 0
             _set_rate(state, training, number + index / len(batches))
             totals += _step(state, stepped, x, labels[share], len(images.train))
+            if serving is not None:
+                serving.step(x)
             if watch.on:
                 for name, layer in noise_layers(network).items():
                     rates[name].append(rate(layer))
@@ -208,6 +213,10 @@ def _one_epoch(
         active_in_eval=in_eval,
         rate={name: digits(sum(values) / len(values)) for name, values in rates.items()},
     )
+    if serving is not None:
+        with serving():
+            served = evaluate(network, images.test, images.test_labels, device)
+        epoch.serving_loss, epoch.serving_accuracy = map(digits, served)
     if config.ratios and process.rank == 0:
         last = number + 1 == training.epochs  # the curves need no error bars
         x = normalise(images.train[:512].to(device))

@@ -91,6 +91,17 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(images, tmp_path):
         train(settings, images, 1, CPU, checkpoint)
 
 
+def test_testing_with_serving_statistics_changes_no_training(images):
+    plain, expected = train(config(regularizer={"kind": "dropout", "p": 0.5}), images, 0, CPU)
+    training = {"epochs": 2, "batch_size": 50, "learning_rate": 0.1, "serving": 4}
+    network, epochs = train(config(regularizer={"kind": "dropout", "p": 0.5}, training=training), images, 0, CPU)
+    assert same(network, plain)
+    added = ("serving_loss", "serving_accuracy")
+    assert [{**epoch, **dict.fromkeys(added)} for epoch in without_seconds(epochs)] == without_seconds(expected)
+    assert epochs[0].serving_loss < 0.9 * epochs[0].test_loss  # the running statistics are those of the noisy network
+    assert 0 <= epochs[-1].serving_accuracy <= 1
+
+
 @pytest.mark.parametrize("kind", [{"kind": "none"}, {"kind": "dropout", "p": 0.2}, {"kind": "concrete"}])
 def test_every_regularizer_runs_through_the_loop(images, kind):
     network, epochs = train(config(regularizer=kind, training={"epochs": 1, "batch_size": 50}), images, 0, CPU)
