@@ -82,11 +82,16 @@ class ForwardMoments:
         self.incomplete |= {name for name, whole in self._parts.items() if whole}
         pending, values = self._pending, self._values
         self.discard()
-        alike: dict[tuple[object, ...], list[str]] = {}
         for name, calls in pending.items():
             moments = self.moments.setdefault(name, self._made[name])
             moments.count += values[name]
             moments.calls = max(moments.calls, len(calls))
+            if len(calls) > 1 and sum(len(mean) for mean, _ in calls) == self.images:
+                # Each is of other images of the batch, as in a loop over them.
+                pending[name] = [(torch.cat([mean for mean, _ in calls]), torch.cat([var for _, var in calls]))]
+        alike: dict[tuple[object, ...], list[str]] = {}
+        for name, calls in pending.items():
+            moments = self.moments[name]
             if len(calls) > 1:
                 moments.add_calls([_in_units([moments], mean, var) for mean, var in calls])
             else:

@@ -285,3 +285,20 @@ def test_layers_side_by_side_are_summed_like_layers_alone():
     alone.end_forward()
     assert torch.equal(together.moments["1"].sums, alone.moments["1"].sums)
     assert [moments.images for moments in together.moments.values()] == [47, 40, 47]
+
+
+@pytest.mark.parametrize("parts", [2, 20], ids=["halves", "one by one"])
+def test_calls_on_parts_of_a_batch_are_of_different_images(parts):
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.bn(part) for part in x.chunk(parts)])
+
+    model, x = Parts(), torch.randn(40, 2)
+    moments = collect(Feed(model, x.split(20)), batchnorm_layers(model), SERVING, "test").moments["bn"]
+    whole = one_layer(nn.BatchNorm1d(2), x)
+    torch.testing.assert_close(moments.sums, whole.sums)
+    assert (moments.images, moments.calls, moments.call_sums) == (40, parts, [])
