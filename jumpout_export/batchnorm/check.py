@@ -15,9 +15,9 @@ from jumpout_export.batchnorm.advice.alpha import advise
 from jumpout_export.batchnorm.first_batch import first_batch_notes
 from jumpout_export.batchnorm.judge.rows import Judge, Measured, layer_rows
 from jumpout_export.batchnorm.judge.stopping import LEVEL, LabelRuns, Looks
-from jumpout_export.batchnorm.measure.collect import Collected, collect_states
+from jumpout_export.batchnorm.measure.collect import Collected, collect_states, size_notes
 from jumpout_export.batchnorm.measure.distributed import Ranks
-from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn, Step, batch_count, padding_notes
+from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn, Step, WeighBy, batch_count, padding_notes
 from jumpout_export.batchnorm.measure.layers import (
     Layer,
     averaged_copy,
@@ -58,6 +58,7 @@ def check_batchnorm(
     forward_fn: ForwardFn | None = None,
     device: torch.device | str | None = None,
     outputs: bool = True,
+    weigh_by: WeighBy = "images",
     process_group: dist.ProcessGroup | Literal["world"] | None = None,
     progress: Progress | None = None,
 ) -> BatchNormReport:
@@ -86,6 +87,8 @@ def check_batchnorm(
         device: where batches go; None: where the model's first parameter is.
         outputs: also measure what recalibration would change at the outputs, which takes further passes: a batch
             pass, at most ten that make the copy exact, and one with two forwards.
+        weigh_by: what images of different sizes weigh: `images`, all the same, as in a moving average over batches of
+            one size each; `pixels`, as many as a layer sees of them, as in one batch of all pixels.
         process_group: processes of torch.distributed that share the images (`"world"`: all): every one of them calls
             this with the same model and its own part of the batches, and gets the same report. None of them stops
             early.
@@ -111,7 +114,8 @@ def check_batchnorm(
     ranks = Ranks(process_group)
     with ranks.together():
         layers = batchnorm_layers(model)
-        feed = Feed(model, batches, images=images, forward_fn=forward_fn, device=device, progress=progress, ranks=ranks)
+        how: dict[str, Any] = {"forward_fn": forward_fn, "device": device, "progress": progress, "weigh_by": weigh_by}
+        feed = Feed(model, batches, images=images, ranks=ranks, **how)
     with ranks.buffers_as_served(model) as taken, put_back(model):
         ranks.require_same_statistics(layers)
         watch = _Watch(
@@ -144,7 +148,7 @@ def check_batchnorm(
                 "The buffers differed between ranks, as DistributedDataParallel leaves them after a step; those of "
                 "rank 0 were checked, which it takes at the start of its next forward."
             )
-        report.notes += notes + _not_compared(report, seen[0])
+        report.notes += notes + _not_compared(report, seen[0]) + size_notes(seen[0], weigh_by)
         report.notes += _notes(report, images, sorted_by_class=any(ranks.gather(watch.labels.sorted)))
         report.notes += unseen(model) + averaged_copy(model) + first_batch_notes(feed, layers) + padding_notes(batches)
         if outputs:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from jumpout_export.batchnorm.measure.distributed import Ranks
-from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn
+from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn, WeighBy
 from jumpout_export.batchnorm.measure.layers import batchnorm_layers, not_measured, select_layers
 from jumpout_export.batchnorm.measure.states import RENORMALISED, SERVING
 from jumpout_export.batchnorm.outputs import output_effect, require_labels, worsening
@@ -60,6 +60,7 @@ def recalibrate_batchnorm(
     device: torch.device | str | None = None,
     outputs: bool = False,
     refuse_if_worse: bool = False,
+    weigh_by: WeighBy = "images",
     process_group: dist.ProcessGroup | Literal["world"] | None = None,
     progress: Progress | None = None,
 ) -> Recalibration:
@@ -88,6 +89,8 @@ def recalibrate_batchnorm(
         refuse_if_worse: measure it, and write nothing if it makes the outputs significantly worse on these batches:
             if the negative log likelihood rises by more than its paired error bar (one-sided, 5% level) or accuracy
             falls with McNemar's p below 0.05. The batches need labels.
+        weigh_by: what images of different sizes weigh: `images`, all the same, as in a moving average over batches of
+            one size each; `pixels`, as many as a layer sees of them, as in one batch of all pixels.
         process_group: processes of torch.distributed that share the images (`"world"`: all): every one of them calls
             this with the same model and its own part of the batches, and ends with the same statistics.
         progress: called as `progress(what, images done, images in all or None)`.
@@ -115,7 +118,8 @@ def recalibrate_batchnorm(
     with ranks.together():
         found = batchnorm_layers(model)
         chosen = select_layers(found, wanted)
-        feed = Feed(model, batches, images=images, forward_fn=forward_fn, device=device, progress=progress, ranks=ranks)
+        how: dict[str, Any] = {"forward_fn": forward_fn, "device": device, "progress": progress, "weigh_by": weigh_by}
+        feed = Feed(model, batches, images=images, ranks=ranks, **how)
     with ranks.buffers_as_served(model), put_back(model):
         ranks.require_same_statistics(found)
         if refuse_if_worse:

@@ -28,6 +28,7 @@ def check_bn(
     warn: options.Warn = 0.05,
     fail: options.Fail = 0.15,
     training_batch_size: options.TrainingBatchSize = None,
+    weigh_by: options.WeighBy = options.Weight.images,
     batch_size: options.BatchSize = 128,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
@@ -46,6 +47,7 @@ def check_bn(
                 warn=warn,
                 fail=fail,
                 training_batch_size=training_batch_size,
+                weigh_by=weigh_by.value,
                 process_group=group,
                 progress=progress,
             )
@@ -67,6 +69,7 @@ def recalibrate_bn(
     warn: options.Warn = 0.05,
     fail: options.Fail = 0.15,
     training_batch_size: options.TrainingBatchSize = None,
+    weigh_by: options.WeighBy = options.Weight.images,
     batch_size: options.BatchSize = 128,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
@@ -95,6 +98,7 @@ def recalibrate_bn(
                 fail=fail,
                 training_batch_size=training_batch_size,
                 outputs=False,
+                weigh_by=weigh_by.value,
                 process_group=group,
                 progress=progress,
             )
@@ -107,6 +111,7 @@ def recalibrate_bn(
                 layers=layers,
                 outputs=True,
                 refuse_if_worse=refuse_if_worse,
+                weigh_by=weigh_by.value,
                 process_group=group,
                 progress=progress,
             )

@@ -15,6 +15,13 @@ from jumpout_export.verify.precision import dtypes
 Dtype = StrEnum("Dtype", list(dtypes()))  # type: ignore[misc]
 
 
+class Weight(StrEnum):
+    """What an image weighs."""
+
+    images = "images"
+    pixels = "pixels"
+
+
 class Method(StrEnum):
     """How running statistics are recalibrated."""
 
@@ -61,6 +68,9 @@ Fail = Annotated[float, typer.Option(min=0.0, help="margin from which drift is c
 TrainingBatchSize = Annotated[
     int | None,
     typer.Option(min=1, help="images that a BatchNorm batch held in training; says how noisy the stored averages are"),
+]
+WeighBy = Annotated[
+    Weight, typer.Option(help="what images of different sizes weigh: the same (images), or by their pixels (pixels)")
 ]
 Layers = Annotated[
     list[str] | None,

@@ -7,7 +7,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from jumpout_export.batchnorm.measure.moments import AA, AB, BB, A, B, Moments, N
+from jumpout_export.batchnorm.measure.moments import AA, AB, BB, SQUARES, A, B, Moments, N
 
 FALSE_DISCOVERY_RATE = 0.05
 # What float32 buffers resolve, in units of tau: less is no evidence in a dead channel, whose sampling error is 0.
@@ -25,7 +25,7 @@ class Estimate:
     Where the variance is that within images only (InstanceNorm), b holds it alone: v = mean b, and psi = b - mean b.
 
     Attributes:
-        n: (..., C) images.
+        n: (..., C) images; of weighted ones as many as would be as good if they weighed the same, (sum w)^2 / sum w^2.
         delta: (..., C) m, which is (mean - running_mean) / tau.
         v: (..., C) variance in units of tau^2, unbiased.
         r: (..., C) v + eps / tau^2, which is (variance + eps) / (running_var + eps).
@@ -36,12 +36,14 @@ class Estimate:
     """
 
     def __init__(self, sums: Tensor, scaled_eps: Tensor, unbias: float, *, per_instance: bool = False) -> None:
-        n = sums[..., N, :]
-        a, b = sums[..., A, :] / n, sums[..., B, :] / n
+        total = n = sums[..., N, :]
+        if sums.shape[-2] > SQUARES:
+            n = total.square() / sums[..., SQUARES, :]
+        a, b = sums[..., A, :] / total, sums[..., B, :] / total
         sample = n / (n - 1).clamp_min(1)
-        var_a = ((sums[..., AA, :] / n - a.square()) * sample).clamp_min(0)
-        var_b = (sums[..., BB, :] / n - b.square()) * sample
-        cov = (sums[..., AB, :] / n - a * b) * sample
+        var_a = ((sums[..., AA, :] / total - a.square()) * sample).clamp_min(0)
+        var_b = (sums[..., BB, :] / total - b.square()) * sample
+        cov = (sums[..., AB, :] / total - a * b) * sample
         of_mean = torch.zeros_like(a) if per_instance else a
         var_psi = (var_b - 4 * of_mean * cov + 4 * of_mean.square() * var_a).clamp_min(0)
         self.n = n

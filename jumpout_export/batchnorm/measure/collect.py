@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jumpout_export.batchnorm.measure.calls import Calls
 from jumpout_export.batchnorm.measure.distributed import Ranks, merge_moments
-from jumpout_export.batchnorm.measure.feed import Feed, PassDoneError, Step
+from jumpout_export.batchnorm.measure.feed import Feed, PassDoneError, Step, WeighBy
 from jumpout_export.batchnorm.measure.forward_moments import ForwardMoments, of_batch
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import Moments
@@ -32,6 +32,7 @@ class Collected:
     batches: int = 0  # batches they came in
     own_code: set[str] = field(default_factory=set)  # layers that ran, but normalise by code that cannot be followed
     skipped: int = 0  # images in batches left out because a layer cannot normalise one value per channel by itself
+    mixed: bool = False  # whether a layer, called once per forward, saw images of different sizes
     failure: str = ""  # why this state was given up, empty if it was not; its moments are then of no use
 
 
@@ -74,7 +75,8 @@ def collect_states(
     by_batch = {layer.name for layer in (layers if renormalised is None else renormalised)}
     handed = {layer.name for layer in layers if layer.name in by_batch and _can_be_handed(layer)}
     flagged = [layer for layer in layers if layer.name in by_batch - handed]
-    passes = [_Pass(state, layers, by_batch, handed) for state in states]
+    by_pixels = feed.weigh_by == "pixels"
+    passes = [_Pass(state, ForwardMoments(layers, by_pixels=by_pixels), by_batch, handed) for state in states]
     collected = [one.collected for one in passes]
     with rng_restored():
         # Follows torch.manual_seed and does not move its generator; processes seeded alike draw other noise.
@@ -108,25 +110,40 @@ def collect_states(
     for one in passes:
         for name in one.forward.incomplete:
             one.collected.moments.pop(name, None)
+        one.collected.mixed = any(len(seen) > 1 for name, seen in one.forward.sizes.items() if _once(one, name))
         one.collected.own_code |= calls.own_code | one.forward.incomplete
-        _merge(feed.ranks, one.collected, layers)
+        _merge(feed.ranks, one.collected, layers, by_pixels=by_pixels)
     return collected
 
 
-def _merge(ranks: Ranks, collected: Collected, layers: Sequence[Layer]) -> None:
+def size_notes(seen: Collected, weigh_by: WeighBy) -> list[str]:
+    """Returns a sentence on what images weigh where they have different sizes, else none."""
+    if not seen.mixed:
+        return []
+    now = "each weighs the same" if weigh_by == "images" else "each weighs as many pixels as a layer sees of it"
+    other = "pixels" if weigh_by == "images" else "images"
+    return [f"The images have different sizes, and {now} (weigh_by={weigh_by!r}, or else {other!r})."]
+
+
+def _once(one: _Pass, name: str) -> bool:
+    return name in one.collected.moments and one.collected.moments[name].calls == 1
+
+
+def _merge(ranks: Ranks, collected: Collected, layers: Sequence[Layer], *, by_pixels: bool) -> None:
     """Makes what every process collected in one state what all of them did."""
     if ranks.size == 1:
         collected.own_code -= collected.moments.keys()
         return
     counts = (collected.images, collected.batches, collected.skipped)
-    others = ranks.gather((counts, collected.failure, collected.own_code))
+    others = ranks.gather((counts, collected.mixed, collected.failure, collected.own_code))
     collected.images, collected.batches, collected.skipped = (
         sum(column) for column in zip(*(counts for counts, *_ in others), strict=True)
     )
-    failures = (f"{failure} (rank {rank})" for rank, (_, failure, _) in enumerate(others) if failure)
+    failures = (f"{failure} (rank {rank})" for rank, (_, _, failure, _) in enumerate(others) if failure)
     collected.failure = next(failures, "")
+    collected.mixed = any(mixed for _, mixed, *_ in others)
     collected.own_code = set().union(*(names for *_, names in others))
-    merge_moments(ranks, collected.moments, layers)
+    merge_moments(ranks, collected.moments, layers, by_pixels=by_pixels)
     collected.own_code -= collected.moments.keys()
 
 
@@ -137,12 +154,12 @@ class _OneValueError(ValueError):
 class _Pass:
     """One state's share of a pass."""
 
-    def __init__(self, state: State, layers: Sequence[Layer], by_batch: set[str], handed: set[str]) -> None:
+    def __init__(self, state: State, forward: ForwardMoments, by_batch: set[str], handed: set[str]) -> None:
         self.state = state
         # Layers that normalise by the batch, and those of them that are handed its statistics.
         self.by_batch = by_batch if state.batch_statistics else set()
         self.handed = handed if state.batch_statistics else set()
-        self.forward = ForwardMoments(layers)
+        self.forward = forward
         self.collected = Collected(self.forward.moments)
 
     def take(self, layer: Layer, x: Tensor, channels: Tensor | None) -> bool:

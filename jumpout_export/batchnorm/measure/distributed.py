@@ -192,7 +192,9 @@ def _lost_ranks() -> Iterator[None]:
         ) from error
 
 
-def merge_moments(ranks: Ranks, moments: dict[str, Moments], layers: Sequence[Layer]) -> None:
+def merge_moments(
+    ranks: Ranks, moments: dict[str, Moments], layers: Sequence[Layer], *, by_pixels: bool = False
+) -> None:
     """Replaces the moments of every layer by those of all processes together, in place.
 
     Layers come in the call order of the first process that reached them. All processes hold bitwise the same sums
@@ -204,7 +206,7 @@ def merge_moments(ranks: Ranks, moments: dict[str, Moments], layers: Sequence[La
     sums: list[Tensor] = []
     for name in dict.fromkeys(name for other in everyone for name in other):
         counts = [other[name] for other in everyone if name in other]
-        one = moments.pop(name, None) or Moments(by_name[name])
+        one = moments.pop(name, None) or Moments(by_name[name], by_pixels=by_pixels)
         moments[name] = one
         one.count, one.images = sum(count for count, *_ in counts), sum(images for _, images, *_ in counts)
         one.calls = max(calls for *_, calls, _ in counts)

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.utils.data import DistributedSampler
 
 from jumpout_export.batchnorm.measure.distributed import ALONE, Ranks
 from jumpout_export.batchnorm.measure.states import untracked_named
+from jumpout_export.errors import ArgumentError
 from jumpout_export.model.batches import Progress, device_of, split_batch, tensors_in
 from jumpout_export.model.randomness import (
     get_generator_state,
@@ -26,6 +27,8 @@ from jumpout_export.model.randomness import (
 from jumpout_export.model.wrappers import plain_calls
 
 ForwardFn = Callable[[nn.Module, Any], Any]
+# What an image weighs: as much as any other, or as many pixels as a layer sees of it.
+WeighBy = Literal["images", "pixels"]
 
 # A loader that cannot say how long it is may be endless; nobody needs more images than this for statistics.
 MOST_IMAGES = 1 << 22
@@ -65,10 +68,11 @@ class Feed:
     this one's, and each runs its share of `images`, or with None all, which an endless loader never gives.
 
     Attributes:
+        weigh_by: what an image weighs in the statistics of a layer.
         first: the first step of the first pass, for a closer look once the pass is done; None before.
 
     Raises:
-        ValueError: if `batches` is a one-shot iterator, or `images` is not positive.
+        ValueError: if `batches` is a one-shot iterator, `images` is not positive, or `weigh_by` is neither of the two.
         TypeError: if `batches` is not iterable, or is itself a batch.
     """
 
@@ -82,6 +86,7 @@ class Feed:
         device: torch.device | str | None = None,
         progress: Progress | None = None,
         ranks: Ranks = ALONE,
+        weigh_by: WeighBy = "images",
     ) -> None:
         if isinstance(batches, Tensor | Mapping):
             raise TypeError(
@@ -96,6 +101,9 @@ class Feed:
             )
         if images is not None and images < 1:
             raise ValueError(f"images must be at least 1, got {images}; pass None for all images")
+        if weigh_by not in get_args(WeighBy):
+            raise ArgumentError("weigh_by", f"weigh_by must be 'images' or 'pixels', got {weigh_by!r}")
+        self.weigh_by = weigh_by
         self.model = model
         self._batches = batches
         self._limit = ranks.share(images)

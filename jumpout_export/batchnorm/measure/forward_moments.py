@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,19 +24,24 @@ class ForwardMoments:
     All layers at once: a network of 50 BatchNorms would otherwise pay for a thousand small operations per batch. During
     the forward an input is reduced to one mean and one variance per image and channel, and not held.
 
+    Each image weighs the same, or `by_pixels`: as many as there are of it where the layer sees it.
+
     Attributes:
         moments: by layer name, in call order; a layer that no forward reached is missing.
         images: how many images the forward that comes is of, None where that is not known.
+        sizes: by layer name, how many values per channel an image had, each number that was seen.
         incomplete: names of layers that were called on some channels, and not on the others of the same images.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], *, by_pixels: bool = False) -> None:
         # Made now: a state may hide the stored statistics while the model runs.
-        self._made = {layer.name: Moments(layer) for layer in layers}
+        self._made = {layer.name: Moments(layer, by_pixels=by_pixels) for layer in layers}
+        self._by_pixels = by_pixels
         self.moments: dict[str, Moments] = {}
         self.images: int | None = None
         self.incomplete: set[str] = set()
-        self._pending: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self.sizes: dict[str, set[float]] = {}
+        self._pending: dict[str, list[_Call]] = {}
         self._values: dict[str, int] = {}
         self._parts: dict[str, list[_Parts]] = {}
 
@@ -70,7 +76,10 @@ class ForwardMoments:
         return mean, var
 
     def _add(self, name: str, mean: Tensor, var: Tensor, values: int) -> None:
-        self._pending.setdefault(name, []).append((mean, var))
+        of_image = values / max(len(mean), 1)
+        self.sizes.setdefault(name, set()).add(of_image)
+        weight = mean.new_full((len(mean),), of_image, dtype=torch.float64)
+        self._pending.setdefault(name, []).append(_Call(mean, var, weight if self._by_pixels else None))
         self._values[name] = self._values.get(name, 0) + values
 
     def discard(self) -> None:
@@ -86,25 +95,40 @@ class ForwardMoments:
             moments = self.moments.setdefault(name, self._made[name])
             moments.count += values[name]
             moments.calls = max(moments.calls, len(calls))
-            if len(calls) > 1 and sum(len(mean) for mean, _ in calls) == self.images:
+            if len(calls) > 1 and sum(len(call.mean) for call in calls) == self.images:
                 # Each is of other images of the batch, as in a loop over them.
-                pending[name] = [(torch.cat([mean for mean, _ in calls]), torch.cat([var for _, var in calls]))]
+                pending[name] = [_side_by_side(calls, 0)]
         alike: dict[tuple[object, ...], list[str]] = {}
         for name, calls in pending.items():
             moments = self.moments[name]
             if len(calls) > 1:
-                moments.add_calls([_in_units([moments], mean, var) for mean, var in calls])
+                moments.add_calls([(*_in_units([moments], call), call.weight) for call in calls])
             else:
-                mean = calls[0][0]
+                mean = calls[0].mean
                 key = (len(mean), mean.dtype, mean.device, moments.images, len(moments.sums), moments.sums.device)
-                alike.setdefault(key, []).append(name)
+                # Layers of other resolutions have other weights.
+                alike.setdefault((name, *key) if self._by_pixels else key, []).append(name)
         for names in alike.values():
-            for chunk in _chunks(names, [pending[name][0][0].numel() for name in names]):
+            for chunk in _chunks(names, [pending[name][0].mean.numel() for name in names]):
                 group = [self.moments[name] for name in chunk]
-                mean = torch.cat([pending[name][0][0] for name in chunk], dim=1)
-                var = torch.cat([pending[name][0][1] for name in chunk], dim=1)
-                add_images(group, *_in_units(group, mean, var))
-        return len(next(iter(pending.values()))[0][0]) if pending else 0
+                call = _side_by_side([pending[name][0] for name in chunk], 1)
+                add_images(group, *_in_units(group, call), call.weight)
+        return len(next(iter(pending.values()))[0].mean) if pending else 0
+
+
+class _Call(NamedTuple):
+    """What one call got: (N, C) means and variances of images, and (N,) what they weigh, None if the same."""
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None
+
+
+def _side_by_side(calls: Sequence[_Call], dim: int) -> _Call:
+    """Calls as one: of other images (`dim` 0), or of other channels of the same images (1)."""
+    weights = [call.weight for call in calls if call.weight is not None]
+    weight = None if not weights else torch.cat(weights) if dim == 0 else weights[0]
+    return _Call(torch.cat([call.mean for call in calls], dim), torch.cat([call.var for call in calls], dim), weight)
 
 
 class _Parts:
@@ -167,13 +191,13 @@ def _mean_and_variance_per_image(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(means), torch.cat(variances)
 
 
-def _in_units(group: Sequence[Moments], mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns a and b, (N, C) float64 each, of (N, C) means and variances per image."""
+def _in_units(group: Sequence[Moments], call: _Call) -> tuple[Tensor, Tensor]:
+    """Returns a and b, (N, C) float64 each, of the means and variances of a call."""
     shift = torch.cat([moments.shift for moments in group])
     scale = torch.cat([moments.scale for moments in group])
-    a = (mean.to(shift) - shift) / scale
+    a = (call.mean.to(shift) - shift) / scale
     of_mean = torch.cat([moments.shift.new_full(moments.shift.shape, not moments.per_instance) for moments in group])
-    return a, var.to(shift) / scale.square() + of_mean * a.square()
+    return a, call.var.to(shift) / scale.square() + of_mean * a.square()
 
 
 def _chunks(names: Sequence[str], sizes: Sequence[int]) -> Iterator[list[str]]:

@@ -16,6 +16,8 @@ FOLDS = 32
 WIDE_CHANNELS, WIDE_FOLDS = 1 << 16, 8
 # Rows of the sums: images, then the sums of a, b, a^2, b^2 and a b over images.
 N, A, B, AA, BB, AB = range(6)
+# One more row where images weigh by their pixels: the sum of squared weights. The others are weighted sums then.
+SQUARES = 6
 # A layer called more often in one forward (a recurrent network) gets no sums of its own per call.
 MOST_CALLS = 64
 
@@ -33,8 +35,9 @@ class Moments:
     Attributes:
         shift: (C,) float64, what was subtracted.
         scale: (C,) float64, what it was divided by.
-        sums: (folds, 6, C) float64: rows n, Sa, Sb, Saa, Sbb, Sab per fold of images.
-        call_sums: where the layer is called several times per forward, (6, C) float64 for each call in turn.
+        sums: (folds, 6, C) float64: rows n, Sa, Sb, Saa, Sbb, Sab per fold of images; 7 rows, weighted, if images weigh
+            by their pixels.
+        call_sums: where the layer is called several times per forward, (6, C) or (7, C) float64 for each call in turn.
         count: values per channel: images times pixels.
         images: images that reached the layer.
         calls: calls of the layer in one forward, the most seen.
@@ -42,18 +45,19 @@ class Moments:
             unbiased over its pixels, and b is that alone.
     """
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, *, by_pixels: bool = False) -> None:
         self.per_instance = layer.per_instance
         self.shift, self.scale = _units(layer)
         channels = self.shift.shape[0]
         folds = FOLDS if channels <= WIDE_CHANNELS else WIDE_FOLDS
-        self.sums = torch.zeros(folds, 6, channels, dtype=torch.float64, device=self.shift.device)
+        rows = SQUARES + 1 if by_pixels else SQUARES
+        self.sums = torch.zeros(folds, rows, channels, dtype=torch.float64, device=self.shift.device)
         self.call_sums: list[Tensor] = []
         self.count = self.images = self.calls = 0
 
     @property
     def total(self) -> Tensor:
-        """(6, C) the sums over all images."""
+        """(6, C), or (7, C) where images weigh by their pixels: the sums over all images."""
         return self.sums.sum(dim=0)
 
     @property
@@ -90,19 +94,19 @@ class Moments:
         v = b / n if self.per_instance else (b / n - m.square()).clamp_min(0) * self.unbias
         return self.shift + self.scale * m, self.scale.square() * v
 
-    def add_calls(self, calls: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Adds several calls of one forward, (N, C) a and b each, and pools them.
+    def add_calls(self, calls: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> None:
+        """Adds several calls of one forward, (N, C) a and b and (N,) weights each, and pools them.
 
         The same images several times are no more images: their calls are averaged, each weighing the same, as the
-        running average weighs them. Calls on other numbers of images count as further images.
+        running average weighs them, or by its pixels. Calls on other numbers of images count as further images.
         """
         if len(calls) <= MOST_CALLS:
-            for index, (a, b) in enumerate(calls):
-                self._call(index).add_(_products(a, b).sum(dim=0))
-        if len({a.shape for a, _ in calls}) == 1:
-            calls = [(torch.stack([a for a, _ in calls]).mean(dim=0), torch.stack([b for _, b in calls]).mean(dim=0))]
-        for a, b in calls:
-            add_images([self], a, b)
+            for index, (a, b, weight) in enumerate(calls):
+                self._call(index).add_(_products(a, b, weight).sum(dim=0))
+        if len({a.shape for a, *_ in calls}) == 1:
+            calls = [_average(calls)]
+        for call in calls:
+            add_images([self], *call)
 
     def _call(self, index: int) -> Tensor:
         while len(self.call_sums) <= index:
@@ -110,11 +114,14 @@ class Moments:
         return self.call_sums[index]
 
 
-def add_images(group: Sequence[Moments], a: Tensor, b: Tensor) -> None:
-    """Adds N images to layers that have seen equally many: (N, C) a and b, the channels of the layers side by side."""
+def add_images(group: Sequence[Moments], a: Tensor, b: Tensor, weight: Tensor | None = None) -> None:
+    """Adds N images to layers that have seen equally many: (N, C) a and b, the channels of the layers side by side.
+
+    `weight` is (N,), the pixels of each image, where images weigh by them, and None where they weigh the same.
+    """
     images, folds = group[0].images, len(group[0].sums)
     fold = torch.arange(images, images + len(a), device=a.device) % folds
-    products = _products(a, b)
+    products = _products(a, b, weight)
     sums = torch.zeros(folds, *products.shape[1:], dtype=torch.float64, device=a.device)
     sums.index_add_(0, fold, products)
     for moments, part in zip(group, sums.split([len(moments.shift) for moments in group], dim=2), strict=True):
@@ -122,9 +129,25 @@ def add_images(group: Sequence[Moments], a: Tensor, b: Tensor) -> None:
         moments.images += len(a)
 
 
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    """(N, 6, C) what the rows of the sums add up."""
-    return torch.stack([torch.ones_like(a), a, b, a * a, b * b, a * b], dim=1)
+def _products(a: Tensor, b: Tensor, weight: Tensor | None) -> Tensor:
+    """(N, 6, C), or (N, 7, C) with weights: what the rows of the sums add up."""
+    rows = [torch.ones_like(a), a, b, a * a, b * b, a * b]
+    if weight is None:
+        return torch.stack(rows, dim=1)
+    w = weight.to(a)[:, None]
+    return torch.stack([*rows, w.expand_as(a)], dim=1) * w[:, None]
+
+
+def _average(calls: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Several calls on the same images as one, each with its weight."""
+    a, b = torch.stack([a for a, _, _ in calls]), torch.stack([b for _, b, _ in calls])
+    weights = [weight.to(a) for _, _, weight in calls if weight is not None]
+    if not weights:
+        return a.mean(dim=0), b.mean(dim=0), None
+    w = torch.stack(weights)
+    total = w.sum(dim=0)
+    share = (w / total)[..., None]
+    return (a * share).sum(dim=0), (b * share).sum(dim=0), total
 
 
 def _units(layer: Layer) -> tuple[Tensor, Tensor]:
