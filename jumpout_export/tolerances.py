@@ -5,7 +5,8 @@ The error budget of a verified file comes first, the other thresholds are at the
 The reference is the folded model in float64. torch's own float32 result is off from it too, by an error that the
 model itself makes: it grows with depth and with cancellation, from 1e-7 to 1e-4 and more, so no fixed tolerance is
 right for two models. Every value of an output is judged in units of its size (`verify/values/scale.py`), and by
-torch's own errors at its place: per axis behind the images the largest at its index, of which the smallest counts:
+torch's own errors at its place: per axis behind the images the largest at its index, or what indices of about its size
+show in the middle, of which the smallest counts:
 
     |ort - reference| <= min((FACTOR * torch's own largest error + FLOOR * eps) * size, CAP * coarse)
 
@@ -89,9 +90,16 @@ class Budget:
     ceiling: float  # in units of the coarse size
 
     @classmethod
-    def of(cls, own_errors: Sequence[Tensor], dtype: torch.dtype, has_reference: bool) -> Budget:
+    def of(
+        cls,
+        own_errors: Sequence[Tensor],
+        dtype: torch.dtype,
+        has_reference: bool,
+        sizes: Sequence[Tensor | None] | None = None,
+    ) -> Budget:
         """Returns the documented limits; the arguments are those of `relative_limits`, for every axis."""
-        limits = tuple(relative_limits(errors, dtype, has_reference) for errors in own_errors)
+        pairs = zip(own_errors, sizes or [None] * len(own_errors), strict=True)
+        limits = tuple(relative_limits(errors, dtype, has_reference, its) for errors, its in pairs)
         return cls(limits, ceiling(dtype))
 
     def limit(self, index: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
@@ -135,13 +143,14 @@ class Budget:
         return f"cap={self.ceiling:g} median={median:.4g}{where} sizes={sizes} limits={limits}"
 
 
-def relative_limits(own_errors: Tensor, dtype: torch.dtype, has_reference: bool) -> Tensor:
+def relative_limits(own_errors: Tensor, dtype: torch.dtype, has_reference: bool, sizes: Tensor | None = None) -> Tensor:
     """Returns the largest allowed error per channel, in units of its size, before the ceiling.
 
     Args:
         own_errors: max |torch - reference| / size, of shape (channels,).
         dtype: of the output; exact for integers and booleans.
         has_reference: whether the reference is float64.
+        sizes: of the channels, (channels,), where they are known.
     """
     if not dtype.is_floating_point:
         return torch.zeros_like(own_errors)
@@ -149,8 +158,26 @@ def relative_limits(own_errors: Tensor, dtype: torch.dtype, has_reference: bool)
     if not has_reference or dtype == torch.float64:
         return torch.full_like(own_errors, WITHOUT_REFERENCE * eps)
     # With few images torch may round one channel exactly by luck: none is held to less than half of them show.
-    typical = own_errors.median()
+    typical = torch.maximum(own_errors.median(), _of_like_size(own_errors, sizes))
     return FACTOR * torch.maximum(own_errors, typical) + _floor(dtype) * eps
+
+
+def _of_like_size(own_errors: Tensor, sizes: Tensor | None) -> Tensor:
+    """Returns the median error of the channels of about the same size, in units of each channel's own.
+
+    What comes from the layers before is about as large in all of them: it does not shrink with a channel that is small
+    on the few images that were seen.
+    """
+    found = torch.zeros_like(own_errors)
+    if sizes is None:
+        return found
+    errors = own_errors * sizes
+    decade = torch.where(sizes > 0, sizes, torch.nan).log10().floor()
+    for place in decade[~decade.isnan()].unique():
+        near = (decade - place).abs() <= 1
+        here = decade == place
+        found[here] = errors[near].median() / sizes[here]
+    return found
 
 
 def ceiling(dtype: torch.dtype) -> float:

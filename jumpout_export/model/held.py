@@ -93,10 +93,10 @@ def held_values(name: str, value: Any, seen: dict[int, Any]) -> Iterator[tuple[s
             yield path, leaf
 
 
-def snapshot(model: nn.Module, *, held: bool = False) -> dict[str, Any]:
+def snapshot(model: nn.Module, *, held: bool = False, parameters: bool = True) -> dict[str, Any]:
     """Returns all parameters, buffers and plain attributes (tensors, numbers, strings, also in lists and dicts).
 
-    With `held` also the attributes of plain objects that modules hold.
+    With `held` also the attributes of plain objects that modules hold; without `parameters` those are left out.
     """
     found: dict[str, Any] = {}
     seen: dict[int, Any] = {}
@@ -104,7 +104,8 @@ def snapshot(model: nn.Module, *, held: bool = False) -> dict[str, Any]:
         prefix = f"{path}." if path else ""
         own = {**vars(module), "_modules": None}  # submodules are visited themselves
         for group in ("_parameters", "_buffers"):
-            own.update(own.pop(group, {}))
+            inside = own.pop(group, {})
+            own.update(inside if parameters or group == "_buffers" else {})
         for name, value in own.items():
             if held:
                 for place, leaf in held_values(f"{prefix}{name}", value, seen):

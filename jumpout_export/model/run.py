@@ -36,4 +36,17 @@ def cast(batch: Batch, dtype: torch.dtype) -> Batch:
 
 def double_copy(model: nn.Module) -> nn.Module:
     """Returns a copy in float64, to be run on `cast(batch, torch.float64)`."""
-    return copy.deepcopy(model).double()
+    cast_once = {
+        id(one): nn.Parameter(one.detach().double(), one.requires_grad)
+        for one in model.parameters()
+        if type(one) is nn.Parameter and one.is_floating_point()
+    }
+    return copy.deepcopy(model, cast_once).double()
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy with buffers of its own that shares the parameters, which are what is large.
+
+    For a model of which is known, or is looked at afterwards, that no call changes them.
+    """
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})

@@ -30,9 +30,6 @@ from jumpout_export.verify.values.scale import Scale, source
 from jumpout_export.verify.values.shown import check_constant
 from jumpout_export.verify.verdicts import Seen, report_of, with_what_no_value_shows
 
-# Batches up to this size, and those that were given, are run twice in each session.
-_TWICE = 3
-
 
 def run_providers(
     path: Path,
@@ -150,7 +147,7 @@ class _Runner:
             self.seen.outputs.add(sample.group, output)
             self.seen.scales.setdefault((source(sample.group), output.name), Scale()).add(output, new=False)
         for session, comparison in self.seen.sessions:
-            _run(session, comparison, sample, expected, twice=sample.group == "data" or sample.batch.size <= _TWICE)
+            _run(session, comparison, sample, expected, twice=sample.group == "data")
             self.suspects.add(comparison, sample)
         branches.run(sample.batch)
 

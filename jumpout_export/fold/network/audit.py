@@ -131,5 +131,10 @@ def _never_trained(layer: Any) -> bool:
 
 
 def _non_finite(what: str, tensor: torch.Tensor) -> str:
-    count = int((~torch.isfinite(tensor.detach())).sum())
+    tensor = tensor.detach()
+    # NaN and infinities stay in a sum, which in float64 has room for all others.
+    has_room = tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    if has_room and torch.isfinite(tensor.sum(dtype=torch.float64)):
+        return ""
+    count = int((~torch.isfinite(tensor)).sum())
     return f"{what} has {count} non-finite of {tensor.numel()} values" if count else ""

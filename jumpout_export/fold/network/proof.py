@@ -16,7 +16,7 @@ from jumpout_export.fold.network.replaced import action_of, is_known, layers_of,
 from jumpout_export.fold.network.state import kept_state
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.randomness import generator_states, moved_generators, reseed, rng_restored, same_bits
-from jumpout_export.model.run import call
+from jumpout_export.model.run import call, sharing_copy
 from jumpout_export.report import FoldedLayer
 from jumpout_export.text import first_line, joined
 
@@ -42,7 +42,8 @@ def fold_with_proof(original: nn.Module, batch: Batch, allow: tuple[str, ...]) -
         raise NotFoldableError(message, check="state")
     notes = [f"a call in eval mode changes {kept}, without an effect on the result"] if state.changed else []
 
-    audited = copy.deepcopy(original).eval()
+    copied = copy.deepcopy if state.changes_parameters else sharing_copy
+    audited = copied(original).eval()
     layers = layers_of(audited, allow)
     seen: dict[str, list[Tensor] | None] = {}
     handles = [watch(layer, seen) for layer in layers if not is_known(layer.module)]
@@ -75,8 +76,8 @@ def fold_with_proof(original: nn.Module, batch: Batch, allow: tuple[str, ...]) -
     if unreached := joined([f"`{layer.path}` ({layer.kind})" for layer in idle if layer.action != "keep"]):
         notes.append(f"stays, in eval mode, because the example does not reach it: {unreached}")
     folded = replaced(original, actions, allow)
-    same = state.repeats and _repeats(copy.deepcopy(folded), batch, expected)
-    problem = "" if same else _difference(copy.deepcopy(folded), batch, expected, allow)
+    same = state.repeats and _repeats(copied(folded), batch, expected)
+    problem = "" if same else _difference(copied(folded), batch, expected, allow)
     if not problem:
         return Folded(folded, original, reported(layers, actions), tuple(notes))
     # For example a forward that reads `self.drop.p`. The eval model itself was proven deterministic above.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.held import GROUPS, changes, held_values, snapshot
 from jumpout_export.model.randomness import get_generator_state, is_generator, reseed, rng_restored, same_bits
+from jumpout_export.model.run import sharing_copy
 from jumpout_export.model.samples import make_up
 from jumpout_export.model.signature import tensors, with_tensors
 
@@ -33,6 +35,7 @@ class KeptState:
     # random generators that are held somewhere and draw in every call, name to path of the module
     generators: dict[str, str]
     result: Any  # of the first call
+    changes_parameters: bool  # whether one of `changed` is a parameter
     repeats: bool  # whether a later call with other seeds has the bits of the first
 
 
@@ -41,9 +44,23 @@ def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch],
 
     Only copies of the model are run; `run` raises if it cannot run the batch.
     """
+    fresh = copy.deepcopy(model)
+    # Parameters are large, and hardly ever changed: the copies share them, and whether that was right is seen at once.
+    found = _followed(fresh, sharing_copy(fresh), batch, run, parameters=False)
+    mine, other = dict(model.named_parameters()), dict(fresh.named_parameters())
+    if mine.keys() == other.keys() and all(same_bits(mine[name], other[name]) for name in mine):
+        return found
     fresh, used = copy.deepcopy(model), copy.deepcopy(model)
+    found = _followed(fresh, used, batch, run, parameters=True)
+    return replace(found, changes_parameters=True)
+
+
+def _followed(
+    fresh: nn.Module, used: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any], *, parameters: bool
+) -> KeptState:
+    look = functools.partial(snapshot, held=True, parameters=parameters)
     # Of the copies: a module that pickles itself in its own way, such as einops' Rearrange, comes back in train mode.
-    before, before_used = snapshot(fresh, held=True), snapshot(used, held=True)
+    before, before_used = look(fresh), look(used)
     with torch.no_grad():
         with rng_restored():
             first = run(fresh, batch)
@@ -51,8 +68,8 @@ def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch],
             # Other values may be none that the model takes, such as a probability of 4.
             with rng_restored(), contextlib.suppress(Exception):
                 run(used, _other(batch, factor))
-        now = snapshot(used, held=True)
-        names = dict.fromkeys([*changes(before, snapshot(fresh, held=True)), *changes(before_used, now)])
+        now = look(used)
+        names = dict.fromkeys([*changes(before, look(fresh)), *changes(before_used, now)])
         same = repeats = True
         drew: dict[str, str] = {}
         for call in range(_FOLLOWED[1]):
@@ -67,12 +84,12 @@ def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch],
                 same = same and agrees
             # Only what moves from call to call: a generator that every call seeds anew gives the same each time.
             drew |= moved(generators, generator_snapshot(used))
-            earlier, now = now, snapshot(used, held=True)
+            earlier, now = now, look(used)
             names |= dict.fromkeys(found := changes(earlier, now))
             shown = repeats or call > 0
             if shown and (not same or not names or (call + 1 >= _FOLLOWED[0] and not found)):
                 break
-    return KeptState(tuple(names), not same, drew, first, repeats)
+    return KeptState(tuple(names), not same, drew, first, repeats=repeats, changes_parameters=False)
 
 
 def _other(batch: Batch, factor: float) -> Batch:

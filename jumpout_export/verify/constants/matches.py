@@ -16,6 +16,8 @@ from jumpout_export.tolerances import ROUNDINGS
 
 # Of each constant so many values are looked at before all are.
 _LOOKED_AT = 4096
+# And so many where there are dozens of orders of axes.
+_GLANCED_AT = 64
 # So many values are compared at a time: what is made for a comparison stays small, and a wrong value ends it early.
 _AT_A_TIME = 1 << 20
 # Fewer different values in common are no evidence: two masks of 0 and 1 have most of theirs. Of values that are no
@@ -145,8 +147,16 @@ def is_permuted(constant: Constant, known: Known) -> bool:
     values = constant.values()
     if not _comparable(values, array):
         return False
-    layouts = (array.transpose(axes) for axes in itertools.permutations(range(array.ndim)))
-    return any(next(_blocks(values, Candidate(known, one, one)), None) is None for one in layouts)
+    first = _chosen(constant.size)[:_GLANCED_AT]
+    glanced = values[first]
+    for axes in itertools.permutations(range(array.ndim)):
+        layout = array.transpose(axes)
+        sample = layout[np.unravel_index(first, layout.shape)]
+        if same_values(glanced, sample, known.roundings, _unit(known)).all() and not next(
+            _blocks(values, Candidate(known, layout, sample)), None
+        ):
+            return True
+    return False
 
 
 def describe(constant: Constant, known: Known, layout: Array, differing: int) -> str:

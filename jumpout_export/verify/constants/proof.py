@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.norms import statistics_owners
 from jumpout_export.model.operations import record
+from jumpout_export.model.run import sharing_copy
 from jumpout_export.model.samples import rows
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.tables import constants_in
@@ -68,7 +68,7 @@ def recorded_run(model: nn.Module, batch: Batch) -> Recorded:
     """Returns what a copy of the model did on a batch, or why that cannot be told."""
     made: dict[int, Tensor] = {}
     try:
-        run = copy.deepcopy(model)
+        run = sharing_copy(model)
         return Recorded(record(run, batch, constants=made), made, run)
     except Exception as error:  # the user's forward may raise anything
         return Recorded(problem=first_line(error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from jumpout_export.model.randomness import (
     rng_restored,
     same_bits,
 )
-from jumpout_export.model.run import call, cast, double_copy
+from jumpout_export.model.run import call, cast, double_copy, sharing_copy
 from jumpout_export.model.samples import jittered
 from jumpout_export.model.signature import Output, fresh, input_names, outputs, tensors
 from jumpout_export.report import Check, counted
@@ -62,7 +61,7 @@ class Reference:
         # samples that were run so far, in the model's own precision and in float64
         self.images_own = self.images_double = 0
         self._random: dict[int, str] = {}
-        self._model = _with_own_buffers(original)
+        self._model = sharing_copy(original)
         self._allow = tuple(allow)
         self._drawn: dict[str, None] = {}
         self._seed = 0
@@ -157,7 +156,7 @@ class Reference:
         if self._allow:
             self._audit_allowed(batch, _OTHER_SEEDS if new else 1)
         elif new and batch.size in self._random:
-            model = _with_own_buffers(self._model)
+            model = sharing_copy(self._model)
             try:
                 refuse_randomness(model, lambda: call(model, batch))
             except NotFoldableError as error:
@@ -165,7 +164,7 @@ class Reference:
 
     def _audit_allowed(self, batch: Batch, runs: int) -> None:
         """The file draws nothing, so what the model draws must not matter, whatever the seeds."""
-        model = _with_own_buffers(self._model)
+        model = sharing_copy(self._model)
         places = {f"`{path}`" if path else "the model" for path in self._allow}
         for drawn in random_calls(model, lambda: call(model, batch)):
             self._drawn |= dict.fromkeys([f"`{drawn.module}`"] if drawn.file and drawn.module else sorted(places))
@@ -191,11 +190,6 @@ class Reference:
         if moved:
             self._random.setdefault(batch.size, f"the model draws random numbers in eval mode: {', '.join(moved)}")
         return result
-
-
-def _with_own_buffers(model: nn.Module) -> nn.Module:
-    """A copy that shares the parameters: no call changes them (`fold` has proven it), and they are what is large."""
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 def _coarser(dtype: torch.dtype, precision: torch.dtype | None) -> torch.dtype | None:

@@ -63,6 +63,7 @@ class Scale:
         self.own_coarse = 0.0
         self.why = ""
         self.main, self.channels, self.median = 0, torch.empty(0), 0.0
+        self._sizes: list[Tensor] = []  # per axis, in the median image
         self._typical: list[list[Tensor]] = []  # per axis, (images, length) for every batch
         self._range: list[tuple[Tensor, Tensor]] = []  # per axis, the smallest and largest value of every index
         self._whole: list[Tensor] = []  # (images,) for every batch: the median of all values
@@ -114,7 +115,10 @@ class Scale:
 
     def budget(self, has_reference: bool) -> Budget:
         """Returns how far the output may be off; `has_reference` says whether the exact values are float64."""
-        return Budget.of(self.own_errors, self.dtype, has_reference)
+        known = self._sizes if len(self._sizes) == len(self.own_errors) else [torch.empty(0)] * len(self.own_errors)
+        pairs = zip(known, self.own_errors, strict=True)
+        sizes = [its if len(its) == len(errors) else None for its, errors in pairs]  # not where the axis is open
+        return Budget.of(self.own_errors, self.dtype, has_reference, sizes)
 
     def _fits(self, typical: list[Tensor]) -> bool:
         return len(self._typical) == len(typical) and all(
@@ -146,6 +150,7 @@ class Scale:
         whole = _nanmedian(torch.cat(self._whole), 0)
         axes = [self._axis(axis) for axis in range(len(typical))]
         spreads = [_spread(sizes) for sizes in axes]
+        self._sizes = axes
         widest = max(range(len(axes)), key=lambda axis: spreads[axis])
         self.main = main = widest if spreads[widest] > _TELLING * spreads[0] else 0
         self.channels = axes[main]

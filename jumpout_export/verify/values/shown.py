@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
 
 import torch
@@ -12,6 +11,7 @@ from jumpout_export.errors import ArgumentError
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.operations import record
 from jumpout_export.model.randomness import same_bits
+from jumpout_export.model.run import sharing_copy
 from jumpout_export.model.signature import input_names, outputs, tensors
 from jumpout_export.report import Check
 from jumpout_export.text import joined
@@ -120,7 +120,7 @@ def check_constant(allowed: Collection[str], names: Collection[str]) -> None:
 def _reached(model: nn.Module, image: Batch) -> dict[str, bool]:
     """Per output, whether an input reaches it; nothing where the forward cannot be recorded."""
     try:
-        recording = record(copy.deepcopy(model), image)
+        recording = record(sharing_copy(model), image)
         pairs = list(zip(outputs(recording.result, input_names(model, image)), recording.producers, strict=True))
     except Exception:  # the user's forward may raise anything
         return {}

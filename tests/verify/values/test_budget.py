@@ -28,6 +28,20 @@ def test_the_limit_is_the_documented_formula():
     half = relative_limits(torch.zeros(1), torch.float16, True)
     assert half.item() == 2 * torch.finfo(torch.float16).eps < ceiling(torch.float16)
     assert relative_limits(own, torch.int64, True).tolist() == [0, 0, 0]
+
+
+def test_a_channel_that_is_small_by_luck_is_held_to_what_others_of_its_size_show():
+    # Errors that come from the layers before are about as large in every class; one class is small on two images.
+    sizes = torch.tensor([0.3, 0.2, 0.4, 0.3, 0.02])
+    errors = torch.tensor([3e-5, 4e-5, 2e-5, 3e-5, 3e-7])
+    limits = relative_limits(errors / sizes, torch.float32, True, sizes) * sizes
+    assert float(limits[4]) == pytest.approx(FACTOR * 3e-5, rel=0.01)
+    assert float(relative_limits(errors / sizes, torch.float32, True)[4] * sizes[4]) < 3e-5  # one error of the middle
+    # A score beside boxes is not: their sizes are apart.
+    sizes = torch.tensor([1e4, 2e4, 3e4, 1.0])
+    errors = sizes * 1e-7
+    limits = relative_limits(errors / sizes, torch.float32, True, sizes) * sizes
+    assert float(limits[3]) == pytest.approx((FACTOR * 1e-7 + FLOOR * EPS), rel=0.01)
     assert (ceiling(torch.int64), ceiling(torch.bool)) == (0, 0)
 
 
