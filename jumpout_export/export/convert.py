@@ -27,7 +27,6 @@ from jumpout_export.model.signature import fresh, input_names, only_tensors, out
 from jumpout_export.onnxfile.data import tie_data
 from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, MAX_BYTES, load_onnx
 from jumpout_export.onnxfile.walk import default_opset, messages, without_folders
-from jumpout_export.text import first_line
 from jumpout_export.verify.reasons import about_complex
 
 if TYPE_CHECKING:
@@ -109,7 +108,6 @@ def convert(
     _clean(model, keep_debug_info, metadata or {})
     tied = tie_data(model, data, path.name) if data.exists() else None
     path.write_bytes(model.SerializeToString(deterministic=True))
-    _check_valid(path)
     return Converted(wanted, tuple(said), tuple(restrictions), tied)
 
 
@@ -202,12 +200,3 @@ def _clean(model: ModelProto, keep_debug_info: bool, metadata: Mapping[str, str]
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     model.ir_version = IR_VERSION
-
-
-def _check_valid(path: Path) -> None:
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # the checker and shape inference raise several types
-        raise ConversionError(f"the converter wrote a graph that onnx.checker rejects: {first_line(error)}") from error

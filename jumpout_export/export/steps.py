@@ -103,7 +103,7 @@ def prepare(job: Job) -> Prepared:
 def write(job: Job, prepared: Prepared, folder: Path) -> Written:
     """Converts the network.
 
-    Requires a folder in the file system of the target. Ensures that the file is as asked and valid, with the metadata
+    Requires a folder in the file system of the target. Ensures that the file is as asked, with the metadata
     of the draft.
 
     Raises:

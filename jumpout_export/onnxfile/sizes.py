@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jumpout_export.onnxfile.walk import messages, tensors
+from jumpout_export.onnxfile.walk import messages
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import ModelProto, TensorProto, ValueInfoProto
 
 # Of one value in the graph, 8 GiB of float32; a file that makes larger ones is not run.
 MOST_ELEMENTS = 1 << 31
@@ -18,7 +18,7 @@ MOST_ELEMENTS = 1 << 31
 MOST_INPUT_ELEMENTS = 1 << 28
 
 # A shape, or an index, is shorter; weights are longer, and inference reads none of them.
-_MOST_BYTES = 1 << 12
+_MOST_VALUES = 1 << 9
 
 
 def inferred_values(model: ModelProto) -> Iterator[ValueInfoProto]:
@@ -30,18 +30,37 @@ def inferred_values(model: ModelProto) -> Iterator[ValueInfoProto]:
     Raises:
         Exception: of onnx, which raises several types, if the graph is not valid.
     """
-    import onnx
+    from onnx import ModelProto, shape_inference
 
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    for tensor in tensors(light):
-        if len(tensor.raw_data) > _MOST_BYTES:
-            tensor.ClearField("raw_data")
-    typed = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    light = ModelProto()
+    _copy_but(light, model, "graph")
+    _copy_but(light.graph, model.graph, "initializer")
+    light.graph.initializer.extend(without_values(model.graph.initializer))
+    typed = shape_inference.infer_shapes(light, data_prop=True)
     for message in messages(typed):
         if message.DESCRIPTOR.name == "GraphProto":
             yield from message.value_info
             yield from message.output
+
+
+def without_values(weights: Iterable[TensorProto]) -> Iterator[TensorProto]:
+    """Yields tensors as inference of shapes needs them: of those that are no shape, type and name alone."""
+    from onnx import TensorProto
+
+    for tensor in weights:
+        small = math.prod(tensor.dims) <= _MOST_VALUES and tensor.data_location != TensorProto.EXTERNAL
+        yield tensor if small else TensorProto(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name)
+
+
+def _copy_but(copied: Any, message: Any, left_out: str) -> None:
+    """Copies all fields of a message but one."""
+    for field, value in message.ListFields():
+        if field.name == left_out:
+            continue
+        if isinstance(value, int | float | str | bytes):
+            setattr(copied, field.name, value)
+        else:
+            getattr(copied, field.name).MergeFrom(value)
 
 
 def impossible(values: Iterable[ValueInfoProto], least: int = 1, most: int = MOST_INPUT_ELEMENTS) -> list[str]:

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jumpout_export.onnxfile.flow.values import Dims, Sizes
+from jumpout_export.onnxfile.sizes import without_values
 from jumpout_export.onnxfile.walk import graphs_of
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-# Bytes of a constant that inference of shapes may need; weights have more.
-_MOST_BYTES = 1 << 12
 # Nodes whose shapes are inferred, counted each time; what is asked for then is not known.
 _MOST_INFERRED = 100_000
 
@@ -94,10 +93,7 @@ def light(model: ModelProto, opened: Sequence[Mapping[int, str]]) -> ModelProto:
     light.ir_version = model.ir_version
     light.opset_import.extend(model.opset_import)
     light.graph.node.extend(graph.node)
-    for tensor in graph.initializer:
-        small = tensor.ByteSize() <= _MOST_BYTES and tensor.data_location != onnx.TensorProto.EXTERNAL
-        plain = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name)
-        light.graph.initializer.append(tensor if small else plain)
+    light.graph.initializer.extend(without_values(graph.initializer))
     given = {tensor.name for tensor in graph.initializer}
     light.graph.input.extend(graph.input)
     inputs = [value for value in light.graph.input if value.name not in given]
