@@ -275,7 +275,8 @@ class BatchNormReport(_Model):
         ranks: processes the images were spread over.
         layers: the layers in call order.
         outputs: the effect on the outputs, or None where it was not measured.
-        not_observed: BatchNorm layers the forward pass did not reach.
+        not_observed: BatchNorm layers that were not measured: the forward pass did not reach them, or what they
+            normalise could not be told; the notes say which.
         notes: sentences for a person, one fact each.
     """
 

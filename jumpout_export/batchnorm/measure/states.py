@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,11 @@ from torch import Tensor, nn
 from jumpout_export.batchnorm.measure.layers import Layer, label
 from jumpout_export.model.norms import is_batchnorm, is_torch_norm, use_batch
 from jumpout_export.model.randomness import get_generator_state, is_generator, same_bits, set_generator_state
+from jumpout_export.model.tracing import is_users_file
 from jumpout_export.model.wrappers import plain_names
+
+# How torch's own error begins.
+_TORCHS = "Expected more than 1 value per channel"
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,8 @@ def put_into(found: Found, layers: Sequence[Layer], state: State) -> None:
 def untracked_named(model: nn.Module) -> Iterator[None]:
     """Names a BatchNorm without running statistics that gets one value per channel, where torch names none.
 
+    Of a call of `F.batch_norm` it names the line.
+
     Raises:
         ValueError: in a forward in which one does.
     """
@@ -146,7 +153,17 @@ def untracked_named(model: nn.Module) -> Iterator[None]:
         for path, module in model.named_modules():
             if is_batchnorm(module) and module.running_mean is None:
                 hooks.enter_context(module.register_forward_pre_hook(hook(names[path]), with_kwargs=True))
-        yield
+        try:
+            yield
+        except ValueError as error:
+            lines = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users_file(frame.filename)]
+            if not (str(error).startswith(_TORCHS) and lines):
+                raise
+            raise ValueError(
+                f"batch_norm at {lines[-1].filename}:{lines[-1].lineno} normalises by the batch, also in eval mode, "
+                "and this one holds one value per channel; pass larger batches, or give it running statistics and "
+                "training=False"
+            ) from error
 
 
 def _write(tensor: Tensor, saved: Tensor) -> None:

@@ -280,3 +280,19 @@ def test_a_layer_without_statistics_is_named_before_torch_complains(norm, look):
         look(model, [single])
     assert len(model[1]._forward_pre_hooks) == before
     look(model, [single.expand(8, -1, -1) + torch.randn(8, 1, 1)])
+
+
+def test_a_call_of_batch_norm_without_statistics_is_named_by_its_line():
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.bn(F.batch_norm(x, None, None, training=True))
+
+    with pytest.raises(
+        ValueError, match=r"batch_norm at .*test_calls.py:\d+ normalises by the batch, also in eval mode"
+    ):
+        check_batchnorm(Alone(), [torch.randn(1, 3)])
+    check_batchnorm(Alone(), [torch.randn(8, 3)])
