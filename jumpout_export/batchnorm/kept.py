@@ -133,4 +133,7 @@ def _joined(values: tuple[Any, ...], sizes: list[int | None]) -> Any:
 
 
 def _state(leaf: Any) -> Any:
-    return (leaf._version, leaf.data_ptr(), leaf.shape) if isinstance(leaf, Tensor) else None
+    if not isinstance(leaf, Tensor):
+        return None
+    place = leaf.data_ptr() if leaf.layout == torch.strided and not leaf.is_nested else None
+    return leaf._version, place, None if leaf.is_nested else leaf.shape

@@ -14,11 +14,11 @@ from jumpout_export.batchnorm.autocast import Autocast
 from jumpout_export.batchnorm.kept import KeptBatches
 from jumpout_export.batchnorm.measure.distributed import WORLD, Ranks
 from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn
-from jumpout_export.batchnorm.measure.layers import Layer, batchnorm_layers, select_layers
-from jumpout_export.batchnorm.measure.states import preserved, undisturbed
+from jumpout_export.batchnorm.measure.layers import Layer, batchnorm_layers, not_measured, select_layers
+from jumpout_export.batchnorm.measure.states import RENORMALISED, preserved, undisturbed
 from jumpout_export.batchnorm.meeting import meet
 from jumpout_export.batchnorm.recalibrate import Recalibration
-from jumpout_export.batchnorm.solve import Corrected, Solution, current, solve_batch
+from jumpout_export.batchnorm.solve import Corrected, Solution, current, look_again, solve_batch
 from jumpout_export.batchnorm.swap import put, swapped
 from jumpout_export.errors import ArgumentError
 from jumpout_export.model.batches import device_of, split_batch
@@ -50,7 +50,7 @@ class ServingStatistics:
         device: where batches go; None: where the model's first parameter is.
         process_group: processes of torch.distributed that train together (`"world"`: all). A read is collective then,
             and what all ranks kept counts. None: that of a DistributedDataParallel or FullyShardedDataParallel `model`,
-            otherwise this process alone.
+            all for one that was given to `fully_shard`, otherwise this process alone.
         timeout: seconds for which a read waits for the other ranks.
 
     Attributes:
@@ -140,8 +140,7 @@ class ServingStatistics:
         own = batch if self._forward_fn is not None else split_batch(batch, self.model)
         self._kept.add(own, new_batch=new_batch)
         self._autocast = Autocast.now(device_of(self.model))
-        if self.model.training:
-            self._resting = {layer.name for layer in self._layers if not layer.module.training}
+        self._see_resting()
 
     @contextlib.contextmanager
     def __call__(self, batches: Iterable[Any] | None = None) -> Iterator[None]:
@@ -168,13 +167,16 @@ class ServingStatistics:
     def write(self, batches: Iterable[Any] | None = None) -> Recalibration:
         """Writes the serving statistics for good, on all ranks; calling what it returns undoes that.
 
+        A second pass shows before that the layers see what is stored, as after every recalibration.
+
         Args:
             batches: as for the `with`.
 
         Raises:
-            Exception: as the `with`; the model is then as it was.
+            Exception: as the `with`, and a ValueError if the second pass finds other statistics; the model is then as
+                it was.
         """
-        solution = self._solve(batches)
+        solution = self._solve(batches, twice=True)
         before = [current(new.layer) for new in solution.corrected]
         done = Recalibration([old.layer.name for old in before], solution.passes, None, "", before)
         try:
@@ -184,8 +186,8 @@ class ServingStatistics:
             raise
         return done
 
-    def _solve(self, batches: Iterable[Any] | None) -> Solution:
-        """Works out the statistics, and leaves the model as it was."""
+    def _solve(self, batches: Iterable[Any] | None, *, twice: bool = False) -> Solution:
+        """Works out the statistics, looks `twice` if asked to, and leaves the model as it was."""
         if self._swapped:
             raise RuntimeError(
                 "the serving statistics are in the model already: ServingStatistics is used in its own `with`"
@@ -201,13 +203,19 @@ class ServingStatistics:
                     )
                 self._kept.require_unchanged()
                 batches = self._kept
+            self._see_resting()
             chosen = self._chosen()
             feed = Feed(self.model, batches, forward_fn=self._forward_fn, device=self._device, ranks=self._ranks)
         autocast = Autocast.now(device_of(self.model)) if given or self._autocast is None else self._autocast
         try:
             with preserved(self.model), undisturbed(self.model), autocast.region():
                 self._start_alike(chosen)
-                return solve_batch(feed, chosen)
+                solution = solve_batch(feed, chosen)
+                reached = {new.layer.name for new in solution.corrected}
+                if self._named is not None and reached != {layer.name for layer in chosen}:
+                    missed = [layer.name for layer in chosen if layer.name not in reached]
+                    raise ValueError(f"{'; '.join(not_measured(missed, solution.own_code))}; nothing was written")
+                return look_again(feed, solution, RENORMALISED) if twice else solution
         except BaseException as error:
             error.add_note("This was the pass of ServingStatistics; the model and the generators are as before it.")
             raise
@@ -219,6 +227,11 @@ class ServingStatistics:
         own = [[buffer.cpu() for buffer in layer.statistics()] for layer in chosen]
         for layer, (mean, var) in zip(chosen, self._ranks.gather(own)[0], strict=True):
             Corrected(layer, mean, var).put()
+
+    def _see_resting(self) -> None:
+        """Sees which layers are frozen now; a model in eval mode does not say."""
+        if self.model.training:
+            self._resting = {layer.name for layer in self._layers if not layer.module.training}
 
     def _chosen(self) -> list[Layer]:
         if self._named is not None:
@@ -241,6 +254,12 @@ class ServingStatistics:
 
 
 def _group_of(model: Any) -> Any:
-    """The process group of the wrapper around a model, None if there is none."""
+    """The processes that the wrapper around a model shares its batches with, None if there is none."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
     group = getattr(model, "process_group", None)
-    return group if dist.is_available() and isinstance(group, dist.ProcessGroup) else None
+    if isinstance(group, dist.ProcessGroup):
+        return group
+    # By name, because the import takes seconds.
+    sharded = any(cls.__name__ == "FSDPModule" for cls in type(model).__mro__)
+    return WORLD if sharded else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,16 +23,19 @@ class Following:
     Args:
         network: the module that training calls.
         options: of `ServingStatistics`.
+        is_call: says of a call whether it is one of training with what `forward` takes; the trainer may have others.
 
     Attributes:
         new_batch: set it once an optimiser step is done; the calls until then are micro-batches of one batch.
         kept: whether a batch was kept.
     """
 
-    def __init__(self, network: nn.Module, options: dict[str, Any]) -> None:
+    def __init__(
+        self, network: nn.Module, options: dict[str, Any], is_call: Callable[[nn.Module], bool] = lambda _: True
+    ) -> None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             options = {"process_group": "world", **options}
-        self.network, self.new_batch = network, True
+        self.new_batch, self._is_call = True, is_call
         self._serving = ServingStatistics(network, **options)
         self._swap = contextlib.ExitStack()
         self._hook = network.register_forward_pre_hook(torch.compiler.disable(self._keep), with_kwargs=True)
@@ -63,6 +67,6 @@ class Following:
         self.kept = False
 
     def _keep(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if network.training and torch.is_grad_enabled():
+        if network.training and torch.is_grad_enabled() and self._is_call(network):
             self._serving.step(Batch(args, kwargs), new_batch=self.new_batch)
             self.new_batch, self.kept = False, True

@@ -35,7 +35,8 @@ class ServingStatisticsCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts to keep what the network is called with."""
         self._close()
-        self._following, self._steps = Following(pl_module.get_submodule(self._network), self._options), 0
+        network = pl_module.get_submodule(self._network)
+        self._following, self._steps = Following(network, self._options, _calls_its_own_forward), 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
         """Ends a batch of micro-batches where the optimiser took a step."""
@@ -84,3 +85,11 @@ class ServingStatisticsCallback(Callback):
         if self._following is not None:
             self._following.close()
         self._following = None
+
+
+def _calls_its_own_forward(network: Any) -> bool:
+    """Whether a call is one of the module's own; DDP gets to `training_step` by a call of the module, too.
+
+    Its strategy puts a function of its own in place of `forward` for the length of that call.
+    """
+    return "_ForwardRedirection" not in getattr(network.forward, "__qualname__", "")

@@ -101,7 +101,7 @@ def test_write_is_for_good_and_can_be_undone():
         swapped = {name: value.clone() for name, value in model.state_dict().items()}
     undo = serving.write()
     assert undo.layers == ["1", "4"]
-    assert undo.passes == 1
+    assert undo.passes == 2  # the second shows that the first is right
     assert same_bits(dict(model.state_dict()), swapped)
     undo()
     assert same_bits(statistics(model), before)
@@ -265,6 +265,35 @@ def test_frozen_layers_keep_what_they_store_unless_named():
     with named():
         assert not torch.equal(model[1].running_mean, before[0])
         assert torch.equal(model[4].running_mean, before[3])
+
+
+def test_what_is_frozen_is_seen_at_the_read_too_where_nothing_is_kept():
+    model = network()
+    serving = ServingStatistics(model, keep=0)
+    model[4].eval()
+    before = statistics(model)
+    with serving([images(16)]):
+        assert same_bits(statistics(model)[3:], before[3:])
+        assert not torch.equal(statistics(model)[0], before[0])
+    assert serving.left_out == {"4": "is frozen"}
+
+
+def test_a_sparse_input_is_kept_too():
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x, adjacency):
+            return self.norm(torch.sparse.mm(adjacency, self.linear(x)))
+
+    model = Graph()
+    serving = ServingStatistics(model)
+    x, adjacency = torch.randn(6, 3), torch.eye(6).roll(1, 0).to_sparse()
+    serving.step({"x": x, "adjacency": adjacency})
+    expected = torch.sparse.mm(adjacency, model.linear(x)).mean(0)
+    with serving():
+        torch.testing.assert_close(model.norm.running_mean, expected.detach())
 
 
 def test_a_tracking_instance_norm_is_left_out_unless_named():

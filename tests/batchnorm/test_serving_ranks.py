@@ -10,6 +10,7 @@ import datetime, os, sys
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from jumpout_export import ServingStatistics
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.model.randomness import same_bits
@@ -82,6 +83,17 @@ try:
 except (RuntimeError, NotVerifiableError) as error:
     assert "no batch was kept" in str(error), error
 assert same_bits([buffer.clone() for buffer in model.buffers()], own)
+dist.barrier()
+
+sharded = network()
+sharded.load_state_dict(one.state_dict())
+fully_shard(sharded)
+shared = ServingStatistics(sharded, keep=3)  # its weights are on both ranks, so that a read is collective too
+for x in batches(rank)[-3:]:
+    shared.step(x)
+with shared():
+    for name, buffer in sharded.named_buffers():
+        torch.testing.assert_close(buffer, one.get_buffer(name), rtol=1e-5, atol=1e-6)
 dist.barrier()
 print("rank", rank, "done", flush=True)
 os._exit(0)  # gloo's threads sometimes abort in the destructors of a process that ends normally

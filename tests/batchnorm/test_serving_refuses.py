@@ -11,6 +11,7 @@ from torch import nn
 
 from jumpout_export import ServingStatistics
 from jumpout_export.errors import ArgumentError
+from jumpout_export.model.batches import Batch
 from jumpout_export.model.randomness import same_bits
 
 
@@ -150,6 +151,20 @@ def test_nan_in_the_inputs_is_refused_and_nothing_is_written():
         with pytest.raises(ValueError, match="holds NaN or infinity"):
             use()
     assert same_bits(statistics(model), before)
+
+
+def test_a_named_layer_that_the_forward_does_not_reach_is_refused():
+    model = network()
+    model.add_module("unused", nn.BatchNorm1d(3))
+    model.forward = lambda x: nn.Sequential(*list(model)[:-1])(x)
+    for layers, refused in ((["unused"], True), (["1", "unused"], True), (["1"], False), (None, False)):
+        serving = ServingStatistics(model, layers=layers)
+        serving.step(Batch((images(16),), {}))
+        if refused:
+            with pytest.raises(ValueError, match="the forward pass did not reach `unused`"):
+                serving.write()
+        else:
+            serving.write()
 
 
 @pytest.mark.parametrize(

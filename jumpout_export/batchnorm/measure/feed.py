@@ -209,7 +209,8 @@ class Feed:
 
     def _compare_first(self, batch: Any) -> None:
         """Keeps a few images of the first batch; on later passes, raises a ValueError if they are not the same."""
-        images = [tensor[:_SAMPLE].detach().clone() if tensor.ndim else tensor.clone() for tensor in tensors_in(batch)]
+        dense = [tensor for tensor in tensors_in(batch) if tensor.layout == torch.strided and not tensor.is_nested]
+        images = [tensor[:_SAMPLE].detach().clone() if tensor.ndim else tensor.clone() for tensor in dense]
         if self._first_images is not None and not same_bits(images, self._first_images):
             raise ValueError(
                 "batches must give the same images on every pass, but the first batch is another one than before: the "
