@@ -121,8 +121,9 @@ def matches(constant: Constant, candidates: list[Candidate]) -> Match:
     equal: list[Known] = []
     alike: list[Candidate] = []
     for one in candidates:
-        if any(known.name for known in equal) and not one.known.name:
-            break  # a weight that is in the file as it is; what is made of weights follows
+        named = {known.name for known in equal if known.name}
+        if named and not one.known.name and named.isdisjoint(one.known.made_of):
+            continue  # a weight that is in the file as it is, or what is made of it and no other, as at g = |v|
         if not _comparable(values, one.layout):
             continue
         same = same_values(sample, one.sample, one.known.roundings, _unit(one.known))

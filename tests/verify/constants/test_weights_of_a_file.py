@@ -208,6 +208,15 @@ def test_what_the_model_makes_of_weights_is_no_wrong_weight_and_is_compared_too(
     assert re.search(text, note), note
 
 
+def test_what_is_made_of_a_weight_and_equals_it_shows_what_else_it_is_made_of(tmp_path):
+    """As made, g is |v| and the normalized weight is v, bit for bit in some rows."""
+    torch.manual_seed(0)
+    norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(norm(nn.Linear(8, 4)), nn.ReLU(), norm(nn.Linear(4, 3))).eval()
+    report = export_onnx(model, tmp_path / "m.onnx", torch.randn(4, 8))
+    assert report, report.checks
+
+
 def test_every_copy_of_a_weight_is_looked_at(tokens):
     """One right copy does not excuse a wrong one."""
     model, path = tokens
