@@ -38,12 +38,13 @@ test: setup  ## run the tests
 test-fast: setup  ## run the unit tests alone, in about a minute; one that takes long fails: mark it `integration`
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not integration" --timeout 20 --durations 5 $(TESTS)
 
-bench: setup  ## check, time, write benchmarks/results/*.json, the README's tables and the plot (10 minutes)
+bench: setup  ## check, time, write benchmarks/results/*.json, the README's tables and the plot (25 minutes)
 	$(BIN)/python benchmarks/op.py
 	$(BIN)/python benchmarks/training.py
 	PYTHON=$(BIN)/python tools/build_replay.sh
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/proof.py
 	$(BIN)/python benchmarks/readme.py
 
 paper: setup  ## the paper's tables and figures on DATA=, a folder with CIFAR-10, sized for two CPU cores (an hour)

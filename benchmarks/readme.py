@@ -106,6 +106,31 @@ def export_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *textwrap.wrap(sentence, 120)])
 
 
+def proof_table(result: dict[str, Any]) -> str:
+    """Returns what the proof of an export costs beside torch's own export, for four networks, and how it grows."""
+    machine = result["machine"]
+    lines = [
+        f"Medians of {result['rounds']} exports each in turns, {machine['device']}, torch {machine['torch']}:",
+        "",
+        "| network | torch's own export | s | `export_onnx`, s | times | images run, of these in float64 too |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, row in result["networks"].items():
+        ours, peer = row["medians"]["ours"], row["medians"][row["peer"]]
+        own = "with `verify=True`" if row["peer"] == "torch verify" else "alone"
+        unit = ", CPU seconds" if row["clock"] != "seconds" else ""
+        cells = [f"{title}{unit}", own, f"{peer:.1f}", f"{ours:.1f}", f"{row['ratio']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} | {row['images']}, {row['images_float64']} |")
+    first, last = result["curve"][0], result["curve"][-1]
+    more = (last["export"] - first["export"]) / (last["forward"] - first["forward"])
+    sentence = (
+        f"From {first['size']} to {last['size']} pixels one forward of the first network grows from "
+        f"{first['forward'] * 1e3:.0f} to {last['forward'] * 1e3:.0f} ms and its export from {first['export']:.1f} to "
+        f"{last['export']:.1f} s: about {more:.0f} forwards of one image each."
+    )
+    return "\n".join([*lines, "", *textwrap.wrap(sentence, 120)])
+
+
 METHODS = {
     "as trained": ("as trained", ""),
     "torch update_bn": ("`torch.optim.swa_utils.update_bn`", "dropout on, batches weigh the same"),
@@ -185,6 +210,8 @@ def main() -> None:
     replace(ROOT / "README.md", "benchmarks", f"{op_table(op)}\n\n{training_table(training)}")
     if (RESULTS / "export-cpu.json").is_file():
         replace(ROOT / "README.md", "export-benchmark", export_table(load("export-cpu.json")))
+    if (RESULTS / "proof-cpu.json").is_file():
+        replace(ROOT / "docs" / "concepts.md", "proof-cost", proof_table(load("proof-cpu.json")))
     replace(ROOT / "docs" / "concepts.md", "recalibration", recalibration_table(load("recalibrate.json")))
     plot(op, ROOT / "docs" / "op-cpu.svg")
 

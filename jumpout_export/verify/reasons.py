@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.run import run
-from jumpout_export.model.signature import input_names, only_tensors, outputs
+from jumpout_export.model.signature import input_names, only_tensors, outputs, tensors, with_tensors
 from jumpout_export.report import Check, counted
+from jumpout_export.tolerances import rounding_share
 
 
 def known_reasons(original: nn.Module, batch: Batch) -> list[Check]:
@@ -37,6 +40,8 @@ def known_reasons(original: nn.Module, batch: Batch) -> list[Check]:
         found.append(counted("nested tensors", [f"`{path or '.'}` {hint}: {cure}" for path in dict.fromkeys(padded)]))
     if problem := about_complex(names, only_tensors(result)):
         found.append(counted("complex outputs", [problem]))
+    elif problem := _time_first(model, batch, only_tensors(result)):
+        found.append(counted("batch axis", [problem]))
     return found
 
 
@@ -49,6 +54,49 @@ def about_complex(names: Sequence[str], result: object) -> str:
         if leaf.is_complex()
     ]
     return f"{', '.join(found)}, and ONNX files have no complex outputs: return torch.view_as_real(y)" if found else ""
+
+
+def _time_first(model: nn.Module, batch: Batch, result: object) -> str:
+    """Returns how to open the batch of a model that has it behind the time, as torch's recurrent layers do; or empty.
+
+    What one part of the inputs gives alone tells: along the second axis what it gives among the others, along the
+    first something else.
+    """
+    values = tensors(batch)
+    if not all(value.ndim > 1 for value in values) or len({value.shape[1] for value in values}) != 1:
+        return ""
+    if not _independent(model, batch, result, 1) or _independent(model, batch, result, 0):
+        return ""
+    names = input_names(model, batch)
+    options = " ".join(f"--dynamic {name}:1=n" for name in names)
+    opened = {name: {1: "n"} for name in names}
+    return (
+        "the second axis of the inputs is the batch, their first is not (what lies along it depends on each other); "
+        f"open it with dynamic_batch=False, dynamic_axes={opened} (--static {options})"
+    )
+
+
+def _independent(model: nn.Module, batch: Batch, result: object, axis: int) -> bool:
+    """Whether the last half of the inputs along an axis gives alone what it gives among the others.
+
+    The last, because what comes first in time often does not depend on what follows.
+    """
+    size = tensors(batch)[0].shape[axis]
+    half = with_tensors(batch, [value.narrow(axis, size - size // 2, size // 2) for value in tensors(batch)])
+    try:
+        alone = [leaf for leaf in pytree.tree_leaves(only_tensors(run(model, half))) if isinstance(leaf, Tensor)]
+    except Exception:  # the user's forward may raise anything; that it does is the answer
+        return False
+    whole = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    return size > 1 and len(alone) == len(whole) and all(map(functools.partial(_is_part, size=size), alone, whole))
+
+
+def _is_part(alone: Tensor, whole: Tensor, *, size: int) -> bool:
+    """Whether a tensor is the last half of another along some axis, to rounding."""
+    places = [axis for axis, length in enumerate(whole.shape) if length == size] if alone.ndim == whole.ndim else []
+    parts = [whole.narrow(axis, size - size // 2, size // 2) for axis in places]
+    limit = rounding_share(whole.dtype) * float(whole.abs().max()) if whole.numel() else 0.0
+    return any(part.shape == alone.shape and torch.allclose(part, alone, rtol=0.0, atol=limit) for part in parts)
 
 
 def _takes_padding(path: str, found: list[str]) -> Any:

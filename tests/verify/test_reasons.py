@@ -76,3 +76,35 @@ def test_verify_says_what_to_return_instead_of_complex_numbers(tmp_path):
     text = "output `output` is complex64, and ONNX files have no complex outputs: return torch.view_as_real(y)"
     assert found(report)["complex outputs"] == text
     assert text in headline(report)[1]
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer as torch makes it: the time comes first, the batch second."""
+
+    def __init__(self, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.GRU(6, 5, **options), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0])
+
+
+class Pairwise(nn.Module):
+    """Attention among all entries of the batch: neither axis can be opened."""
+
+    def forward(self, x):
+        flat = x.flatten(0, 1)
+        return (flat @ flat.mT).softmax(-1).matmul(flat).reshape(x.shape)
+
+
+def test_a_batch_on_the_second_axis_is_offered_and_the_offer_works(tmp_path):
+    x = torch.randn(7, 4, 6)
+    note = found(export_onnx(Recurrent().eval(), tmp_path / "m.onnx", x))["batch axis"]
+    assert note.endswith("dynamic_batch=False, dynamic_axes={'x': {1: 'n'}} (--static --dynamic x:1=n)")
+    assert export_onnx(Recurrent().eval(), tmp_path / "m.onnx", x, dynamic_batch=False, dynamic_axes={"x": {1: "n"}})
+
+
+def test_no_other_batch_axis_is_offered_where_there_is_none(tmp_path):
+    assert "batch axis" not in found(export_onnx(Pairwise().eval(), tmp_path / "m.onnx", torch.randn(5, 4, 6)))
+    assert export_onnx(Recurrent(batch_first=True).eval(), tmp_path / "m.onnx", torch.randn(4, 7, 6))
