@@ -15,8 +15,9 @@ from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.model.batch_statistics import NormCall, norm_call
 from jumpout_export.model.norms import STATISTICS, hands_on_its_input
 
-# Takes what a layer normalises, (N, C, *), or only some of its channels, (K,) indices; whether it shall do so by batch.
-Take = Callable[[Layer, Tensor, Tensor | None], bool]
+# Takes what a layer normalises, (N, C, *), or only some of its channels, (K,) indices. Returns whether the call that
+# was watched shall do so by the batch, or what it shall give instead; no module that hands its input on is told.
+Take = Callable[[Layer, Tensor, Tensor | None], bool | Tensor]
 
 # Relative and absolute, of a normalised activation that another order of operations makes.
 _CLOSE = (1e-3, 1e-4)
@@ -36,10 +37,12 @@ class Calls:
 
     Attributes:
         own_code: names of layers whose module ran, but what they normalised could not be told.
+        outside: names of layers whose buffers or weight a call was given outside of their module.
     """
 
     def __init__(self, layers: Sequence[Layer], take: Take) -> None:
         self.own_code: set[str] = set()
+        self.outside: set[str] = set()
         self._layers, self._take = layers, take
         self._direct = {layer.name for layer in layers if hands_on_its_input(layer.module)}
         self._direct_seen: set[str] = set()
@@ -103,16 +106,19 @@ class Calls:
 
         return hook
 
-    def _call(self, call: NormCall) -> bool:
-        """Takes one call; returns whether it shall normalise by the batch."""
+    def _call(self, call: NormCall) -> bool | Tensor:
+        """Takes one call; returns whether it shall normalise by the batch, or what it shall give."""
         layer, channels = self._owner(call)
         if layer is None:
             return False
         if self._due.get(layer.name, 0):
             self._due[layer.name] -= 1
             return False
-        for one in self._running:
-            one.calls += one.layer is layer
+        inside = [one for one in self._running if one.layer is layer]
+        for one in inside:
+            one.calls += 1
+        if not inside:
+            self.outside.add(layer.name)
         width = layer.channels if channels is None else len(channels)
         if call.input.ndim < 2 or call.input.shape[1] != width:
             self.own_code.add(layer.name)  # for example two groups of a batch side by side, as channels
@@ -194,15 +200,16 @@ class _Place:
 
 
 class _Watching(TorchFunctionMode):
-    def __init__(self, visit: Callable[[NormCall], bool]) -> None:
+    def __init__(self, visit: Callable[[NormCall], bool | Tensor]) -> None:
         super().__init__()
         self._visit = visit
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = norm_call(func, args, kwargs)
-        if call is not None and self._visit(call):
-            return call.by_batch()
-        return func(*args, **(kwargs or {}))
+        told = False if call is None else self._visit(call)
+        if isinstance(told, Tensor):
+            return told
+        return call.by_batch() if call is not None and told else func(*args, **(kwargs or {}))
 
 
 def _tensors(layer: Layer) -> Iterator[Tensor]:

@@ -192,6 +192,8 @@ class _Pass:
                 seen.failure = f"{type(error).__name__}: {error}"
             return 0
         reached = self.forward.end_forward()
+        for name in calls.outside & seen.moments.keys():
+            seen.moments[name].outside = True
         images = reached if step.size is None else step.size
         seen.images += images
         seen.batches += 1

@@ -200,7 +200,7 @@ def merge_moments(
     Layers come in the call order of the first process that reached them. All processes hold bitwise the same sums
     afterwards, and must hold the same stored statistics, which are the unit of the sums.
     """
-    own = {name: (one.count, one.images, one.calls, len(one.call_sums)) for name, one in moments.items()}
+    own = {name: (one.count, one.images, one.calls, one.outside, len(one.call_sums)) for name, one in moments.items()}
     everyone = ranks.gather(own)
     by_name = {layer.name: layer for layer in layers}
     sums: list[Tensor] = []
@@ -209,7 +209,7 @@ def merge_moments(
         one = moments.pop(name, None) or Moments(by_name[name], by_pixels=by_pixels)
         moments[name] = one
         one.count, one.images = sum(count for count, *_ in counts), sum(images for _, images, *_ in counts)
-        one.calls = max(calls for *_, calls, _ in counts)
+        one.calls, one.outside = max(calls for _, _, calls, *_ in counts), any(outside for *_, outside, _ in counts)
         one.call_sums += [torch.zeros_like(one.sums[0]) for _ in range(max(n for *_, n in counts) - len(one.call_sums))]
         sums += [one.sums, *one.call_sums]
     ranks.add(sums)

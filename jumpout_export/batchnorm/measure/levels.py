@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from jumpout_export.batchnorm.measure.calls import Calls
 from jumpout_export.batchnorm.measure.feed import Feed, PassDoneError, Step
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.states import SERVING, in_state
@@ -65,25 +67,34 @@ def on_first_step(feed: Feed, visit: Callable[[Step], Any]) -> None:
 def _inputs(step: Step, order: Sequence[Layer], other: Collection[str]) -> Seen:
     """What each layer gets while the outputs of all are noise: fixed noise, other noise for the names in `other`."""
     seen: Seen = {}
+    # Every layer has noise of its own: the difference of two branches must not cancel.
+    seeds = {layer.name: 2 * index + (layer.name in other) for index, layer in enumerate(order)}
+
+    def noise(layer: Layer, like: Tensor) -> Tensor:
+        generator = torch.Generator(like.device).manual_seed(seeds[layer.name] << 16 | len(seen.get(layer.name, ())))
+        return torch.empty_like(like).normal_(generator=generator)
+
+    def take(layer: Layer, x: Tensor, _: Tensor | None) -> bool | Tensor:
+        rest = [dim for dim in range(x.ndim) if dim != 1]
+        seen.setdefault(layer.name, []).append(
+            torch.stack([y.sum(dim=rest, dtype=torch.float64) for y in (x, x.abs())])
+        )
+        # A call in the layer's own module is followed by what that makes of it.
+        return noise(layer, x) if layer.name in calls.outside else False
+
+    calls = Calls(order, take)
     with contextlib.ExitStack() as hooks, rng_restored():
-        for index, layer in enumerate(order):
-            # Every layer has noise of its own: the difference of two branches must not cancel.
-            hook = _hook(layer.name, seen, 2 * index + (layer.name in other))
-            hooks.enter_context(layer.module.register_forward_hook(hook, with_kwargs=True))
-        step.run()
+        hooks.enter_context(calls.hooked())
+        for layer in order:
+            hooks.enter_context(layer.module.register_forward_hook(partial(_replaced, layer, noise)))
+        with calls.forward():
+            step.run()
     return seen
 
 
-def _hook(name: str, seen: Seen, seed: int) -> Any:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        x = args[0] if args else kwargs["input"]
-        calls = seen.setdefault(name, [])
-        rest = [dim for dim in range(x.ndim) if dim != 1]
-        calls.append(torch.stack([y.sum(dim=rest, dtype=torch.float64) for y in (x, x.abs())]))
-        generator = torch.Generator(output.device).manual_seed(seed << 16 | len(calls))
-        return torch.empty_like(output).normal_(generator=generator)
-
-    return hook
+def _replaced(layer: Layer, noise: Callable[[Layer, Tensor], Tensor], _: nn.Module, __: Any, output: Tensor) -> Tensor:
+    """A hook that replaces what a layer gives."""
+    return noise(layer, output)
 
 
 def _same(first: Seen, second: Seen, layer: Layer) -> bool:

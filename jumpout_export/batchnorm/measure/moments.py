@@ -41,6 +41,7 @@ class Moments:
         count: values per channel: images times pixels.
         images: images that reached the layer.
         calls: calls of the layer in one forward, the most seen.
+        outside: its buffers were used by calls outside of its module, which counts no batches.
         per_instance: the layer is an InstanceNorm: its variance is the average over images of each image's own,
             unbiased over its pixels, and b is that alone.
     """
@@ -54,6 +55,7 @@ class Moments:
         self.sums = torch.zeros(folds, rows, channels, dtype=torch.float64, device=self.shift.device)
         self.call_sums: list[Tensor] = []
         self.count = self.images = self.calls = 0
+        self.outside = False
 
     @property
     def total(self) -> Tensor:
@@ -80,6 +82,7 @@ class Moments:
         self.count += other.count
         self.images += other.images
         self.calls = max(self.calls, other.calls)
+        self.outside |= other.outside
 
     def mean_and_variance(self) -> tuple[Tensor, Tensor]:
         """Returns mean and unbiased variance v n / (n - 1) of the input, (C,) float64 each, n = images x pixels.

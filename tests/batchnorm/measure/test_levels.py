@@ -8,9 +8,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
+from jumpout_export.batchnorm.measure.collect import collect
 from jumpout_export.batchnorm.measure.feed import Feed
 from jumpout_export.batchnorm.measure.layers import batchnorm_layers
 from jumpout_export.batchnorm.measure.levels import depth_levels
+from jumpout_export.batchnorm.measure.states import SERVING
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.batchnorm.solve import solve_exact
 from jumpout_export.model.randomness import same_bits
@@ -303,3 +305,30 @@ def test_order_and_size_of_the_batches_change_nothing():
             tau2 = one.module.running_var.double() + one.eps
             assert float(((one.module.running_mean - two.module.running_mean).double().square() / tau2).max()) < 1e-12
             assert float(((two.module.running_var.double() + two.eps) / tau2).sqrt().sub(1).abs().max()) < 1e-6
+
+
+def test_buffers_that_are_used_alone_have_a_depth_like_any_other():
+    class Mixed(nn.Module):
+        """Every second BatchNorm is not called: its buffers are handed to F.batch_norm."""
+
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            self.linears = nn.ModuleList(nn.Linear(6, 6) for _ in range(depth))
+            self.norms = nn.ModuleList(nn.BatchNorm1d(6) for _ in range(depth))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for index, (linear, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
+                x = linear(2 * torch.relu(x) + 0.5)
+                stored = (norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training)
+                x = torch.nn.functional.batch_norm(x, *stored) if index % 2 else norm(x)
+            return x
+
+    torch.manual_seed(0)
+    model, x = Mixed(8), torch.randn(128, 6)
+    assert recalibrate_batchnorm(model, x.split(32)).passes == 8 + 1
+    seen = collect(Feed(model, x.split(32)), batchnorm_layers(model), SERVING, "test")
+    assert [moments.outside for moments in seen.moments.values()] == [False, True] * 4
+    for layer in batchnorm_layers(model):
+        mean, var = seen.moments[layer.name].mean_and_variance()
+        torch.testing.assert_close(layer.module.running_mean.double(), mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(layer.module.running_var.double(), var, rtol=1e-5, atol=1e-6)
