@@ -79,7 +79,7 @@ class ServingStatistics:
         forward_fn: ForwardFn | None = None,
         device: torch.device | str | None = None,
         process_group: dist.ProcessGroup | Literal["world"] | None = None,
-        timeout: float = 120.0,
+        timeout: float = 60.0,
     ) -> None:
         if keep < 0:
             raise ArgumentError("keep", f"keep must be at least 1 batch, or 0 to give batches at the read, got {keep}")

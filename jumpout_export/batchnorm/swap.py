@@ -30,8 +30,7 @@ def swapped(solution: Solution) -> Iterator[None]:
         yield
         changed = [buffers.layer.label for buffers in own if buffers.changed()]
     finally:
-        for buffers in found:
-            buffers.restore()
+        _restore(found)
     if changed:
         raise RuntimeError(
             f"the statistics of {joined(changed)} were changed inside `with serving()`: a training step, a forward in "
@@ -45,6 +44,16 @@ def put(solution: Solution) -> None:
     for new in solution.corrected:
         new.put()
         hold(new.layer, solution.images)
+
+
+def _restore(found: list[_Buffers]) -> None:
+    try:
+        for buffers in found:
+            buffers.restore()
+    except BaseException:  # Ctrl-C in the middle: first all of them
+        for buffers in found:
+            buffers.restore()
+        raise
 
 
 class _Buffers:

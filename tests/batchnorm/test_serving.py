@@ -9,6 +9,7 @@ from support.serving import fed, noisy_linear, serving_moments, statistics, trai
 from torch import nn
 
 from jumpout_export import ServingStatistics, recalibrate_batchnorm
+from jumpout_export.batchnorm import swap
 from jumpout_export.batchnorm.judge.rows import Judge
 from jumpout_export.batchnorm.measure.collect import collect
 from jumpout_export.batchnorm.measure.feed import Feed
@@ -82,6 +83,23 @@ def test_buffers_are_bitwise_back_after_ctrl_c_in_the_pass():
     assert "as before it" in caught.value.__notes__[0]
     assert same_bits(statistics(model), before)
     assert [module.training for module in model.modules()] == flags
+
+
+def test_buffers_are_bitwise_back_after_ctrl_c_while_they_are_put_back(monkeypatch):
+    model, serving, _ = fed()
+    before = statistics(model)
+    restore, calls = swap._Buffers.restore, []
+
+    def interrupted(buffers: swap._Buffers) -> None:
+        calls.append(buffers)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        restore(buffers)
+
+    monkeypatch.setattr(swap._Buffers, "restore", interrupted)
+    with pytest.raises(KeyboardInterrupt), serving():
+        pass
+    assert same_bits(statistics(model), before)
 
 
 def test_the_buffers_are_the_same_objects_afterwards():
