@@ -133,7 +133,7 @@ def check_batchnorm(
             _draw_more(feed, layers, moving, measured)
             rows, first = layer_rows(layers, replace(measured, advice=_advice(feed, moving)), watch.judge)
         report = BatchNormReport(
-            verdict=_overall(rows),
+            verdict=_overall(rows, all_told=not seen[0].own_code),
             origin=first,
             images=seen[0].images,
             warn=warn,
@@ -236,12 +236,12 @@ def _advice(feed: Feed, layers: list[Layer]) -> dict[str, AlphaAdvice]:
     return feed.ranks.gather(advice)[0]
 
 
-def _overall(rows: list[BatchNormLayer]) -> BatchNormVerdict:
+def _overall(rows: list[BatchNormLayer], *, all_told: bool) -> BatchNormVerdict:
     verdicts = {row.verdict for row in rows}
     if "drift" in verdicts:
         return "drift"
-    # Nothing measured is nothing shown.
-    return "ok" if verdicts == {"ok"} else "inconclusive"
+    # Nothing measured is nothing shown, and a layer that runs but could not be measured may be anything.
+    return "ok" if verdicts == {"ok"} and all_told else "inconclusive"
 
 
 def _not_compared(report: BatchNormReport, seen: Collected) -> list[str]:

@@ -150,7 +150,7 @@ def comparable_parts(output: Any) -> tuple[list[Any], list[str]]:
     """
     parts: list[Any] = []
     unknown: list[str] = []
-    _look_into(output, parts, unknown, ())
+    _look_into(output, parts, unknown, {})
     return parts, list(dict.fromkeys(unknown))
 
 
@@ -210,24 +210,24 @@ def _contents(cell: types.CellType) -> Any:
         return None
 
 
-def _look_into(value: Any, parts: list[Any], unknown: list[str], inside: tuple[int, ...]) -> None:
-    """`inside` are the ids of the objects around this one, which may hold each other."""
+def _look_into(value: Any, parts: list[Any], unknown: list[str], seen: dict[int, Any], depth: int = 0) -> None:
+    """`seen` are the objects that were looked into, by id, and kept: objects may hold each other, or everything."""
     if isinstance(value, (Tensor, np.ndarray, *PLAIN)):
         parts += _as_parts(value, unknown)
         return
-    if id(value) in inside or len(inside) > _DEPTH_RETURNED:
+    if id(value) in seen or depth > _DEPTH_RETURNED or len(seen) > _MOST:
         return
-    around = (*inside, id(value))
+    seen[id(value)] = value
     entries = _entries(value)
     if entries is not None:
         for entry in entries:
-            _look_into(entry, parts, unknown, around)
+            _look_into(entry, parts, unknown, seen, depth + 1)
         return
     # Numbers in attributes may count calls, or say when an object was made.
     within: list[Any] = []
     for entry in attributes_of(value).values():
         if not isinstance(entry, PLAIN):
-            _look_into(entry, within, [], around)
+            _look_into(entry, within, [], seen, depth + 1)
     tensors = [part for part in within if isinstance(part, Tensor)]
     parts += tensors
     if not tensors:

@@ -125,3 +125,16 @@ def test_numbers_in_attributes_are_no_results():
 
     assert same_bits(comparable_parts(Counted())[0], comparable_parts(Counted())[0])
     assert not same_bits(comparable_parts(Out(X, 1))[0], comparable_parts(Out(X, 2))[0])
+
+
+def test_an_object_that_holds_everything_is_left_in_time():
+    """Each node holds all others: without a memory the walk would take 100^8 steps."""
+
+    class Node:
+        pass
+
+    nodes = [Node() for _ in range(100)]
+    for node in nodes:
+        node.others, node.x = nodes, X
+    assert comparable_parts(nodes[0])[1] == []
+    assert len(comparable_parts(nodes[0])[0]) == len(nodes)

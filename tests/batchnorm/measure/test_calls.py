@@ -224,6 +224,8 @@ def test_arithmetic_of_its_own_on_other_axes_is_said_and_left_alone(tokens):
     recalibrate_batchnorm(model, batches)
     assert same_bits(before["0.running_mean"], model[0].running_mean)
     assert not same_bits(before["1.running_mean"], model[1].running_mean)
+    report = check_batchnorm(model, batches, images=64, warn=0.5, fail=0.5)
+    assert (report.verdict, report.layers[0].verdict) == ("inconclusive", "ok"), "a layer that runs was not measured"
     with pytest.raises(ValueError, match=r"what `0` normalises could not be told.*nothing was written"):
         recalibrate_batchnorm(model, batches, layers=["0", "1"])
 
