@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jumpout_export.batchnorm.monitor import BatchNormMonitor
     from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
     from jumpout_export.batchnorm.serving import ServingStatistics
+    from jumpout_export.batchnorm.sets import check_batchnorm_sets
     from jumpout_export.export.publish import export_onnx
     from jumpout_export.fold.file.fold_file import fold_onnx
     from jumpout_export.fold.network.folded import fold_model
@@ -32,6 +33,7 @@ __all__ = [  # noqa: RUF022 in the order of the pipeline
     "BatchNormMonitor",
     "ServingStatistics",
     "check_batchnorm",
+    "check_batchnorm_sets",
     "recalibrate_batchnorm",
     # ship
     "export_onnx",
@@ -48,6 +50,7 @@ _MODULES = {
     "JumpoutStatistics": "nn.functional",
     "ServingStatistics": "batchnorm.serving",
     "check_batchnorm": "batchnorm.check",
+    "check_batchnorm_sets": "batchnorm.sets",
     "convert_dropout": "nn.convert",
     "export_onnx": "export.publish",
     "fold_model": "fold.network.folded",

@@ -18,7 +18,7 @@ from jumpout_export.text import joined
 BatchNormVerdict = Literal["ok", "drift", "inconclusive"]
 CheckVerdict = Literal["pass", "warning", "fail", "not_run"]
 ProviderVerdict = Literal["pass", "fail", "not_run"]
-Cause = Literal["stale", "stochastic", "propagated"]
+Cause = Literal["stale", "stochastic", "propagated", "data"]
 
 # Of the JSON of all reports: rises when a reader of the one before cannot take what is written now. 1 had no number;
 # 2 has it, the verdict `warning` and `required`.
@@ -93,11 +93,12 @@ class FoldedLayer(_Model):
 
 
 class Attribution(_Model):
-    """Per channel, where a layer's drift comes from: in every list pair the three parts add up to the whole exactly.
+    """Per channel, where a layer's drift comes from: in every list pair the parts add up to the whole exactly.
 
     With T the training state (noise on, batch statistics), P the same with the noise off, E the serving state and R the
     stored statistics: ln(E / R) = ln(T / R) [stale] + ln(P / T) [stochastic] + ln(E / P) [propagated], and the same
-    for the means in units of tau. All lists are (C,).
+    for the means in units of tau. With a reference, T, P and E are those of its images, and the step from its E to that
+    of the images that are checked is a fourth part, data. All lists are (C,).
 
     Attributes:
         log_ratio_stale: ln(T / R): lag of the moving average, augmentation.
@@ -106,6 +107,9 @@ class Attribution(_Model):
         delta_stale: the same for the mean, in units of tau.
         delta_stochastic: the same.
         delta_propagated: the same.
+        log_ratio_data: ln of the variance of the images that are checked over that of the reference's; empty without
+            a reference, as the next.
+        delta_data: the same for the mean.
     """
 
     log_ratio_stale: list[Number]
@@ -114,6 +118,8 @@ class Attribution(_Model):
     delta_stale: list[Number]
     delta_stochastic: list[Number]
     delta_propagated: list[Number]
+    log_ratio_data: list[Number] = Field(default_factory=list)
+    delta_data: list[Number] = Field(default_factory=list)
 
 
 class AlphaAdvice(_Model):
@@ -162,10 +168,15 @@ class BatchNormLayer(_Model):
         kind: class name.
         channels: number of channels C.
         images: images that reached the layer.
-        verdict: `ok` (upper bound below the margin), `drift` (lower bound above it), else `inconclusive`.
+        verdict: `ok` (upper bound below the margin), `drift` (lower bound above it, or a channel beyond the margin of
+            severe drift by itself), else `inconclusive`.
         w: debiased RMS over channels of sqrt(delta^2 + (sqrt(r) - 1)^2), a 2-Wasserstein distance.
         w_low: lower end of its 95% interval.
         w_high: upper end of its 95% interval.
+        w_measured: w before what noise adds is taken off.
+        w_noise: what noise alone makes of w, that of the images and that of the stored average.
+        drifting_channels: channels whose own W is shown to be above the margin of severe drift, the farthest first
+            (Holm's correction over all channels of the model); one of them makes the layer drift, whatever its w.
         cause: what makes it drift, or None.
         delta: (C,) (m - mu) / tau.
         log_ratio: (C,) ln((v + eps) / (running_var + eps)).
@@ -175,10 +186,16 @@ class BatchNormLayer(_Model):
         delta_p95: 95th percentile over channels of |delta|.
         symmetric_kl: mean over channels of the symmetric Kullback-Leibler divergence of the two normals, in nats.
         max_ratio: median over channels of max(r, 1 / r), the ratio of Li et al. (CVPR 2019).
-        stale: part of the median log ratio made by stale buffers; the three parts add up to it.
+        stale: part of the median log ratio made by stale buffers; all parts add up to it.
         stochastic: part of it made by dropout or jumpout being off.
         propagated: part of it made by BatchNorms upstream.
-        attribution: the three parts per channel, or None where only the serving state was measured.
+        data: part of it made by images that are others than the reference's; None without a reference.
+        part_intervals: by part, the 95% interval from the sampling of images.
+        w_data: debiased W between the images that are checked and the reference's, as this layer sees them, in units of
+            the stored tau; None without a reference.
+        w_data_low: lower end of its 95% interval.
+        w_data_high: upper end of it.
+        attribution: the parts per channel, or None where only the serving state was measured.
         advice: what the law of the scaled mask says, where a jumpout or dropout layer feeds this one directly.
         worst_channel: index of the channel with the largest W.
         flagged: channels that differ significantly, at a false discovery rate of 5% (Benjamini & Hochberg 1995).
@@ -195,6 +212,9 @@ class BatchNormLayer(_Model):
     w: Number
     w_low: Number
     w_high: Number
+    w_measured: Number | None = None
+    w_noise: Number | None = None
+    drifting_channels: list[int] = Field(default_factory=list)
     cause: Cause | None = None
     delta: list[Number] = Field(default_factory=list)
     log_ratio: list[Number] = Field(default_factory=list)
@@ -207,6 +227,11 @@ class BatchNormLayer(_Model):
     stale: Number | None = None
     stochastic: Number | None = None
     propagated: Number | None = None
+    data: Number | None = None
+    part_intervals: dict[Cause, list[Number]] = Field(default_factory=dict)
+    w_data: Number | None = None
+    w_data_low: Number | None = None
+    w_data_high: Number | None = None
     attribution: Attribution | None = None
     advice: AlphaAdvice | None = None
     worst_channel: int | None = None
@@ -269,6 +294,7 @@ class BatchNormReport(_Model):
         verdict: `drift` if any layer drifts, `ok` if all are ok, else `inconclusive`.
         origin: module path of the first drifting layer in call order, or None.
         images: images seen.
+        reference_images: images of the reference, 0 without one.
         warn: margin that decides the verdict, in units of W.
         fail: margin from which the drift is called severe, in units of W.
         stopped_early: every layer was decided before all images asked for were seen.
@@ -285,6 +311,7 @@ class BatchNormReport(_Model):
     verdict: BatchNormVerdict
     origin: str | None = None
     images: int
+    reference_images: int = 0
     warn: Number = 0.05
     fail: Number = 0.15
     stopped_early: bool = False
@@ -296,6 +323,31 @@ class BatchNormReport(_Model):
 
     def __bool__(self) -> bool:
         return self.verdict == "ok"
+
+
+class BatchNormSetsReport(_Model):
+    """The same model checked on several sets of images; truthy exactly when the verdict on every one is `ok`.
+
+    Attributes:
+        kind: always `batchnorm_sets`.
+        schema_version: of this JSON.
+        sets: the check of each set by its name, in the order they were given.
+    """
+
+    kind: Literal["batchnorm_sets"] = "batchnorm_sets"
+    schema_version: Literal[2] = SCHEMA_VERSION
+    sets: dict[str, BatchNormReport] = Field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self.verdict == "ok"
+
+    @property
+    def verdict(self) -> BatchNormVerdict:
+        """`drift` if the model drifts on any set, `ok` if it is ok on all, else `inconclusive`."""
+        verdicts = {check.verdict for check in self.sets.values()}
+        if "drift" in verdicts:
+            return "drift"
+        return "ok" if verdicts == {"ok"} else "inconclusive"
 
 
 class VerifyReport(_Model):
@@ -437,7 +489,7 @@ class PipelineReport(_Model):
         return self.after if self.after is not None else self.before
 
 
-Report = BatchNormReport | VerifyReport | ExportReport | PipelineReport
+Report = BatchNormReport | BatchNormSetsReport | VerifyReport | ExportReport | PipelineReport
 
 
 def json_schema() -> dict[str, Any]:

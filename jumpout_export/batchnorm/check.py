@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from jumpout_export.batchnorm.advice.alpha import advise
+from jumpout_export.batchnorm.data_notes import data_notes, sample_notes
 from jumpout_export.batchnorm.first_batch import first_batch_notes
-from jumpout_export.batchnorm.judge.rows import Judge, Measured, layer_rows
+from jumpout_export.batchnorm.judge.rows import Measured, layer_rows
 from jumpout_export.batchnorm.judge.stopping import LEVEL, LabelRuns, Looks
+from jumpout_export.batchnorm.judge.verdicts import Judge
 from jumpout_export.batchnorm.measure.collect import Collected, collect_states, size_notes
 from jumpout_export.batchnorm.measure.distributed import Ranks
-from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn, Step, WeighBy, batch_count, padding_notes
+from jumpout_export.batchnorm.measure.feed import (
+    Feed,
+    ForwardFn,
+    Step,
+    WeighBy,
+    batch_count,
+    drawn_at_random,
+    padding_notes,
+)
+from jumpout_export.batchnorm.measure.inputs import InputMoments
 from jumpout_export.batchnorm.measure.layers import (
     Layer,
     averaged_copy,
@@ -27,28 +37,25 @@ from jumpout_export.batchnorm.measure.layers import (
     select_layers,
     unseen,
 )
-from jumpout_export.batchnorm.measure.states import RENORMALISED, SERVING, TRAINING
+from jumpout_export.batchnorm.measure.states import SERVING
 from jumpout_export.batchnorm.outputs import output_effect
+from jumpout_export.batchnorm.reference import STATES, Origins, Reference, measure_reference, moving
 from jumpout_export.batchnorm.solve import Solution, current, settled, solve_near
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.guard import put_back
-from jumpout_export.report import AlphaAdvice, BatchNormLayer, BatchNormReport, BatchNormVerdict, OutputEffect
+from jumpout_export.report import BatchNormLayer, BatchNormReport, BatchNormVerdict, OutputEffect
 
 # The effect on the outputs is measured on a copy whose layers are this exact, in units of W, or as exact as this many
 # passes make it: a network of 50 BatchNorms would take 50.
 OUTPUT_TOLERANCE = 1e-3
 OUTPUT_PASSES = 10
-# Statistics of smaller batches are so noisy that normalising by them changes what later layers see; so are those of
-# batches this many times smaller than in training.
-SMALL_BATCH, MUCH_SMALLER = 16, 4
-# Batches that run in the training state at least, with other noise each, where a layer drifts.
-DRAWS = 32
 
 
 def check_batchnorm(
     model: nn.Module,
     batches: Iterable[Any],
     *,
+    reference: Iterable[Any] | Reference | None = None,
     images: int = 4096,
     warn: float = 0.05,
     fail: float = 0.15,
@@ -72,17 +79,22 @@ def check_batchnorm(
         model: a model with BatchNorm layers, in any mode.
         batches: a list or DataLoader of batches (tensor, tuple, list, dict, named tuple or data class; integers that
             `forward` has no parameter for are labels). Of about the size of those of training, and shuffled.
+        reference: batches of the images that it was trained on, without augmentation that serving lacks: what these
+            and `batches` differ in is told apart from a stale average as the cause `data`, and the other causes are
+            measured on these. The verdict stays that on `batches`. None: only `batches` are known.
         images: a pass ends with the batch that reaches this many images.
         warn: margin in units of W: a layer is `ok` if its W is shown to be below, `drift` if shown to be above.
             0.05 is 10% of the variance.
         fail: margin from which the drift is called severe, at least `warn`.
-        training_batch_size: images that a BatchNorm batch held in training (over all processes with SyncBatchNorm),
-            which says how noisy the stored averages are. None: about that of `batches`, at least 32, and drift has
+        training_batch_size: images that one call of a BatchNorm saw in training, which says how noisy the stored
+            averages are: the micro-batch under gradient accumulation, that of one process under DDP, and with
+            SyncBatchNorm those of all processes together. None: about that of `batches`, at least 32, and drift has
             to stand out three times from that noise.
         attribution: also measure why: what is stale, stochastic and propagated. False takes a third of the time. Where
             a layer drifts and fewer than 32 batches ran as in training, they run so again, with other noise.
         stop_early: end at 512, 1024, 2048 ... images if every layer is decided; the intervals are wide enough then to
-            keep the error rate at 5% over all looks.
+            keep the error rate at 5% over all looks. In a drift only where the loader draws its images at random
+            (`shuffle=True`): the first of others may be unlike the rest.
         forward_fn: `forward_fn(model, batch)` replaces the call; it gets the batch as the loader yields it.
         device: where batches go; None: where the model's first parameter is.
         outputs: also measure what recalibration would change at the outputs, which takes further passes: a batch
@@ -118,24 +130,40 @@ def check_batchnorm(
         feed = Feed(model, batches, images=images, ranks=ranks, **how)
     with ranks.buffers_as_served(model) as taken, put_back(model):
         ranks.require_same_statistics(layers)
+        known = None
+        if reference is not None:
+            known = _known(
+                reference, layers, partial(Feed, model, images=images, ranks=ranks, **how), training_batch_size
+            )
         watch = _Watch(
             layers, Judge(warn, fail, training_batch_size), Looks(images, early=stop_early and ranks.size == 1), batches
         )
-        states = [SERVING, RENORMALISED, TRAINING] if attribution else [SERVING]
-        # In training a frozen layer normalises by what it stores, too.
-        moving = [layer for layer in layers if not layer.frozen]
-        seen = collect_states(feed, layers, states, "checking BatchNorm", renormalised=moving, enough=watch.enough)
-        measured, notes = _measured(seen, watch)
+        states = STATES if attribution and known is None else [SERVING]
+        seen = collect_states(
+            feed, layers, states, "checking BatchNorm", renormalised=moving(layers), enough=watch.enough
+        )
+        samples = ranks.gather((seen[0].samples.sorted, seen[0].samples.group_size()))
+        repeats = max(size for _, size in samples)
+        watch.judge = replace(watch.judge, repeats=repeats)
         if watch.stopped:
             feed = feed.alone(seen[0].images)
+        origins = Origins.of(feed, layers, seen, training_batch_size) if known is None else known.origins
+        measured = Measured(
+            seen[0],
+            origins.renormalised,
+            origins.training,
+            None if known is None else known.origins.serving,
+            level=watch.level,
+        )
         rows, first = layer_rows(layers, measured, watch.judge)
-        if first is not None and measured.training is not None:
-            _draw_more(feed, layers, moving, measured)
-            rows, first = layer_rows(layers, replace(measured, advice=_advice(feed, moving)), watch.judge)
+        if first is not None and origins.training is not None:
+            origins.look_closer()
+            rows, first = layer_rows(layers, replace(measured, advice=origins.advice), watch.judge)
         report = BatchNormReport(
             verdict=_overall(rows, all_told=not seen[0].own_code),
             origin=first,
             images=seen[0].images,
+            reference_images=0 if known is None else known.images,
             warn=warn,
             fail=fail,
             stopped_early=watch.stopped,
@@ -148,8 +176,11 @@ def check_batchnorm(
                 "The buffers differed between ranks, as DistributedDataParallel leaves them after a step; those of "
                 "rank 0 were checked, which it takes at the start of its next forward."
             )
-        report.notes += notes + _not_compared(report, seen[0]) + size_notes(seen[0], weigh_by)
-        report.notes += _notes(report, images, sorted_by_class=any(ranks.gather(watch.labels.sorted)))
+        report.notes += data_notes(report, watch.inputs.mean_and_deviation(ranks), known)
+        report.notes += origins.notes + _not_compared(report, seen[0]) + size_notes(seen[0], weigh_by)
+        by_class, by_looks = any(ranks.gather(watch.labels.sorted)), any(in_order for in_order, _ in samples)
+        report.notes += _notes(report, images, sorted_by_class=by_class)
+        report.notes += sample_notes(seen[0].images, repeats, in_order=by_looks and not by_class)
         report.notes += unseen(model) + averaged_copy(model) + first_batch_notes(feed, layers) + padding_notes(batches)
         if outputs:
             report.outputs, note = _outputs(feed, layers, seen[0])
@@ -164,76 +195,39 @@ class _Watch:
     def __init__(self, layers: list[Layer], judge: Judge, looks: Looks, batches: Iterable[Any]) -> None:
         self._layers, self._looks = layers, looks
         self._batches = batch_count(batches)
-        self.judge, self.labels = judge, LabelRuns()
+        self._random = drawn_at_random(batches)
+        self.judge, self.labels, self.inputs = judge, LabelRuns(), InputMoments()
         self.stopped = False
         self.level = LEVEL
 
     def enough(self, step: Step, seen: list[Collected]) -> bool:
         """Takes one more batch and returns whether every layer is decided."""
         self.labels.add(step.labels)
+        self.inputs.add(step.first_input)
         if self._batches is not None and seen[0].batches == 1:
             self._looks.end_at(self._batches * seen[0].images)
         level = self._looks.due(seen[0].images)
         self.level = self._looks.last
         # The first images of a sorted loader say nothing about the others.
-        if level is not None and not self.labels.sorted and self.judge.decides(self._layers, seen[0], level):
-            self.stopped, self.level = True, level
+        if level is not None and not self.labels.sorted and not seen[0].samples.sorted:
+            self.judge = replace(self.judge, repeats=seen[0].samples.group_size())
+            verdict = self.judge.together(self._layers, seen[0], level)
+            if verdict == "ok" or (verdict == "drift" and self._random):
+                self.stopped, self.level = True, level
         return self.stopped
 
 
-def _measured(seen: list[Collected], watch: _Watch) -> tuple[Measured, list[str]]:
-    """What of it can be used, and notes on what cannot."""
-    serving, *others = seen
-    if not others:
-        return Measured(serving, level=watch.level), []
-    renormalised, training = (None if state.failure or not state.batches else state for state in others)
-    measured = Measured(serving, renormalised, training, watch.level)
-    not_measured = "Why layers drift was not measured: "
-    for state, where in zip(others, ("with batch statistics", "in training mode"), strict=True):
-        if state.failure:
-            return measured, [f"{not_measured}{where} the model fails with {state.failure}"]
-    skipped = max(state.skipped for state in others)
-    alone = "a BatchNorm gets one value per channel, which cannot be normalised by itself"
-    if renormalised is None or training is None:
-        return measured, [f"{not_measured}in every batch {alone}; pass larger batches."]
-    notes = []
-    if skipped:
-        notes.append(f"Why layers drift was measured without {skipped} images, in whose batches {alone}.")
-    batch, trained = serving.images / serving.batches, watch.judge.training_batch_size
-    if batch < SMALL_BATCH or (trained is not None and batch * MUCH_SMALLER <= trained):
-        wanted = "at least 16" if trained is None else f"{trained}, as in training"
-        notes.append(
-            f"Batches of {batch:.0f} images are small, and noise in their statistics passes for propagated and "
-            f"stochastic parts; pass batches of {wanted}, to see why layers drift."
-        )
-    return measured, notes
-
-
-def _draw_more(feed: Feed, layers: list[Layer], moving: list[Layer], measured: Measured) -> None:
-    """Repeats the training state with other noise where few batches ran in it, and adds what it collects.
-
-    Jumpout draws one rate per batch, so that few batches say little about the noise, however many images they hold.
-    """
-    training, without = measured.training, measured.renormalised
-    if training is None or without is None:
-        return
-    both = training.moments.keys() & without.moments.keys()
-    noisy = {name for name in both if not torch.equal(training.moments[name].sums, without.moments[name].sums)}
-    for draw in range(1, math.ceil(DRAWS / training.batches) if noisy else 1):
-        (again,) = collect_states(
-            feed, layers, [TRAINING], "checking BatchNorm, other noise", renormalised=moving, required=0, draw=draw
-        )
-        if again.failure:
-            return
-        for name in again.moments.keys() & noisy:
-            training.moments[name].merge(again.moments[name])
-
-
-def _advice(feed: Feed, layers: list[Layer]) -> dict[str, AlphaAdvice]:
-    """What the law of the scaled mask says, by the batches of the first process: it needs few."""
-    with feed.ranks.together():
-        advice = advise(feed, layers) if feed.ranks.rank == 0 else {}
-    return feed.ranks.gather(advice)[0]
+def _known(
+    reference: Iterable[Any] | Reference,
+    layers: list[Layer],
+    feed: Callable[[Iterable[Any]], Feed],
+    trained: int | None,
+) -> Reference:
+    """Returns the reference as it was measured, here or by an earlier check."""
+    if not isinstance(reference, Reference):
+        return measure_reference(feed, reference, layers, trained)
+    reference.require_model(layers)
+    return reference
 
 
 def _overall(rows: list[BatchNormLayer], *, all_told: bool) -> BatchNormVerdict:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from jumpout_export.batchnorm.judge.rows import Judge, unusable
+from jumpout_export.batchnorm.judge.verdicts import Judge, unusable
 from jumpout_export.batchnorm.measure.collect import Collected, collect
 from jumpout_export.batchnorm.measure.feed import Feed, ForwardFn, batch_count
 from jumpout_export.batchnorm.measure.layers import batchnorm_layers

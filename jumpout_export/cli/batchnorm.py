@@ -11,9 +11,10 @@ import typer
 from jumpout_export import loading, signals
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+from jumpout_export.batchnorm.sets import check_batchnorm_sets
 from jumpout_export.cli import options
 from jumpout_export.cli import ranks as cli_ranks
-from jumpout_export.cli.work import build_job, check_folder, finish, working
+from jumpout_export.cli.work import batches_for, build_job, check_folder, finish, sets_of, working
 from jumpout_export.disk import refuse_link
 from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError
@@ -22,8 +23,10 @@ from jumpout_export.report import PipelineReport
 
 def check_bn(
     model: options.Model,
-    data: options.NeededData,
+    data: options.ManyData,
     weights: options.Weights = None,
+    reference: options.ReferenceData = None,
+    per_folder: options.PerFolder = False,
     images: options.NumImages = 4096,
     warn: options.Warn = 0.05,
     fail: options.Fail = 0.15,
@@ -37,12 +40,18 @@ def check_bn(
 ) -> None:
     """Check whether the stored BatchNorm statistics agree with what serving sees."""
     check_folder(report, "--report")
+    specs = sets_of(data, per_folder=per_folder)
     with working() as progress:
-        job = build_job(model, weights, device, data, None, batch_size, seed)
+        first, *others = specs
+        job = build_job(model, weights, device, specs[first], None, batch_size, seed)
+        sets = {first: job.batches}
+        sets |= {name: batches_for(job.network, specs[name], batch_size, seed) for name in others}
+        known = None if reference is None else batches_for(job.network, reference, batch_size, seed)
         with cli_ranks.process_group() as group:
-            result = check_batchnorm(
+            checked = check_batchnorm_sets(
                 job.network,
-                job.batches,
+                sets,
+                reference=known,
                 images=images,
                 warn=warn,
                 fail=fail,
@@ -51,7 +60,7 @@ def check_bn(
                 process_group=group,
                 progress=progress,
             )
-    finish(result, json, report)
+    finish(checked if others or per_folder else checked.sets[first], json, report)
 
 
 def recalibrate_bn(

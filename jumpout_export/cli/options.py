@@ -38,6 +38,14 @@ Weights = Annotated[
 ]
 _DATA_HELP = "folder of class sub-folders with images, .npz with inputs (and labels), or package.module:callable"
 Data = Annotated[str | None, typer.Option(help=_DATA_HELP)]
+ManyData = Annotated[list[str], typer.Option("--data", help=f"{_DATA_HELP}; repeatable: a verdict for each")]
+ReferenceData = Annotated[
+    str | None,
+    typer.Option(
+        "--reference", metavar="DATA", help="images as in training: tells other images from a stale average; as --data"
+    ),
+]
+PerFolder = Annotated[bool, typer.Option("--per-folder", help="every folder in --data is a set with its own verdict")]
 NeededData = Annotated[str, typer.Option("--data", help=_DATA_HELP)]
 InputShape = Annotated[
     list[str] | None,
@@ -67,7 +75,10 @@ Warn = Annotated[float, typer.Option(min=0.0, help="margin that decides the verd
 Fail = Annotated[float, typer.Option(min=0.0, help="margin from which drift is called severe")]
 TrainingBatchSize = Annotated[
     int | None,
-    typer.Option(min=1, help="images that a BatchNorm batch held in training; says how noisy the stored averages are"),
+    typer.Option(
+        min=1,
+        help="images in a BatchNorm batch of training (a micro-batch, or one process's); says how noisy averages are",
+    ),
 ]
 WeighBy = Annotated[
     Weight, typer.Option(help="what images of different sizes weigh: the same (images), or by their pixels (pixels)")

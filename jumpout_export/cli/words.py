@@ -16,6 +16,7 @@ _RULES = tuple(
         (r"recalibrate_batchnorm\(model, batches\)", "`recalibrate-bn`"),
         (r"\btraining_batch_size=", "--training-batch-size"),
         (r"\bweigh_by='(\w+)', or else '(\w+)'", r"--weigh-by \1, or else \2"),
+        (r"\breference=", "--reference"),
         (r"\bimages=N\b", "--images N"),
         (r"\b\w+(?:=\w+)? \((--[a-z-]+)\)", r"\1"),  # both are said: `dynamic_batch=False (--static)`
         (r"\(\w+, (--[a-z-]+)\)", r"(\1)"),

@@ -26,7 +26,14 @@ from jumpout_export.model.guard import put_back
 from jumpout_export.model.randomness import rng_restored
 from jumpout_export.program.file import load_program
 from jumpout_export.program.network import as_module
-from jumpout_export.report import BatchNormReport, ExportReport, PipelineReport, Report, VerifyReport
+from jumpout_export.report import (
+    BatchNormReport,
+    BatchNormSetsReport,
+    ExportReport,
+    PipelineReport,
+    Report,
+    VerifyReport,
+)
 from jumpout_export.runtime.providers import PROVIDERS, provider_choices
 from jumpout_export.signals import Interrupted
 from jumpout_export.streams import drop_stdout
@@ -97,12 +104,42 @@ def build_job(
     if (data is None) == (not shapes):
         raise LoadError("give either --data or --input-shape")
     if data is not None:
-        batches = loading.load_data(data, batch_size, seed)
+        return Job(network, batches_for(network, data, batch_size, seed))
+    return Job(network, _own_share(network, loading.random_batches(shapes or [], seed)))
+
+
+def batches_for(network: nn.Module, data: str, batch_size: int, seed: int) -> Any:
+    """Returns this process's part of the batches that --data or --reference names, tried on the network.
+
+    Raises:
+        LoadError: if they cannot be read, or the network cannot run the first one.
+    """
+    return _own_share(network, loading.load_data(data, batch_size, seed))
+
+
+def sets_of(data: list[str], *, per_folder: bool) -> dict[str, str]:
+    """Returns the sets of images by name, what --data names or with --per-folder the folders in it.
+
+    Raises:
+        LoadError: if two have one name, or there is no folder.
+    """
+    if per_folder:
+        folders = [folder for root in data for folder in sorted(Path(root).glob("*")) if folder.is_dir()]
+        if not folders:
+            raise LoadError(f"--per-folder: {', '.join(data)} must be a folder of folders, one for each set of images")
+        names, specs = [folder.name for folder in folders], [str(folder) for folder in folders]
     else:
-        batches = loading.random_batches(shapes or [], seed)
-    batches = loading.share_of(batches, rank(), world_size())
-    _try_first_batch(network, batches)
-    return Job(network, batches)
+        names, specs = data, data
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise LoadError(f"--data: two sets of images are named {twice}; rename one, or give it once")
+    return dict(zip(names, specs, strict=True))
+
+
+def _own_share(network: nn.Module, batches: Any) -> Any:
+    share = loading.share_of(batches, rank(), world_size())
+    _try_first_batch(network, share)
+    return share
 
 
 def is_program(spec: str) -> bool:
@@ -228,7 +265,7 @@ def exit_code(report: Report) -> int:
     """Returns the exit code that says what the report says."""
     if report:
         return PASSED
-    if isinstance(report, BatchNormReport):
+    if isinstance(report, BatchNormReport | BatchNormSetsReport):
         return NOT_VERIFIED if report.verdict == "inconclusive" else FAILED
     if isinstance(report, VerifyReport):
         failed = any(check.verdict == "fail" for check in report.checks) or any(

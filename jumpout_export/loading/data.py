@@ -140,7 +140,10 @@ class ImageFolder:
     Attributes:
         classes: names of the sub-folders, sorted; the label is the index.
         files: the image files in the order they are read, and their labels.
+        shuffled: the first of them are a random sample of all.
     """
+
+    shuffled = True
 
     def __init__(self, root: Path, batch_size: int, seed: int) -> None:
         self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())

@@ -10,13 +10,14 @@ from jumpout_export.render.numbers import number, percent, score, score_interval
 from jumpout_export.report import (
     BatchNormLayer,
     BatchNormReport,
+    BatchNormSetsReport,
     Check,
     ExportReport,
     PipelineReport,
     Report,
     VerifyReport,
 )
-from jumpout_export.text import count
+from jumpout_export.text import count, some_of
 
 _CLAIMS = {
     "inspect": "holds no trace of training-time noise",
@@ -33,6 +34,8 @@ def headline(report: Report) -> tuple[Cell, str]:
         return _pipeline(report)
     if isinstance(report, BatchNormReport):
         return _batchnorm(report)
+    if isinstance(report, BatchNormSetsReport):
+        return _sets(report)
     return _verify(report)
 
 
@@ -51,6 +54,13 @@ def worst_layer(report: BatchNormReport) -> BatchNormLayer | None:
     return max(report.layers, key=badness, default=None)
 
 
+def drifting_channels(layer: BatchNormLayer, most: int = 3) -> str:
+    """Returns which channels of a layer drift by themselves: `channel 3 of 64`, `channels 3, 5 and 2 more of 64`."""
+    numbers = layer.drifting_channels
+    named = some_of([str(channel) for channel in numbers], most)
+    return f"{'channel' if len(numbers) == 1 else 'channels'} {named} of {layer.channels}"
+
+
 def badness(layer: BatchNormLayer) -> float:
     """Returns what layers are sorted by: W, and below any number where it could not be measured."""
     return -math.inf if math.isnan(layer.w) else layer.w
@@ -64,10 +74,11 @@ def _batchnorm(report: BatchNormReport) -> tuple[Cell, str]:
         if not drifting:
             return state("FAIL"), "The stored BatchNorm statistics are not those that serving sees."
         origin = next((layer for layer in drifting if layer.name == report.origin), drifting[0])
-        return state("FAIL"), (
-            f"{len(drifting)} of {total} drift{'s' if len(drifting) == 1 else ''}, starting at `{origin.name}`: "
-            f"W {score(origin.w)} (95% {score_interval(origin.w_low, origin.w_high)}), margin {number(report.warn)}."
-        )
+        starting = f"{len(drifting)} of {total} drift{'s' if len(drifting) == 1 else ''}, starting at `{origin.name}`"
+        if origin.drifting_channels and not origin.w_low > report.warn:
+            return state("FAIL"), f"{starting}: {drifting_channels(origin)}, beyond {number(report.fail)} by itself."
+        interval = score_interval(origin.w_low, origin.w_high)
+        return state("FAIL"), f"{starting}: W {score(origin.w)} (95% {interval}), margin {number(report.warn)}."
     if worst is None:
         return state("NOT RUN"), "No BatchNorm layer was checked."
     if report.verdict == "inconclusive":
@@ -80,6 +91,18 @@ def _batchnorm(report: BatchNormReport) -> tuple[Cell, str]:
         f"The statistics stored in {total} agree with what serving sees: the largest W is {score(worst.w)} at "
         f"`{worst.name}`, the margin {number(report.warn)}."
     )
+
+
+def _sets(report: BatchNormSetsReport) -> tuple[Cell, str]:
+    checks, total = report.sets, count(len(report.sets), "set")
+    if not checks:
+        return state("NOT RUN"), "No set of images was checked."
+    name = next((name for name, check in checks.items() if check.verdict == report.verdict), next(iter(checks)))
+    verdict, sentence = _batchnorm(checks[name])
+    if report:
+        return verdict, f"The stored BatchNorm statistics agree with what serving sees of all {total} of images."
+    alike = sum(check.verdict == report.verdict for check in checks.values())
+    return verdict, f"{alike} of {total} of images, first {name}: {sentence}"
 
 
 def _recalibrated(before: BatchNormReport, after: BatchNormReport) -> tuple[Cell, str]:

@@ -50,7 +50,7 @@ def test_a_healthy_model_is_ok_and_truthy():
     assert report.origin is None
     assert [layer.name for layer in report.layers] == ["1", "4", "7"]
     assert all(layer.w < 1e-3 and layer.cause is None for layer in report.layers)
-    assert report.layers[0].note.startswith("Agrees: W is at most 0.0")
+    assert report.layers[0].note.startswith("Agrees: a W of 0.000 was measured, and noise alone makes 0.0")
 
 
 def test_gamma_times_w_is_the_change_of_the_layers_output():

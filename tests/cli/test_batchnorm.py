@@ -135,3 +135,25 @@ def test_recalibrate_bn_says_where_outputs_cannot_be_compared(folder, run):
     code, out, err = run("recalibrate-bn", "cli_factories:picks", "--data", "data.npz", "--dry-run", "--json")
     assert code == PASSED, err
     assert "The effect on the outputs was not measured: the outputs change shape" in " ".join(json.loads(out)["notes"])
+
+
+def test_check_bn_tells_other_data_from_a_stale_average_and_shows_sets_side_by_side(folder, run):
+    calibrated("good.safetensors")
+    np.savez("night.npz", inputs=np.load("data.npz")["inputs"] * 0.3 + 0.1)
+    model = ("check-bn", "cli_factories:model", "--weights", "good.safetensors", "--reference", "data.npz")
+    code, out, _ = run(*model, "--data", "night.npz", "--json")
+    assert code == FAILED
+    assert json.loads(out)["layers"][0]["cause"] == "data"
+    code, out, _ = run(*model, "--data", "data.npz", "--data", "night.npz")
+    assert code == FAILED
+    assert "1 of 2 sets of images, first night.npz: " in out
+    assert "reference=" not in out
+
+
+def test_check_bn_names_each_set_once(folder, run):
+    code, _, err = run("check-bn", "cli_factories:model", "--data", "data.npz", "--data", "data.npz")
+    assert code == WRONG_USAGE
+    assert "two sets of images are named data.npz; rename one, or give it once" in err
+    code, _, err = run("check-bn", "cli_factories:model", "--data", "data.npz", "--per-folder")
+    assert code == WRONG_USAGE
+    assert "--per-folder: data.npz must be a folder of folders, one for each set of images" in err

@@ -1,8 +1,9 @@
-"""Where a layer's drift comes from: stale buffers, stochastic layers being off, or BatchNorms upstream.
+"""Where a layer's drift comes from: stale buffers, stochastic layers being off, BatchNorms upstream, or other data.
 
 The stored statistics R are compared with three states that saw the same images: T (training: noise on, batch
 statistics), P (noise off, batch statistics) and E (serving: noise off, stored statistics). With all of them in units of
-the same tau, ln(E/R) = ln(T/R) + ln(P/T) + ln(E/P), and likewise for the means: exactly additive.
+the same tau, ln(E/R) = ln(T/R) + ln(P/T) + ln(E/P), and likewise for the means: exactly additive. With a reference, T,
+P and E are measured on its images, and the step from E there to E of what is checked is a fourth part: data.
 
 The moments of T and P are pooled over all batches, like those of E. Training stores something slightly else: the mean
 of the variances *within* its batches, each made unbiased as if pixels were independent. It is smaller than the pooled
@@ -15,6 +16,7 @@ bit, and T = P where nothing is random. The difference within / pooled, a proper
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,33 +26,32 @@ from torch import Tensor
 from jumpout_export.batchnorm.judge.estimate import Estimate
 from jumpout_export.report import Attribution, BatchNormLayer, Cause
 
-CAUSES: tuple[Cause, Cause, Cause] = ("stale", "stochastic", "propagated")
+CAUSES: tuple[Cause, ...] = ("stale", "stochastic", "propagated", "data")
 # The typical channels are the central one in five.
 _TYPICAL = 5
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of one layer's drift, in the order of `CAUSES`."""
+    """The K parts of one layer's drift, three or with a reference four, in the order of `CAUSES`."""
 
-    log_ratio: Tensor  # (3, C) parts of ln r; they add up to it
-    delta: Tensor  # (3, C) parts of delta, in units of tau; they add up to it
-    median: tuple[float, float, float]  # parts of the median of ln r over channels; they add up to it
-    of_variance: tuple[float, float, float]  # share of each part in the layer's squared drift by way of the variance
-    # the same by way of the mean; all six add up to 1, and a negative one worked against the drift
-    of_mean: tuple[float, float, float]
+    log_ratio: Tensor  # (K, C) parts of ln r; they add up to it
+    delta: Tensor  # (K, C) parts of delta, in units of tau; they add up to it
+    median: tuple[float, ...]  # parts of the median of ln r over channels; they add up to it
+    of_variance: tuple[float, ...]  # share of each part in the layer's squared drift by way of the variance
+    # the same by way of the mean; both add up to 1, and a negative one worked against the drift
+    of_mean: tuple[float, ...]
 
     @property
-    def shares(self) -> tuple[float, float, float]:
+    def shares(self) -> dict[Cause, float]:
         """Share of each part in the layer's squared drift; they add up to 1."""
-        stale, stochastic, propagated = (one + two for one, two in zip(self.of_variance, self.of_mean, strict=True))
-        return stale, stochastic, propagated
+        both = zip(self.of_variance, self.of_mean, strict=True)
+        return dict(zip(CAUSES, (one + two for one, two in both), strict=False))
 
-    @property
-    def cause(self) -> Cause:
-        """The part with the largest share."""
-        shares = self.shares
-        return CAUSES[shares.index(max(shares))]
+    def cause(self, *, data: bool = True) -> Cause:
+        """Returns the part with the largest share; `data` says whether the data may be named."""
+        shares = {cause: share for cause, share in self.shares.items() if data or cause != "data"}
+        return max(shares, key=lambda cause: shares[cause])
 
     @property
     def attribution(self) -> Attribution:
@@ -59,20 +60,23 @@ class Parts:
         return Attribution(
             **{
                 f"{name}_{cause}": part
-                for name, three in parts.items()
-                for cause, part in zip(CAUSES, three, strict=True)
+                for name, several in parts.items()
+                for cause, part in zip(CAUSES, several, strict=False)
             }
         )
 
 
-def attribute(training: Estimate, renormalised: Estimate, serving: Estimate, usable: Tensor) -> Parts:
-    """Returns the parts of one layer's drift, from T, P and E; channels that are not `usable`, (C,) bool, are NaN.
+def attribute(states: Sequence[Estimate], usable: Tensor) -> Parts:
+    """Returns the parts of one layer's drift; channels that are not `usable`, (C,) bool, are NaN.
+
+    `states` are T, P and E, or with a reference its T, P and E and the E of what is checked; the last one is served.
 
     The share of part k in the squared drift sum_c W_c^2 is sum_c [delta_k delta + lambda_k lambda (sqrt(r) - 1)^2 /
     lambda^2], lambda = ln r: what is left of the sum with all parts in the places of one, so that shares add up to 1.
     """
-    log_ratio = _steps(training.log_ratio, renormalised.log_ratio, serving.log_ratio)
-    delta = _steps(training.delta, renormalised.delta, serving.delta)
+    serving = states[-1]
+    log_ratio = steps([state.log_ratio for state in states])
+    delta = steps([state.delta for state in states])
     known = usable & torch.isfinite(log_ratio).all(dim=0) & torch.isfinite(delta).all(dim=0)
     whole_log, whole_delta = serving.log_ratio[known], serving.delta[known]
     root = serving.r[known].sqrt() - 1
@@ -84,9 +88,9 @@ def attribute(training: Estimate, renormalised: Estimate, serving: Estimate, usa
     return Parts(
         log_ratio=log_ratio.masked_fill(~usable, torch.nan),
         delta=delta.masked_fill(~usable, torch.nan),
-        median=_three(_typical(log_ratio[:, known], whole_log)),
-        of_variance=_three(by_variance.nan_to_num()),
-        of_mean=_three(by_mean.nan_to_num()),
+        median=tuple(typical(log_ratio[:, known], whole_log).tolist()),
+        of_variance=tuple(by_variance.nan_to_num().tolist()),
+        of_mean=tuple(by_mean.nan_to_num().tolist()),
     )
 
 
@@ -100,27 +104,23 @@ def origin(rows: Sequence[BatchNormLayer], own: dict[str, bool]) -> str | None:
     return next((name for name in drifting if own.get(name, False)), next(iter(drifting), None))
 
 
-def _steps(training: Tensor, renormalised: Tensor, serving: Tensor) -> Tensor:
-    """(3, C): from R (0 in these units) to T, from T to P, from P to E."""
-    return torch.stack([training, renormalised - training, serving - renormalised])
+def steps(states: Sequence[Tensor]) -> Tensor:
+    """Returns (K, ..., C): from R (0 in these units) to the first state, from that to the second, and so on."""
+    return torch.stack([states[0], *(after - before for before, after in itertools.pairwise(states))])
 
 
-def _typical(parts: Tensor, whole: Tensor) -> Tensor:
-    """(3,) parts of the median over channels of `whole`, (C,).
+def typical(parts: Tensor, whole: Tensor) -> Tensor:
+    """Returns (K, ...) parts of the median over channels of `whole`, (..., C), of which (K, ..., C) are the parts.
 
     One channel's parts would be noisy: they are the means over the central fifth of the channels by rank, and what
-    these miss of the median is spread equally over the three.
+    these miss of the median is spread equally over them.
     """
-    channels = len(whole)
+    channels = whole.shape[-1]
     if channels == 0:
-        return parts.new_full((3,), torch.nan)
+        return parts.new_full(parts.shape[:-1], torch.nan)
     count = max(channels // _TYPICAL, 1)
     count += (channels - count) % 2  # symmetric about the middle
     first = (channels - count) // 2
-    typical = parts[:, whole.argsort()[first : first + count]].mean(dim=1)
-    return typical + (whole.quantile(0.5) - typical.sum()) / 3
-
-
-def _three(values: Tensor) -> tuple[float, float, float]:
-    first, second, third = values.tolist()
-    return first, second, third
+    central = whole.argsort(dim=-1)[..., first : first + count]
+    mean = parts.gather(-1, central.expand(*parts.shape[:-1], count)).mean(dim=-1)
+    return mean + (whole.quantile(0.5, dim=-1) - mean.sum(dim=0)) / len(parts)

@@ -67,12 +67,13 @@ class Estimate:
         """(..., C) what the sampling of images adds to W^2; Var(sqrt r) = r Var(ln r) / 4."""
         return self.delta_se2 + self.r * self.log_ratio_se2 / 4
 
-    def p_values(self, stored_images: float) -> Tensor:
+    def p_values(self, stored_images: float, repeats: float = 1.0) -> Tensor:
         """(..., C) of the hypothesis that delta and log_ratio are both 0, that is of noise alone.
 
-        Hotelling's T^2 of the two with their covariance; the stored average is as noisy as `stored_images` images.
+        Hotelling's T^2 of the two with their covariance; the stored average is as noisy as `stored_images` images, and
+        each image stands for `repeats` alike.
         """
-        both = 1 + self.n / stored_images
+        both = repeats + self.n / stored_images
         vd, vl = (part * both + _RESOLUTION**2 for part in (self.delta_se2, self.log_ratio_se2))
         c = self.covariance * both
         # Where one number follows from the other (a binary input), their covariance matrix is singular.
@@ -109,7 +110,7 @@ def student_quantile(freedom: int, level: float) -> float:
 
     Abramowitz & Stegun 26.7.5, four terms; `freedom` must be at least 7, which makes it good to 3% at a level of 1e-8.
     """
-    z = NormalDist().inv_cdf(1 - level / 2)
+    z = -NormalDist().inv_cdf(level / 2)  # 1 - level / 2 would round to 1 at the levels of single channels
     terms = (
         z,
         (z**3 + z) / 4,

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from jumpout_export.batchnorm.judge.attribute import CAUSES, Parts
 from jumpout_export.batchnorm.judge.score import GUESSED_NOISE, MIN_IMAGES, Score
+from jumpout_export.batchnorm.judge.verdicts import Judged
 from jumpout_export.batchnorm.measure.layers import Layer, label
 from jumpout_export.batchnorm.measure.moments import Moments
-from jumpout_export.report import BatchNormVerdict, Cause
+from jumpout_export.report import Cause
+from jumpout_export.text import count, some_of
 
 CALL = "recalibrate_batchnorm(model, batches)"
 FIX = f"recalibrate it with {CALL}"
@@ -23,16 +25,21 @@ _MOMENTUM: dict[float | None, str] = {
 }
 # A second cause with less of the drift than this is not worth a sentence.
 SECOND_CAUSE = 0.25
+# Such a share of a layer's channels is few.
+FEW_CHANNELS = 1 / 16
 
 
 def verdict_sentence(
-    score: Score, verdict: BatchNormVerdict, images: int, warn: float, fail: float, *, guessed: bool
+    judged: Judged, images: int, warn: float, fail: float, *, guessed: bool, explaining: int | None = None
 ) -> str:
-    """Says what a layer's verdict is and how much it is off."""
-    if verdict == "ok":
-        return f"Agrees: W is at most {score.high:.3f}."
-    if verdict == "inconclusive":
-        return _undecided(score, images, warn, guessed=guessed)
+    """Says what a layer's verdict is and how much it is off; `explaining` is what `explaining_batch` returns."""
+    score = judged.score
+    if not judged.by_w:
+        return _channels(judged, fail)
+    if judged.verdict == "ok":
+        return _agrees(score)
+    if judged.verdict == "inconclusive":
+        return _undecided(score, images, warn, guessed=guessed, explaining=explaining)
     degree = "Severe drift" if score.low > fail else "Drift"
     # A dead channel of a layer with eps = 0 has a ratio of exactly 0.
     ratio = float(score.log_ratio.exp().nanquantile(0.5))
@@ -43,8 +50,49 @@ def verdict_sentence(
     )
 
 
-def _undecided(score: Score, images: int, warn: float, *, guessed: bool) -> str:
-    """Says why a layer is undecided, and how many images would decide."""
+def _agrees(score: Score) -> str:
+    """Says what is left of W without noise, and that what was measured is more."""
+    parts = f"{score.measured:.3f} was measured, and noise alone makes {score.floor:.3f}"
+    if score.high < 0.0005:
+        return f"Agrees: a W of {parts}; nothing systematic is left."
+    return f"Agrees: the systematic part of W is at most {score.high:.3f}; a W of {parts}."
+
+
+def _channels(judged: Judged, fail: float) -> str:
+    """Names the channels by which a layer drifts whose W does not show it."""
+    score, channels = judged.score, judged.channels
+    worst, total = channels[0], len(score.delta)
+    what = f"channel {worst} of {total} is beyond {fail:g} by itself"
+    if len(channels) > 1:
+        named = some_of([str(channel) for channel in channels])
+        what = f"{len(channels)} of {total} channels ({named}) are beyond {fail:g} by themselves, {worst} the farthest"
+    ratio, offset = float(score.log_ratio[worst].exp()), float(score.delta[worst])
+    return (
+        f"Severe drift of single channels: {what}: the variance it is served is {ratio:.3g} times the stored one and "
+        f"the mean is off by {offset:+.2f} stored standard deviations. "
+        f"W of the layer is {score.w:.3f}, the root mean square over all its channels."
+    )
+
+
+def few_channels_sentence(judged: Judged) -> list[str]:
+    """Names the channels that make half of W squared where a layer drifts by few of them; else there is no sentence."""
+    if judged.verdict != "drift" or not judged.by_w:
+        return []
+    squares = judged.score.channel_w.square().nan_to_num(0)
+    ordered, order = squares.sort(descending=True)
+    half = int((ordered.cumsum(0) < ordered.sum() / 2).sum()) + 1
+    if half > len(squares) * FEW_CHANNELS:
+        return []
+    share, named = (
+        float(ordered[:half].sum() / ordered.sum()),
+        some_of([str(channel) for channel in order[:half].tolist()]),
+    )
+    one = f"Channel {named} of {len(squares)} makes" if half == 1 else f"Channels {named} of {len(squares)} make"
+    return [f"{one} {share:.0%} of W squared."]
+
+
+def _undecided(score: Score, images: int, warn: float, *, guessed: bool, explaining: int | None) -> str:
+    """Says why a layer is undecided, and how many images would decide, if a number of images would."""
     between = f"Undecided: W lies between {score.low:.3f} and {score.high:.3f}, the margin is {warn:g}"
     if images < MIN_IMAGES:
         return f"Undecided: {images} images are too few for an error bar; pass at least {MIN_IMAGES}."
@@ -55,12 +103,25 @@ def _undecided(score: Score, images: int, warn: float, *, guessed: bool) -> str:
     if decided_but_for_noise or score.stored_images < images:
         unless = ", say training_batch_size= if training used larger batches" if guessed else ""
         rule = f"; as the batch size of training is a guess, drift has to exceed {GUESSED_NOISE:.0f} times that"
+        alone = "" if explaining is None else f"; {_small_batches(explaining)}"
         return (
             f"{between}, and the noise in the stored average alone makes {score.stored_floor:.3f}"
-            f"{rule if guessed and score.low > warn else ''}; {FIX}{unless}, or train longer with a smaller momentum."
+            f"{rule if guessed and score.low > warn else ''}{alone}; {FIX}{unless}, or train longer with a smaller "
+            "momentum."
         )
+    return f"{between}; W is too close to the margin for more images to decide; {FIX}, or set another margin."
+
+
+def small_batches_sentence(explaining: int) -> str:
+    """Says that small batches in training make such a drift in a healthy network."""
+    sentence = _small_batches(explaining)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _small_batches(explaining: int) -> str:
     return (
-        f"{between}; the estimate is too close to the margin to say how many more would decide; try four times as many."
+        f"noise alone explains this if a training batch held at most {count(explaining, 'image')}, as micro-batches of "
+        "gradient accumulation and batches of single processes do (training_batch_size= is the size of these)"
     )
 
 
@@ -72,25 +133,33 @@ def cause_sentences(
     guessed: bool = True,
     frozen: bool = False,
     advice: str = "",
+    explaining: int | None = None,
+    reference: bool = False,
 ) -> list[str]:
     """Says why a layer drifts, where its parts were measured, and what to do about it, or gives other `advice`.
 
-    `origin` is the layer where the drift starts, if it is called before this one.
+    `origin` is the layer where the drift starts, if it is called before this one; `explaining` the batch size of
+    training by which noise alone explains what is stale; `reference` says whether the images of training were given.
     """
     if parts is None:
         if advice:
             return [advice]
         if origin in (None, name):
-            return [f"{_FIX}."]
+            return [*([] if explaining is None else [small_batches_sentence(explaining)]), f"{_FIX}."]
         return [f"{label(origin)} before it drifts too and may be the reason; {FIX}."]
-    shares = dict(zip(CAUSES, parts.shares, strict=True))
-    first, second, _ = sorted(shares, key=lambda cause: shares[cause], reverse=True)
+    shares = parts.shares
+    first, second, *_ = sorted(shares, key=lambda cause: shares[cause], reverse=True)
+    if first == "stale" and explaining is not None and not advice:
+        return [
+            small_batches_sentence(explaining),
+            f"{_FIX}; if the batches were larger, the average lags or training sees other images than serving.",
+        ]
     also = f", {shares[second]:.0%} {second}" if shares[second] >= SECOND_CAUSE else ""
     if also and shares[first] < 0.995 and shares[first] + shares[second] > 1.005:
         also += ", less what works against it"
     return [
         f"{_share(shares[first])} is {first}{also}: {_effect(parts, first)}.",
-        advice or _advice(first, name, origin, guessed=guessed, frozen=frozen),
+        advice or _advice(first, name, origin, guessed=guessed, frozen=frozen, reference=reference),
     ]
 
 
@@ -156,12 +225,12 @@ def untracked_sentence(layer: Layer) -> str:
 def unusable_sentence(layer: Layer) -> str:
     """Says which stored statistics are unusable."""
     unusable = layer.unusable_channels()
-    count, first = int(unusable.sum()), int(torch.nonzero(unusable)[0])
+    several, first = int(unusable.sum()), int(torch.nonzero(unusable)[0])
     mean, var = (float(buffer[first]) for buffer in layer.statistics())
     return (
-        f"BatchNorm {layer.label} stores unusable statistics in {count} of {len(unusable)} channels (channel {first}: "
-        f"mean {mean:g}, variance {var:g}), so what it serves is NaN, infinite or constant; the usual reason is "
-        f"overflow in mixed precision; {FIX}."
+        f"BatchNorm {layer.label} stores unusable statistics in {several} of {len(unusable)} channels (channel "
+        f"{first}: mean {mean:g}, variance {var:g}), so what it serves is NaN, infinite or constant; the usual reason "
+        f"is overflow in mixed precision; {FIX}."
     )
 
 
@@ -187,13 +256,19 @@ def _effect(parts: Parts, cause: Cause) -> str:
         "stale": "what training sees now has",
         "stochastic": "without dropout or jumpout the input has",
         "propagated": "the stored statistics of BatchNorms before it give it",
+        "data": "these images have",
     }[cause]
     if parts.of_variance[index] >= parts.of_mean[index]:
         spread = _rms(parts.log_ratio[index])
         if abs(parts.median[index]) < spread / 2:
             return f"{who} larger variances in some channels and smaller ones in others, by {spread:.0%} (RMS)"
         change = math.expm1(parts.median[index])
-        compared = {"stale": "than is stored", "stochastic": "than with it", "propagated": "than batch statistics do"}
+        compared = {
+            "stale": "than is stored",
+            "stochastic": "than with it",
+            "propagated": "than batch statistics do",
+            "data": "than those of the reference",
+        }
         more = "larger" if change > 0 else "smaller"
         return f"{who} a variance {abs(change):.0%} {more} {compared[cause]} (median channel)"
     return f"{who} another mean, by {_rms(parts.delta[index]):.2f} stored standard deviations (RMS over channels)"
@@ -203,19 +278,31 @@ def _rms(part: Tensor) -> float:
     return float(part[torch.isfinite(part)].square().mean().sqrt())
 
 
-def _advice(cause: Cause, name: str, origin: str | None, *, guessed: bool, frozen: bool) -> str:
+def _advice(cause: Cause, name: str, origin: str | None, *, guessed: bool, frozen: bool, reference: bool) -> str:
     if cause == "propagated" and origin in (None, name):
         return f"{_FIX}, and all layers with it: it adds up from layers that are within the margin by themselves."
     if cause == "propagated":
         return f"Fix {label(origin or name)} first; {CALL} corrects them in that order."
+    if cause == "data":
+        return (
+            "Compare how they are made with how those of the reference are: mean and std, value range, order of "
+            f"colours, size, source; if they are what is served all the same, {FIX}."
+        )
     if frozen:
         return f"{_FIX}."
     if cause == "stochastic":
         return f"{_FIX}; to train without it, use another alpha, less noise, or noise only behind the last BatchNorm."
+    smaller = ", and say training_batch_size= if training used smaller batches" if guessed else ""
+    if not reference:
+        return (
+            "Either the average lags behind the weights or saw augmentation that serving lacks, or these images are "
+            "others than those of training: check with reference=, some batches of training, to know which; the "
+            f"first is mended by recalibrating, {CALL}, the second perhaps by preprocessing the images as in "
+            f"training{smaller}."
+        )
     return (
         f"{_FIX}; if it comes back, end training at a small learning rate so that the average catches up, look for "
-        "augmentation that serving lacks"
-        + (", and say training_batch_size= if training used smaller batches." if guessed else ".")
+        f"augmentation that serving lacks{smaller}."
     )
 
 

@@ -11,79 +11,51 @@ from torch import Tensor
 
 from jumpout_export.batchnorm.advice.alpha import advice_sentence
 from jumpout_export.batchnorm.judge import explain
-from jumpout_export.batchnorm.judge.attribute import Parts, attribute, origin
+from jumpout_export.batchnorm.judge.attribute import CAUSES, Parts, attribute, origin
 from jumpout_export.batchnorm.judge.calls import differing_calls
 from jumpout_export.batchnorm.judge.estimate import Estimate, discoveries, estimate
-from jumpout_export.batchnorm.judge.score import Score, score_layer, stored_images
+from jumpout_export.batchnorm.judge.intervals import data_distance, part_errors
+from jumpout_export.batchnorm.judge.paired import Z95
+from jumpout_export.batchnorm.judge.small_batches import explaining_batch
+from jumpout_export.batchnorm.judge.verdicts import Judge, Judged, observed, unusable
 from jumpout_export.batchnorm.measure.collect import Collected
-from jumpout_export.batchnorm.measure.held import images_held
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import MOST_CALLS, Moments
-from jumpout_export.report import AlphaAdvice, BatchNormCall, BatchNormLayer, BatchNormVerdict
-
-
-@dataclass(frozen=True)
-class Judge:
-    """By what the layers are judged: the margins of drift and of severe drift, and the images in a batch of training.
-
-    That number is None where it has to be guessed.
-    """
-
-    warn: float
-    fail: float
-    training_batch_size: int | None = None
-
-    @property
-    def guessed(self) -> bool:
-        """Whether the batch size of training is a guess."""
-        return self.training_batch_size is None
-
-    def score(self, layer: Layer, moments: Moments, seen: Collected, level: float) -> Score:
-        """Returns the score of one layer whose input is finite."""
-        batch = self.training_batch_size or seen.images / max(seen.batches, 1)
-        average = stored_images(layer.module, batch, guessed=self.guessed, calls=moments.calls)
-        stored = images_held(layer.module) or average
-        return score_layer(moments, layer.eps, stored, level)
-
-    def verdict(self, score: Score) -> BatchNormVerdict:
-        """Returns the verdict on a layer with this score."""
-        return score.verdict(self.warn, self.fail, guessed=self.guessed)
-
-    def decides(self, layers: Sequence[Layer], seen: Collected, level: float) -> bool:
-        """Whether every layer is decided, or nothing would decide it, at an interval of this level."""
-        return all(
-            self.verdict(self.score(layer, moments, seen, level)) != "inconclusive"
-            for layer, moments in _observed(layers, seen)
-            if layer.tracked and not unusable(layer) and moments.finite
-        )
+from jumpout_export.report import AlphaAdvice, BatchNormCall, BatchNormLayer
 
 
 @dataclass(frozen=True)
 class Measured:
     """What the check measured: the states E, P and T, the last two None where they were not measured.
 
+    With a `reference`, its state E, P and T are those of its images.
     The intervals miss the truth with probability `level`; `advice` is what the law of the scaled mask says, by layer.
     """
 
     serving: Collected
     renormalised: Collected | None = None
     training: Collected | None = None
+    reference: Collected | None = None
     level: float = 0.05
     advice: Mapping[str, AlphaAdvice] = field(default_factory=dict)
 
 
 def layer_rows(layers: Sequence[Layer], measured: Measured, judge: Judge) -> tuple[list[BatchNormLayer], str | None]:
     """Returns the rows of the report in call order, and the name of the layer where the drift starts."""
-    order = [layer for layer, _ in _observed(layers, measured.serving)]
+    order = [layer for layer, _ in observed(layers, measured.serving)]
     # Unusable statistics are reported even where this forward did not come by.
     order += [layer for layer in layers if layer.name not in measured.serving.moments and unusable(layer)]
     made = []
     poisoned: Layer | None = None
+    judged = judge.judge(layers, measured.serving, measured.level)
     for layer in order:
-        made.append(_Row(layer, measured, judge, poisoned))
+        made.append(_Row(layer, measured, judge, judged.get(layer.name), poisoned))
         poisoned = poisoned or (layer if unusable(layer) else None)
     rows = [one.row for one in made]
-    first = origin(rows, {one.row.name: one.drifts_by_itself() for one in made if one.row.verdict == "drift"})
+    first = None
+    if any(row.verdict == "drift" for row in rows):
+        own = _by_themselves(layers, measured, judge)
+        first = origin(rows, own | {row.name: True for row in rows if row.cause == "data"})
     reached: str | None = None
     for one in made:
         reached = first if one.row.name == first else reached
@@ -91,19 +63,25 @@ def layer_rows(layers: Sequence[Layer], measured: Measured, judge: Judge) -> tup
     return rows, first
 
 
-def unusable(layer: Layer) -> bool:
-    """Whether the layer stores statistics that are not finite or give no positive variance."""
-    return layer.tracked and bool(layer.unusable_channels().any())
+def _by_themselves(layers: Sequence[Layer], measured: Measured, judge: Judge) -> dict[str, bool]:
+    """Whether each layer drifts by what it sees below re-normalised BatchNorms, too, or stores what is unusable."""
+    seen = measured.renormalised
+    judged = {} if seen is None else judge.judge(layers, seen, measured.level)
+    drifting = {name: one.verdict == "drift" for name, one in judged.items()}
+    return drifting | {layer.name: True for layer in layers if unusable(layer)}
 
 
 class _Row:
     """One layer of the report in the making; what cannot be measured is said before what is."""
 
-    def __init__(self, layer: Layer, measured: Measured, judge: Judge, poisoned: Layer | None) -> None:
+    def __init__(
+        self, layer: Layer, measured: Measured, judge: Judge, judged: Judged | None, poisoned: Layer | None
+    ) -> None:
         self._layer, self._measured, self._judge, self._poisoned = layer, measured, judge, poisoned
         self._moments = measured.serving.moments.get(layer.name)
-        self._score: Score | None = None
+        self._judged = judged
         self._parts: Parts | None = None
+        self._other_data = False  # whether the images are shown to be others than those of the reference
         self.row = BatchNormLayer(
             name=layer.name,
             kind=layer.kind,
@@ -117,57 +95,65 @@ class _Row:
         )
         if not layer.tracked:
             return
-        if self._moments is not None and self._moments.finite:
-            self._measure(self._moments)
+        if self._moments is not None and judged is not None:
+            self._measure(self._moments, judged)
         if unusable(layer):
             self.row.verdict, self.row.cause = "drift", "stale"
             self.row.w = self.row.w_low = self.row.w_high = math.inf
 
-    def drifts_by_itself(self) -> bool:
-        """Whether what the layer sees below re-normalised BatchNorms is beyond the margin, too."""
-        if unusable(self._layer):
-            return True
-        seen = self._measured.renormalised
-        moments = None if seen is None else seen.moments.get(self._layer.name)
-        if seen is None or moments is None or not moments.finite:
-            return False
-        return self._judge.verdict(self._judge.score(self._layer, moments, seen, self._measured.level)) == "drift"
-
     def explain(self, first: str | None) -> None:
         """Writes the note, now that it is known which layer is the origin; None if this one is called before it."""
-        layer, row, judge = self._layer, self.row, self._judge
+        layer, row, judge, judged = self._layer, self.row, self._judge, self._judged
         if not layer.tracked:
             sentences = [explain.untracked_sentence(layer)]
         elif unusable(layer):
             sentences = [explain.unusable_sentence(layer)]
-        elif self._score is None:
+        elif judged is None:
             sentences = [explain.not_finite_sentence(layer, self._poisoned)]
         else:
-            guessed = judge.guessed
+            guessed, explaining = judge.guessed, self._explaining(judged)
             sentences = [
-                explain.verdict_sentence(self._score, row.verdict, row.images, judge.warn, judge.fail, guessed=guessed)
+                explain.verdict_sentence(
+                    judged, row.images, judge.warn, judge.fail, guessed=guessed, explaining=explaining
+                )
             ]
+            sentences += explain.few_channels_sentence(judged)
             differing = differing_calls(row.calls, judge.warn)
             if row.verdict == "drift":
                 sentences += explain.cause_sentences(
-                    self._parts, row.name, first, guessed=guessed, frozen=layer.frozen, advice=differing
+                    self._parts,
+                    row.name,
+                    first,
+                    guessed=guessed,
+                    frozen=layer.frozen,
+                    advice=differing,
+                    reference=self._measured.reference is not None,
+                    explaining=explaining,
                 )
                 if row.advice is not None:
                     sentences.append(advice_sentence(row.advice, row.stochastic))
             elif differing:
                 sentences.append(differing)
         if layer.tracked:
-            sentences += explain.facts(layer, self._moments, self._score, judge.warn)
+            sentences += explain.facts(layer, self._moments, None if judged is None else judged.score, judge.warn)
         row.note = " ".join(sentences)
         if layer.frozen:  # a call that names no layers would leave it alone
             row.note = row.note.replace(explain.CALL, explain.CALL[:-1] + f", layers=[{row.name!r}])")
 
-    def _measure(self, moments: Moments) -> None:
-        row, judge, eps = self.row, self._judge, self._layer.eps
-        score = self._score = judge.score(self._layer, moments, self._measured.serving, self._measured.level)
+    def _explaining(self, judged: Judged) -> int | None:
+        """The batch size of training by which noise alone explains an undecided or drifting layer."""
+        if self._moments is None or judged.verdict == "ok" or not judged.by_w:
+            return None
+        return explaining_batch(
+            self._layer, self._moments, judged.score, self._judge.batch_size(self._measured.serving)
+        )
+
+    def _measure(self, moments: Moments, judged: Judged) -> None:
+        row, judge, eps, score = self.row, self._judge, self._layer.eps, judged.score
         broken = self._layer.unusable_channels().to(score.delta.device)
         row.w, row.w_low, row.w_high = score.w, score.low, score.high
-        row.verdict = judge.verdict(score)
+        row.w_measured, row.w_noise = score.measured, score.floor
+        row.verdict, row.drifting_channels = judged.verdict, list(judged.channels)
         row.delta, row.log_ratio, row.delta_se, row.log_ratio_se = (
             values.masked_fill(broken, math.nan).tolist()
             for values in (score.delta, score.log_ratio, score.delta_se, score.log_ratio_se)
@@ -182,28 +168,48 @@ class _Row:
             row.images_needed = score.images_needed(judge.warn, row.images)
         if 1 < moments.calls <= MOST_CALLS:
             row.calls = [_call(moments, sums, eps, ~broken) for sums in moments.call_sums]
-        self._attribute(serving, ~broken)
+        self._attribute(serving, ~broken, judged)
 
-    def _attribute(self, serving: Estimate, usable: Tensor) -> None:
-        found = []
-        for seen in (self._measured.training, self._measured.renormalised):
-            moments = None if seen is None else seen.moments.get(self._layer.name)
-            if moments is None or not moments.finite:
-                return
-            found.append(estimate(moments, self._layer.eps))
-        if not torch.isfinite(torch.stack([one.log_ratio[usable] for one in (*found, serving)])).all(dim=0).any():
+    def _attribute(self, serving: Estimate, usable: Tensor, judged: Judged) -> None:
+        measured, eps = self._measured, self._layer.eps
+        others = [measured.training, measured.renormalised, *([measured.reference] if measured.reference else [])]
+        found = [None if seen is None else seen.moments.get(self._layer.name) for seen in others]
+        moments = [one for one in found if one is not None and one.finite]
+        if self._moments is None or len(moments) < len(found):
+            return
+        states = [*(estimate(one, eps) for one in moments), serving]
+        known = torch.isfinite(torch.stack([one.log_ratio for one in states])).all(dim=0) & usable
+        if not known.any():
             return
         row = self.row
-        parts = self._parts = attribute(found[0], found[1], serving, usable)
+        parts = self._parts = attribute(states, usable)
         row.attribution = parts.attribution
-        row.stale, row.stochastic, row.propagated = parts.median
-        row.cause = parts.cause if row.verdict == "drift" else None
+        row.stale, row.stochastic, row.propagated = parts.median[:3]
+        checked = None
+        if measured.reference is not None:
+            row.data, checked = parts.median[3], self._moments
+            self._compare_data(moments[2], known)
+        errors = part_errors(moments if checked else [*moments, self._moments], checked, eps, known)
+        row.part_intervals = {
+            cause: [part - Z95 * error, part + Z95 * error]
+            for cause, part, error in zip(CAUSES, parts.median, errors.tolist(), strict=False)
+        }
+        if not judged.by_w:  # the others agree, and say nothing about why these do not
+            among = torch.zeros_like(usable)
+            among[list(judged.channels)] = True
+            self._parts = attribute(states, among)
+        row.cause = self._parts.cause(data=self._other_data) if row.verdict == "drift" else None
 
-
-def _observed(layers: Sequence[Layer], seen: Collected) -> list[tuple[Layer, Moments]]:
-    """The layers that the forward reached, in call order."""
-    by_name = {layer.name: layer for layer in layers}
-    return [(by_name[name], moments) for name, moments in seen.moments.items()]
+    def _compare_data(self, reference: Moments, known: Tensor) -> None:
+        """Measures how far the images that are checked are from those of the reference, for this layer."""
+        if self._moments is None:
+            return
+        eps, measured = self._layer.eps, self._measured
+        apart = data_distance(self._moments, reference, eps, known, measured.level)
+        self.row.w_data, self.row.w_data_low, self.row.w_data_high = apart.w, apart.low, apart.high
+        # Over all layers the images are called other ones by mistake at most as often as one interval misses.
+        strict = measured.level / max(len(measured.serving.moments), 1)
+        self._other_data = data_distance(self._moments, reference, eps, known, strict).low > 0
 
 
 def _summarise(row: BatchNormLayer, serving: Estimate, usable: Tensor) -> None:

@@ -35,6 +35,7 @@ class Score:
     w: float  # debiased RMS over channels of sqrt(delta^2 + (sqrt(r) - 1)^2)
     low: float  # lower end of its interval, which covers the sampling of images and the noise in the stored average
     high: float  # upper end
+    measured: float  # w before what noise adds is taken off
     floor: float  # what noise alone makes of w: that of the images and that left in the stored moving average
     stored_floor: float  # what the noise in the stored moving average alone makes of w
     stored_images: float  # how many images the stored moving average holds
@@ -72,28 +73,37 @@ class Score:
         return needed if images < needed <= 1000 * images else None
 
 
-def score_layer(moments: Moments, eps: float, stored_images: float, level: float = 0.05) -> Score:
+def score_layer(
+    moments: Moments, eps: float, stored_images: float, level: float = 0.05, *, repeats: float = 1.0
+) -> Score:
     """Returns the score of one layer, whose interval misses the truth with probability `level`.
 
-    `stored_images` is how many images the stored moving average holds; infinity for noiseless buffers.
+    `stored_images` is how many images the stored moving average holds; infinity for noiseless buffers. `repeats` is how
+    many images are alike where they are not independent: the sampling of images then is as noisy as that of so many
+    times fewer.
     """
     total = estimate(moments, eps)
     # The stored average is a sample like ours, of another size: it errs the same way, only more or less.
     stored = moments.images / stored_images
     noise = float(total.noise.mean())
-    w2 = float(total.w2.mean()) - noise * (1 + stored)
-    half = _half_width(moments, eps, level) * math.sqrt(1 + stored)
+    w2 = float(total.w2.mean()) - noise * (repeats + stored)
+    half = math.inf
+    if (
+        moments.images >= MIN_IMAGES * repeats
+    ):  # of the fold's own spread, in the first or the second power of its error
+        half = _half_width(moments, eps, level) * repeats * math.sqrt(1 + stored / repeats)
     unknown = torch.full_like(total.delta, math.inf)
     return Score(
         delta=total.delta,
         log_ratio=total.log_ratio,
-        delta_se=total.delta_se2.sqrt() if moments.images > 1 else unknown,
-        log_ratio_se=total.log_ratio_se2.sqrt() if moments.images > 1 else unknown,
-        p_values=total.p_values(stored_images) if moments.images > 1 else torch.full_like(unknown, math.nan),
+        delta_se=(total.delta_se2 * repeats).sqrt() if moments.images > 1 else unknown,
+        log_ratio_se=(total.log_ratio_se2 * repeats).sqrt() if moments.images > 1 else unknown,
+        p_values=total.p_values(stored_images, repeats) if moments.images > 1 else torch.full_like(unknown, math.nan),
         w=_root(w2),
         low=_root(w2 - half),
         high=_root(w2 + half),
-        floor=_root(noise * (1 + stored)),
+        measured=_root(float(total.w2.mean())),
+        floor=_root(noise * (repeats + stored)),
         stored_floor=_root(noise * stored),
         stored_images=stored_images,
         constant=total.v <= 1e-12 * (1 + total.delta.square()),

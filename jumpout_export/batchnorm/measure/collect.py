@@ -15,6 +15,7 @@ from jumpout_export.batchnorm.measure.feed import Feed, PassDoneError, Step, Wei
 from jumpout_export.batchnorm.measure.forward_moments import ForwardMoments, of_batch
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import Moments
+from jumpout_export.batchnorm.measure.samples import Samples
 from jumpout_export.batchnorm.measure.states import State, preserved, put_into
 from jumpout_export.model.norms import is_plain
 from jumpout_export.model.randomness import reseed, rng_restored
@@ -34,6 +35,7 @@ class Collected:
     skipped: int = 0  # images in batches left out because a layer cannot normalise one value per channel by itself
     mixed: bool = False  # whether a layer, called once per forward, saw images of different sizes
     failure: str = ""  # why this state was given up, empty if it was not; its moments are then of no use
+    samples: Samples = field(default_factory=Samples)  # what the first layer sees of each image of this process
 
 
 def collect(feed: Feed, layers: Sequence[Layer], state: State, what: str) -> Collected:
@@ -160,7 +162,7 @@ class _Pass:
         self.by_batch = by_batch if state.batch_statistics else set()
         self.handed = handed if state.batch_statistics else set()
         self.forward = forward
-        self.collected = Collected(self.forward.moments)
+        self.collected = Collected(self.forward.moments, samples=self.forward.samples)
 
     def take(self, layer: Layer, x: Tensor, channels: Tensor | None) -> bool:
         """Takes what a layer normalises; returns whether the call that normalises has to be told to take the batch."""

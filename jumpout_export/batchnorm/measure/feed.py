@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, RandomSampler
 
 from jumpout_export.batchnorm.measure.distributed import ALONE, Ranks
 from jumpout_export.batchnorm.measure.states import untracked_named
@@ -43,6 +43,7 @@ class Step:
     run: Callable[[], Any]  # calls the model on the batch and returns its output
     size: int | None  # number of images, or None where only the model or `forward_fn` knows
     labels: Tensor | None  # (N,) integer class labels, or None
+    first_input: Tensor | None = None  # the first tensor that the model gets, where that is known
 
 
 class PassDoneError(BaseException):
@@ -171,13 +172,14 @@ class Feed:
 
     def _step(self, batch: Any) -> Step:
         forward_fn, careful = self._forward_fn, self.first is None
-        size = labels = None
+        size = labels = first = None
         inputs: Any = batch
         try:
             split = split_batch(batch, self.model, self._device)
             plain = [value for value in (*split.args, *split.kwargs.values()) if isinstance(value, Tensor)]
             # Of nested inputs, such as a list of images, the images are counted where they reach the model.
             size, labels = next((len(value) for value in plain if value.ndim), None), split.labels
+            first = next(iter(plain), None)
             if forward_fn is None:
                 inputs = (split.args, split.kwargs)
         except TypeError:
@@ -190,7 +192,7 @@ class Feed:
         def call(own: Any) -> Any:
             return self.model(*own[0], **own[1]) if forward_fn is None else forward_fn(self.model, own)
 
-        return Step(lambda: self._call(call, inputs, careful), size, labels)
+        return Step(lambda: self._call(call, inputs, careful), size, labels, first)
 
     def _call(self, function: Callable[[Any], Any], inputs: Any, careful: bool) -> Any:
         """Calls `function` on `inputs`, and on a copy where the model may write into it.
@@ -233,6 +235,12 @@ def batch_count(batches: Iterable[Any]) -> int | None:
         return len(batches)  # type: ignore[arg-type]
     except TypeError:  # a DataLoader over an iterable data set has a __len__, which raises this
         return None
+
+
+def drawn_at_random(batches: Any) -> bool:
+    """Whether it is known that the first images are a random sample of all: a loader that shuffles."""
+    sampler = getattr(batches, "sampler", None) or getattr(getattr(batches, "batch_sampler", None), "sampler", None)
+    return isinstance(sampler, RandomSampler) or bool(getattr(batches, "shuffled", False))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import Moments, add_images
+from jumpout_export.batchnorm.measure.samples import Samples
 
 # Numbers held in float64 at once while the layers of one forward are added up.
 _CHUNK = 1 << 20
@@ -30,6 +32,7 @@ class ForwardMoments:
         moments: by layer name, in call order; a layer that no forward reached is missing.
         images: how many images the forward that comes is of, None where that is not known.
         sizes: by layer name, how many values per channel an image had, each number that was seen.
+        samples: what the first layer sees of each image.
         incomplete: names of layers that were called on some channels, and not on the others of the same images.
     """
 
@@ -41,6 +44,7 @@ class ForwardMoments:
         self.images: int | None = None
         self.incomplete: set[str] = set()
         self.sizes: dict[str, set[float]] = {}
+        self.samples = Samples()
         self._pending: dict[str, list[_Call]] = {}
         self._values: dict[str, int] = {}
         self._parts: dict[str, list[_Parts]] = {}
@@ -91,6 +95,8 @@ class ForwardMoments:
         self.incomplete |= {name for name, whole in self._parts.items() if whole}
         pending, values = self._pending, self._values
         self.discard()
+        for calls in itertools.islice(pending.values(), 1):
+            self.samples.add(calls[0].mean, calls[0].var)
         for name, calls in pending.items():
             moments = self.moments.setdefault(name, self._made[name])
             moments.count += values[name]

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 # What lies below is drawn at the edge: a W of a thousandth is as good as 0.
 LOWEST_W = 1e-3
-PARTS = ("stale", "stochastic", "propagated")
+PARTS = ("stale", "stochastic", "propagated", "data")
 _WIDE = 9.2  # inches: the whole row on a desktop; on a phone the page scrolls it sideways
 _ROW = 0.3  # inches
 _PART_STYLES = {
     "stale": {"color": COLOURS["c6"]},
     "stochastic": {"color": COLOURS["c2"]},
     "propagated": {"color": COLOURS["c7"]},
+    "data": {"color": COLOURS["c1"]},
 }
 _VERDICT_STYLES: dict[str, dict[str, Any]] = {
     "ok": {"color": COLOURS["c1"], "marker": "o", "markerfacecolor": COLOURS["c1"]},
@@ -81,7 +82,7 @@ def drift(layers: Sequence[BatchNormLayer], after: Sequence[BatchNormLayer] | No
 
 
 def attribution(layers: Sequence[BatchNormLayer]) -> str:
-    """Returns ln of the variance ratio per layer as a stack of its three signed parts, the total as a diamond.
+    """Returns ln of the variance ratio per layer as a stack of its signed parts, the total as a diamond.
 
     Parts above 0 are stacked to one side of the middle, those below to the other; what is not finite is left out.
 
@@ -128,15 +129,20 @@ def attribution(layers: Sequence[BatchNormLayer]) -> str:
         return finish()
 
 
+def parts_of(layers: Sequence[BatchNormLayer]) -> tuple[str, ...]:
+    """Returns the parts that were measured: the data are one where a reference was given."""
+    return PARTS if any(layer.data is not None for layer in layers) else PARTS[:3]
+
+
 def _parts(layers: Sequence[BatchNormLayer]) -> Mapping[str, list[tuple[float, float]]]:
     """Returns part -> (start, signed size) per layer, so that parts of one sign stand one after the other."""
-    found: dict[str, list[tuple[float, float]]] = {part: [] for part in PARTS}
+    found: dict[str, list[tuple[float, float]]] = {part: [] for part in parts_of(layers)}
     for layer in layers:
         ends = {True: 0.0, False: 0.0}
-        for part in PARTS:
+        for part, starts in found.items():
             value = getattr(layer, part)
             size = value if value is not None and math.isfinite(value) else 0.0
-            found[part].append((ends[size > 0], size))
+            starts.append((ends[size > 0], size))
             ends[size > 0] += size
     return found
 

@@ -1,4 +1,4 @@
-"""The sections about causes: the three parts of each layer's drift, and what the law of the scaled mask advises."""
+"""The sections about causes: the parts of each layer's drift, and what the law of the scaled mask advises."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ CAUSES: dict[Cause, str] = {
     "stale": "the moving average lags behind the weights, or training sees other images",
     "stochastic": "dropout or jumpout is on in training and off in serving",
     "propagated": "BatchNorm layers upstream serve other statistics than their batch's",
+    "data": "the images are others than those of the reference",
 }
 
 
@@ -27,7 +28,7 @@ def cause_sections(report: BatchNormReport) -> list[Section]:
 
 
 def attribution_plot(report: BatchNormReport) -> list[Plot]:
-    """Returns the plot of the three parts per layer; nothing where they were not measured."""
+    """Returns the plot of the parts per layer; nothing where they were not measured."""
     layers = _attributed(report)
     if not layers:
         return []
@@ -36,6 +37,7 @@ def attribution_plot(report: BatchNormReport) -> list[Plot]:
         "Parts above 0 make the variance in serving larger than the stored one, parts below 0 smaller; the "
         f"{'stroke' if many else 'diamond'} is their sum. Stale: the moving average lags, or training saw other "
         "images. Stochastic: dropout or jumpout is off. Propagated: from BatchNorm layers upstream."
+        + (" Data: other images than the reference's." if "data" in plots_batchnorm.parts_of(layers) else "")
     )
     draw = partial(plots_batchnorm.attribution, layers)
     return [Plot("attribution", "Where the drift comes from", caption, draw, wide=many)]
@@ -53,26 +55,34 @@ def _attributed(report: BatchNormReport) -> list[BatchNormLayer]:
 
 
 def _attribution(layers: Sequence[BatchNormLayer]) -> Section:
-    columns = [Column("layer", "name"), *(Column(part, "number") for part in plots_batchnorm.PARTS)]
+    parts = plots_batchnorm.parts_of(layers)
+    columns = [Column("layer", "name"), *(Column(part, "number") for part in parts)]
     columns += [Column("total, ln r", "number"), Column("cause")]
     rows = tuple(
         (
             Cell(layer.name),
-            *(Cell(signed(getattr(layer, part))) for part in plots_batchnorm.PARTS),
+            *(Cell(_part(layer, part)) for part in parts),
             Cell(signed(layer.median_log_ratio)),
             Cell(layer.cause or "–"),
         )
         for layer in layers
     )
-    means = "; ".join(f"{part}: {reason}" for part, reason in CAUSES.items())
+    means = "; ".join(f"{part}: {reason}" for part, reason in CAUSES.items() if part in parts)
     return Section(
         "causes",
         "Parts of the drift",
-        "ln r, the log of the variance in serving over the stored one, is the sum of three measured parts.",
+        "ln r, the log of the variance in serving over the stored one, is the sum of measured parts, each ± half of "
+        "its 95% interval.",
         f"{means[0].upper()}{means[1:]}.",
         (folded_if_long("All parts", Table(tuple(columns), rows)),),
         background=True,
     )
+
+
+def _part(layer: BatchNormLayer, part: str) -> str:
+    """Returns a part with its error bar, `+0.12 ± 0.03`."""
+    value, ends = signed(getattr(layer, part)), layer.part_intervals.get(part)  # type: ignore[call-overload]
+    return value if ends is None else f"{value} ± {number((ends[1] - ends[0]) / 2)}"
 
 
 def _advice(layers: Sequence[BatchNormLayer]) -> list[Section]:

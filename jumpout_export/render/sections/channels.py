@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from jumpout_export.render.blocks import Block, Cell, Column, Plot, Plots, Section, Table
-from jumpout_export.render.headline import badness
+from jumpout_export.render.headline import badness, drifting_channels
 from jumpout_export.render.numbers import number, ratio, score, signed
 from jumpout_export.render.plots import channels as plots_channels
 from jumpout_export.render.sections.causes import folded_if_long
@@ -50,7 +50,8 @@ def _figures(report: BatchNormReport, after: BatchNormReport | None) -> list[Plo
     later = {layer.name: layer for layer in after.layers} if after is not None else {}
     clouds = {i: plots_channels.cloud(layer, fail=report.fail) for i, layer in enumerate(report.layers)}
     drawn = [i for i, cloud in clouds.items() if cloud is not None]
-    worst = sorted(drawn, key=lambda i: badness(report.layers[i]), reverse=True)[:MAX_PANELS]
+    worst = sorted(drawn, key=lambda i: (bool(report.layers[i].drifting_channels), badness(report.layers[i])))
+    worst = worst[: -MAX_PANELS - 1 : -1]
     figures = []
     for place, i in enumerate(sorted(worst), 1):
         layer, cloud = report.layers[i], clouds[i]
@@ -66,6 +67,7 @@ def _caption(layer: BatchNormLayer, cloud: plots_channels.Cloud) -> str:
     drawn = len(cloud.channels)
     facts = [f"W {score(layer.w)}", count(cloud.total, "channel")]
     facts += [f"{len(layer.flagged)} significant"] if layer.flagged else []
+    facts += [f"{drifting_channels(layer)} beyond severe drift"] if layer.drifting_channels else []
     if layer.worst_channel is not None and 0 <= layer.worst_channel < len(layer.delta):
         i = layer.worst_channel
         facts.append(f"worst channel {i}: shift {signed(layer.delta[i])}, ln {signed(layer.log_ratio[i])}")
@@ -79,6 +81,10 @@ def _numbers(layers: Sequence[BatchNormLayer]) -> Table | None:
     fields: list[tuple[Column, list[str]]] = [
         (Column("channels", "number"), [f"{layer.channels:,}" if layer.channels else "–" for layer in layers]),
         (Column("significant", "number"), [f"{len(layer.flagged):,}" if layer.flagged else "–" for layer in layers]),
+        (
+            Column("beyond severe", "number"),
+            [f"{len(layer.drifting_channels):,}" if layer.drifting_channels else "–" for layer in layers],
+        ),
         (Column("mean shift, 95%", "number"), [score(layer.delta_p95) for layer in layers]),
         (Column("symmetric KL, nats", "number"), [number(layer.symmetric_kl) for layer in layers]),
         (Column("max(r, 1/r)", "number"), [number(layer.max_ratio) for layer in layers]),

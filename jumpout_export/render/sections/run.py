@@ -8,7 +8,7 @@ from jumpout_export.render.blocks import Block, Cell, Column, Items, Plot, Plots
 from jumpout_export.render.headline import is_published
 from jumpout_export.render.numbers import number, percent
 from jumpout_export.render.plots import run as plots
-from jumpout_export.report import BatchNormReport, ExportReport, Report, TrainingHistory
+from jumpout_export.report import BatchNormReport, BatchNormSetsReport, ExportReport, Report, TrainingHistory
 
 _SERVING = (
     " With serving statistics the BatchNorms hold what the network without noise saw in the last batches: where the "
@@ -75,7 +75,7 @@ def provenance_section(report: ExportReport) -> list[Section]:
 
 def notes_section(report: Report) -> list[Section]:
     """Returns the notes of a pipeline or verification; a BatchNorm report carries its own beside its layers."""
-    if isinstance(report, BatchNormReport) or not report.notes:
+    if isinstance(report, BatchNormReport | BatchNormSetsReport) or not report.notes:
         return []
     return [Section("notes", "Notes", "", "", (Items(tuple(report.notes)),))]
 

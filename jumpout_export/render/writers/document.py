@@ -12,11 +12,21 @@ from jumpout_export.render.sections.batchnorm import batchnorm_sections
 from jumpout_export.render.sections.export import folded_section, folded_summary, parity_section
 from jumpout_export.render.sections.layers import kinds
 from jumpout_export.render.sections.run import environment_section, notes_section, provenance_section, training_section
-from jumpout_export.report import BatchNormReport, Check, ExportReport, PipelineReport, Report, VerifyReport
+from jumpout_export.render.sections.sets import sets_sections
+from jumpout_export.report import (
+    BatchNormReport,
+    BatchNormSetsReport,
+    Check,
+    ExportReport,
+    PipelineReport,
+    Report,
+    VerifyReport,
+)
 from jumpout_export.text import count
 
 _TITLES = {
     "batchnorm": "BatchNorm check",
+    "batchnorm_sets": "BatchNorm check of several sets of images",
     "verify": "ONNX verification",
     "inspect": "ONNX inspection",
     "export": "ONNX export",
@@ -35,13 +45,15 @@ def build_document(report: Report) -> Document:
     Raises:
         TypeError: if `report` is none of them.
     """
-    if not isinstance(report, BatchNormReport | VerifyReport | PipelineReport):
-        allowed = "BatchNormReport, VerifyReport, ExportReport or PipelineReport"
+    if not isinstance(report, Report):
+        allowed = "BatchNormReport, BatchNormSetsReport, VerifyReport, ExportReport or PipelineReport"
         raise TypeError(f"only a report can be rendered: got {type(report).__name__}, allowed is {allowed}")
     report = type(report).model_validate(_visible(report.model_dump()))
     verdict, sentence = headline(report)
     if isinstance(report, PipelineReport):
         title, facts, sections = report.title, _pipeline_facts(report), _pipeline_sections(report)
+    elif isinstance(report, BatchNormSetsReport):
+        title, facts, sections = _TITLES[report.kind], _sets_facts(report), sets_sections(report)
     elif isinstance(report, BatchNormReport):
         title, facts, sections = _TITLES[report.kind], _batchnorm_facts(report), batchnorm_sections(report)
     else:
@@ -130,6 +142,11 @@ def _batchnorm_facts(report: BatchNormReport) -> list[Fact]:
     spread = [f"on {report.ranks} processes"] if report.ranks > 1 else []
     spread += ["stopped early"] if report.stopped_early else []
     return [*facts, Fact("Images", Cell(f"{report.images:,}"), ", ".join(spread))]
+
+
+def _sets_facts(report: BatchNormSetsReport) -> list[Fact]:
+    ok = sum(check.verdict == "ok" for check in report.sets.values())
+    return [Fact("Sets that agree", Cell(f"{ok} of {len(report.sets)}"))]
 
 
 def _largest(report: BatchNormReport) -> str:

@@ -35,9 +35,9 @@ def test_parts_of_the_median_add_up_for_any_number_of_channels_and_shares_to_one
         sums[0] = 1
         sums[2] = sums[1].square() + 0.1 + torch.rand(channels)
         estimates.append(Estimate(sums, torch.full((channels,), 1e-5), 1.0))
-    parts = attribute(*estimates, torch.ones(channels, dtype=torch.bool))
+    parts = attribute(estimates, torch.ones(channels, dtype=torch.bool))
     assert sum(parts.median) == pytest.approx(float(estimates[2].log_ratio.quantile(0.5)), abs=1e-14)
-    assert sum(parts.shares) == pytest.approx(1, abs=1e-12)
+    assert sum(parts.shares.values()) == pytest.approx(1, abs=1e-12)
     whole = (estimates[2].delta.square() + (estimates[2].r.sqrt() - 1).square()).sum()
     # Of the parts, the one that is all of the drift in delta has the share of delta in the sum of W^2.
     assert sum(parts.of_mean) == pytest.approx(float(estimates[2].delta.square().sum() / whole), abs=1e-12)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.moments import moments_of
 from torch import nn
 
 from jumpout_export.batchnorm.judge.estimate import discoveries
@@ -31,13 +32,6 @@ def trained() -> nn.BatchNorm1d:
         for batch in pictures(20 * BATCH).split(BATCH):
             norm(batch)
     return norm
-
-
-def moments_of(norm: nn.BatchNorm1d, x: torch.Tensor) -> Moments:
-    forward = ForwardMoments([Layer("bn", norm, frozen=False)])
-    forward.take("bn", x)
-    forward.end_forward()
-    return forward.moments["bn"]
 
 
 @pytest.fixture(scope="module")

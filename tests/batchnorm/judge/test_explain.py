@@ -71,9 +71,11 @@ def made_parts(log_ratio: list[float], delta: list[float], spread: float = 0.0) 
                 "deviations (RMS over channels)."
             ),
             (
-                "Recalibrate it with recalibrate_batchnorm(model, batches); if it comes back, end training at a small "
-                "learning rate so that the average catches up, look for augmentation that serving lacks, and say "
-                "training_batch_size= if training used smaller batches."
+                "Either the average lags behind the weights or saw augmentation that serving lacks, or these images "
+                "are others than those of training: check with reference=, some batches of training, to know which; "
+                "the first is mended by recalibrating, recalibrate_batchnorm(model, batches), the second perhaps by "
+                "preprocessing the images as in training, and say training_batch_size= if training used smaller "
+                "batches."
             ),
         ),
         (
@@ -90,7 +92,7 @@ def made_parts(log_ratio: list[float], delta: list[float], spread: float = 0.0) 
                 "All of it is stale: what training sees now has larger variances in some channels and smaller ones in "
                 "others, by 30% (RMS)."
             ),
-            "Recalibrate it with",
+            "Either the average lags",
         ),
     ],
     ids=["variance", "mean and a second cause", "against", "both ways"],

@@ -4,22 +4,13 @@ import math
 
 import pytest
 import torch
+from support.moments import moments_of
 from torch import nn
 
 from jumpout_export.batchnorm.judge.estimate import discoveries, estimate, student_quantile
 from jumpout_export.batchnorm.judge.score import Score, score_layer, stored_images
-from jumpout_export.batchnorm.measure.forward_moments import ForwardMoments
-from jumpout_export.batchnorm.measure.layers import Layer
-from jumpout_export.batchnorm.measure.moments import Moments
 
 CHANNELS, IMAGES, PIXELS, TRIALS = 8, 200, 16, 200
-
-
-def moments_of(norm: nn.BatchNorm1d, x: torch.Tensor) -> Moments:
-    forward = ForwardMoments([Layer("bn", norm, frozen=False)])
-    forward.take("bn", x)
-    forward.end_forward()
-    return forward.moments["bn"]
 
 
 def correlated_images() -> torch.Tensor:
@@ -124,7 +115,7 @@ def test_a_layer_called_several_times_averages_over_fewer_batches():
 
 def made_score(w: float, low: float, high: float, noise: float = 0.0, held: float = math.inf) -> Score:
     nothing = torch.zeros(1)
-    return Score(nothing, nothing, nothing, nothing, nothing, w, low, high, noise, noise, held, nothing.bool())
+    return Score(nothing, nothing, nothing, nothing, nothing, w, low, high, w, noise, noise, held, nothing.bool())
 
 
 @pytest.mark.parametrize(

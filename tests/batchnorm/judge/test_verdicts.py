@@ -1,5 +1,8 @@
 """Drifting, ok or undecided: margins, noise of training in small batches, and too few images."""
 
+import re
+
+import pytest
 import torch
 from support.checked import check, healthy, images, row
 from torch import nn
@@ -64,13 +67,47 @@ def test_a_healthy_layer_trained_in_small_batches_is_ok_once_their_size_is_known
     assert "as in any training with such batches; recalibrating removes it." in report.layers[0].note
 
 
+@pytest.mark.parametrize("size", [2, 4], ids=["batches of 2", "of 4"])
+def test_the_noise_of_small_batches_is_said_to_explain_it_and_at_which_size(size):
+    model, x = after_training_in_batches_of(size)
+    report = check_batchnorm(model, x.split(128), outputs=False, training_batch_size=32)
+    note = report.layers[0].note
+    assert report.verdict == "drift"
+    said = int(re.search(r"noise alone explains this if a training batch held at most (\d+) image", note, re.I)[1])
+    assert size <= said <= 2 * size
+    assert "small learning rate" not in note
+    assert check_batchnorm(model, x.split(128), outputs=False, training_batch_size=size).verdict != "drift"
+
+
+def test_the_shortfall_of_small_batches_is_part_of_what_they_explain():
+    """Within batches of 2 half of the variance between images is missing: with many pixels that is no noise."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(64, momentum=None))
+    with torch.no_grad():
+        for _ in range(2000):
+            model(torch.randn(2, 64, 1, 1) + torch.randn(2, 64, 8, 8))
+    x = torch.randn(2048, 64, 1, 1) + torch.randn(2048, 64, 8, 8)
+    # 2 / 1.5 times the stored variance: sqrt(4 / 3) - 1 = 0.155.
+    layer = check_batchnorm(model, x.split(128), outputs=False, training_batch_size=32).layers[0]
+    assert layer.w == pytest.approx(0.155, abs=0.02)
+    assert "oise alone explains this if a training batch held at most 2 images" in layer.note
+
+
+def test_drift_that_no_batch_size_explains_is_not_blamed_on_small_batches():
+    model, x = after_training_in_batches_of(128)
+    model[0].running_mean += 2
+    note = check_batchnorm(model, x.split(128), outputs=False, training_batch_size=128).layers[0].note
+    assert "noise alone" not in note.lower()
+    assert "Either the average lags behind the weights" in note
+
+
 def test_noise_as_large_as_severe_drift_is_never_ok():
     model, x = after_training_in_batches_of(2)
     report = check_batchnorm(model, x.split(128), outputs=False, training_batch_size=2, warn=0.14, fail=0.15)
     assert report.verdict == "inconclusive"
     # Such averages hold 2 * 1.9 / 0.1 = 38 images: sqrt(1.5 / 38) = 0.199.
     assert "the noise in the stored average alone makes 0.199;" in report.layers[0].note
-    assert "training_batch_size=" not in report.layers[0].note
+    assert "say training_batch_size=" not in report.layers[0].note
 
 
 def test_a_layer_on_the_margin_is_undecided_and_said():
@@ -81,7 +118,8 @@ def test_a_layer_on_the_margin_is_undecided_and_said():
     model[0].running_mean += 0.1
     exact = check_batchnorm(model, [x], outputs=False).layers[0].w
     note = check_batchnorm(model, [x], warn=exact * (1 + 1e-9), outputs=False).layers[0].note
-    assert "too close to the margin to say how many more would decide; try four times as many." in note
+    assert "W is too close to the margin for more images to decide; recalibrate it with" in note
+    assert "four times" not in note
 
 
 def test_very_few_images_are_undecided_and_said():

@@ -1,0 +1,49 @@
+"""Whether small batches in training explain how far a layer is off: what stored averages of them look like.
+
+Training normalises each batch that a BatchNorm sees by itself, so it is the micro-batch of gradient accumulation, and
+the batch of one process without SyncBatchNorm, that says how noisy the stored average is. Small batches also store too
+small a variance: within a batch of B images, that between images is short by 1 / B of itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+from jumpout_export.batchnorm.judge.estimate import estimate
+from jumpout_export.batchnorm.judge.score import Score, stored_images
+from jumpout_export.batchnorm.measure.held import images_held
+from jumpout_export.batchnorm.measure.layers import Layer
+from jumpout_export.batchnorm.measure.moments import Moments
+
+
+def explaining_batch(layer: Layer, moments: Moments, score: Score, batch_size: float) -> int | None:
+    """Returns the largest batch of training by which W would be 0 within one standard error.
+
+    None where that is no smaller than `batch_size`, the one that the score reckons with, or where no batch, however
+    small, explains it.
+    """
+    averaged = bool(layer.batches_tracked) and not layer.fixed and layer.momentum != 0
+    if not averaged or images_held(layer.module) or score.w == 0 or moments.per_instance or moments.images < 2:
+        return None
+    total = estimate(moments, layer.eps)
+    excess = score.measured**2 - (score.floor**2 - score.stored_floor**2)
+    pixels = moments.count / moments.images
+    one_error = (score.high**2 - score.w**2) / 2  # the interval is about two of them wide, to either side
+    between = total.delta_se2 * moments.images
+
+    def explained(batch: int) -> bool:
+        """Whether averages of such batches are as far from exact statistics, within one standard error."""
+        held = stored_images(layer.module, batch, guessed=False, calls=moments.calls)
+        noise = float(total.noise.mean()) * moments.images / held
+        short = (total.v - between / batch) * (batch * pixels / (batch * pixels - 1))
+        ratio = (total.v / short.clamp_min(1e-6 * total.v.clamp_min(1e-12))).clamp_min(1)
+        error = one_error * math.sqrt((1 + moments.images / held) / (1 + moments.images / score.stored_images))
+        return noise + float((ratio.sqrt() - 1).square().mean()) + error >= excess
+
+    least, most = (1 if pixels > 1 else 2), int(batch_size)
+    if most < least or not explained(least) or explained(most):
+        return None
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if explained(middle) else (least, middle)
+    return least

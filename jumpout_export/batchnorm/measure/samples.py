@@ -1,0 +1,96 @@
+"""Whether images are independent of each other, by what the first layer sees of each: its own sums.
+
+Nothing is said of where images come from, so frames of a clip, crops of a scene or copies are told by their likeness,
+and sorted data by the likeness of neighbours in order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Images and channels that are compared: every pair of images is.
+MOST_IMAGES, MOST_CHANNELS = 4096, 32
+# So few show neither groups nor an order.
+FEWEST = 64
+# Distances to the k-th and the 2k-th neighbour differ by about a factor 2^(1 / dimension), the same for all k, where
+# images are independent. Where they come in groups of like ones there is a leap where a group ends. In simulations its
+# logarithm was at most 1.7 times the typical step for independent images (normal, log-normal, Student's t, digits, 1 to
+# 64 dimensions) and at least 3 times for groups that are closer together than to others.
+LEAP, LEAST_LEAP = 2.5, 0.3
+# Slow waves along the order, and the standard deviations by which images have to follow them.
+WAVES, DEVIATIONS = 8, 8.0
+_NOTHING = 1e-9
+
+
+class Samples:
+    """What the first layer sees of each image: at most 4,096 images and 32 channels, (N, 2 K) means of x and x^2."""
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+        self._images = 0
+
+    def add(self, mean: Tensor, var: Tensor) -> None:
+        """Takes (N, C) means and variances over the pixels of the images of one batch."""
+        if self._images >= MOST_IMAGES or (
+            self._rows and self._rows[0].shape[1] != 2 * min(mean.shape[1], MOST_CHANNELS)
+        ):
+            return
+        kept = [part[:, :MOST_CHANNELS].float().cpu() for part in (mean, var + mean.square())]
+        self._rows.append(torch.cat(kept, dim=1)[: MOST_IMAGES - self._images])
+        self._images += len(self._rows[-1])
+
+    @property
+    def sorted(self) -> bool:
+        """Whether the images change along their order: the data come sorted, or in long runs.
+
+        Under any order by chance n times the squared correlations of the D whitened columns with K slow waves add up to
+        chi^2 with D K degrees of freedom.
+        """
+        rows = self._scaled()
+        if rows is None:
+            return False
+        axes, size, _ = torch.linalg.svd(rows, full_matrices=False)
+        axes = axes[:, size > 1e-3 * size[0]]
+        place = (torch.arange(len(rows)) + 0.5) / len(rows)
+        waves = torch.cos(math.pi * torch.arange(1, WAVES + 1)[:, None] * place) * math.sqrt(2 / len(rows))
+        freedom = WAVES * axes.shape[1]
+        return float((waves @ axes).square().sum()) * len(rows) > freedom + DEVIATIONS * math.sqrt(2 * freedom)
+
+    def group_size(self) -> float:
+        """Returns how many images that an image stands for are alike, itself among them; 1 for independent images."""
+        channels = self._rows[0].shape[1] // 2 if self._rows else 0
+        # What a clip has in common may be in the means alone, and noise in the squares would hide it.
+        # One or two numbers may be the same by chance, where values are whole ones.
+        return max(_group_size(rows) for rows in (self._scaled(), self._scaled(channels if channels >= 4 else None)))
+
+    def _scaled(self, columns: int | None = None) -> Tensor | None:
+        """(N, D) the rows, or only their first columns, in units of their deviation; None where there is too little."""
+        if self._images < FEWEST:
+            return None
+        rows = torch.cat(self._rows)[:, :columns]
+        rows = rows[:, torch.isfinite(rows).all(dim=0)]
+        rows = rows - rows.mean(dim=0)
+        deviation = rows.std(dim=0)
+        varies = deviation > 1e-6 * (1 + deviation.max()) if len(deviation) else deviation > 0
+        return rows[:, varies] / deviation[varies] if bool(varies.any()) else None
+
+
+def _group_size(rows: Tensor | None) -> float:
+    if rows is None:
+        return 1.0
+    distance = torch.cdist(rows, rows)
+    distance.fill_diagonal_(math.inf)
+    counts = [2**power for power in range(13) if 2**power <= len(rows) // 8]
+    nearest = distance.topk(counts[-1], largest=False).values
+    typical = [float(nearest[:, k - 1].clamp_min(_NOTHING).log().median()) for k in counts]
+    steps = torch.tensor(typical).diff()
+    # Groups of which there are fewer than 16 are kinds of images rather than images again and again.
+    within = steps[: max(sum(2 * k <= len(rows) // 16 for k in counts), 1)]
+    leap = int(within.argmax())
+    if float(within[leap]) < max(LEAP * float(steps.median()), LEAST_LEAP):
+        return 1.0
+    reach = math.exp((typical[leap] + typical[leap + 1]) / 2)
+    return 1 + float((distance < reach).double().sum(dim=1).mean())
