@@ -294,6 +294,7 @@ class BatchNormReport(_Model):
         verdict: `drift` if any layer drifts, `ok` if all are ok, else `inconclusive`.
         origin: module path of the first drifting layer in call order, or None.
         images: images seen.
+        groups: groups of images that belong together, 0 where images are the unit.
         reference_images: images of the reference, 0 without one.
         warn: margin that decides the verdict, in units of W.
         fail: margin from which the drift is called severe, in units of W.
@@ -311,6 +312,7 @@ class BatchNormReport(_Model):
     verdict: BatchNormVerdict
     origin: str | None = None
     images: int
+    groups: int = 0
     reference_images: int = 0
     warn: Number = 0.05
     fail: Number = 0.15

@@ -27,6 +27,7 @@ from jumpout_export.batchnorm.measure.feed import (
     drawn_at_random,
     padding_notes,
 )
+from jumpout_export.batchnorm.measure.groups import Groups
 from jumpout_export.batchnorm.measure.inputs import InputMoments
 from jumpout_export.batchnorm.measure.layers import (
     Layer,
@@ -56,6 +57,7 @@ def check_batchnorm(
     batches: Iterable[Any],
     *,
     reference: Iterable[Any] | Reference | None = None,
+    groups: Groups | None = None,
     images: int = 4096,
     warn: float = 0.05,
     fail: float = 0.15,
@@ -82,6 +84,11 @@ def check_batchnorm(
         reference: batches of the images that it was trained on, without augmentation that serving lacks: what these
             and `batches` differ in is told apart from a stale average as the cause `data`, and the other causes are
             measured on these. The verdict stays that on `batches`. None: only `batches` are known.
+        groups: which images belong together and are not independent, as frames of one clip or crops of one scene: an
+            entry of every batch by its name, or its place in a tuple, or a function of the batch, with one value for
+            each image. All error bars are those of groups then, which may come in any order; fewer than eight decide
+            nothing. The entry is never an input or a label. None: every image is independent of the others, but for
+            those that are found to be alike.
         images: a pass ends with the batch that reaches this many images.
         warn: margin in units of W: a layer is `ok` if its W is shown to be below, `drift` if shown to be above.
             0.05 is 10% of the variance.
@@ -127,6 +134,7 @@ def check_batchnorm(
     with ranks.together():
         layers = batchnorm_layers(model)
         how: dict[str, Any] = {"forward_fn": forward_fn, "device": device, "progress": progress, "weigh_by": weigh_by}
+        how["groups"] = groups
         feed = Feed(model, batches, images=images, ranks=ranks, **how)
     with ranks.buffers_as_served(model) as taken, put_back(model):
         ranks.require_same_statistics(layers)
@@ -136,13 +144,17 @@ def check_batchnorm(
                 reference, layers, partial(Feed, model, images=images, ranks=ranks, **how), training_batch_size
             )
         watch = _Watch(
-            layers, Judge(warn, fail, training_batch_size), Looks(images, early=stop_early and ranks.size == 1), batches
+            layers,
+            Judge(warn, fail, training_batch_size),
+            Looks(images, early=stop_early and ranks.size == 1),
+            batches,
+            grouped=feed.grouped,
         )
         states = STATES if attribution and known is None else [SERVING]
         seen = collect_states(
             feed, layers, states, "checking BatchNorm", renormalised=moving(layers), enough=watch.enough
         )
-        samples = ranks.gather((seen[0].samples.sorted, seen[0].samples.group_size()))
+        samples = ranks.gather((seen[0].samples.sorted, 1.0 if feed.grouped else seen[0].samples.group_size()))
         repeats = max(size for _, size in samples)
         watch.judge = replace(watch.judge, repeats=repeats)
         if watch.stopped:
@@ -163,6 +175,7 @@ def check_batchnorm(
             verdict=_overall(rows, all_told=not seen[0].own_code),
             origin=first,
             images=seen[0].images,
+            groups=max((one.units for one in seen[0].moments.values()), default=0) if feed.grouped else 0,
             reference_images=0 if known is None else known.images,
             warn=warn,
             fail=fail,
@@ -192,10 +205,13 @@ def check_batchnorm(
 class _Watch:
     """Follows the pass: whether it may end, and whether the batches are fit for it."""
 
-    def __init__(self, layers: list[Layer], judge: Judge, looks: Looks, batches: Iterable[Any]) -> None:
+    def __init__(
+        self, layers: list[Layer], judge: Judge, looks: Looks, batches: Iterable[Any], *, grouped: bool
+    ) -> None:
         self._layers, self._looks = layers, looks
         self._batches = batch_count(batches)
-        self._random = drawn_at_random(batches)
+        self._grouped = grouped
+        self._random = grouped or drawn_at_random(batches)
         self.judge, self.labels, self.inputs = judge, LabelRuns(), InputMoments()
         self.stopped = False
         self.level = LEVEL
@@ -210,7 +226,8 @@ class _Watch:
         self.level = self._looks.last
         # The first images of a sorted loader say nothing about the others.
         if level is not None and not self.labels.sorted and not seen[0].samples.sorted:
-            self.judge = replace(self.judge, repeats=seen[0].samples.group_size())
+            repeats = 1.0 if self._grouped else seen[0].samples.group_size()
+            self.judge = replace(self.judge, repeats=repeats)
             verdict = self.judge.together(self._layers, seen[0], level)
             if verdict == "ok" or (verdict == "drift" and self._random):
                 self.stopped, self.level = True, level

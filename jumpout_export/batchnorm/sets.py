@@ -18,7 +18,7 @@ from jumpout_export.model.guard import put_back
 from jumpout_export.report import BatchNormSetsReport
 
 # What a reference is measured by, of what a check is given.
-_SHARED = ("images", "forward_fn", "device", "progress", "weigh_by")
+_SHARED = ("images", "forward_fn", "device", "progress", "weigh_by", "groups")
 
 
 def check_batchnorm_sets(

@@ -152,7 +152,7 @@ def test_sets_stand_side_by_side_and_the_reference_is_measured_once():
     assert report.sets["night"].layers[0].data == alone.layers[0].data
     page = render_markdown(report)
     assert "1 of 2 sets of images, first night: " in page
-    assert "| day | " in page
+    assert "| `day` | " in page
 
 
 def test_no_set_is_an_error():

@@ -34,8 +34,9 @@ class ChannelTest:
         total: the estimate from all images, in units of the stored tau.
         scale: (C,) the stored tau.
         usable: (C,) bool, channels whose stored statistics can be compared; the others are tested elsewhere.
-        images: how many there are.
+        units: how many images there are, or groups of them.
         stored_images: how many images the stored average holds; infinity for noiseless buffers.
+        stored: how noisy that average is, in sampling variances of what was measured.
         inflation: how many times larger its standard error may be than those make it.
         repeats: how many images are alike where they are not independent.
     """
@@ -43,8 +44,9 @@ class ChannelTest:
     total: Estimate
     scale: Tensor
     usable: Tensor
-    images: int
+    units: int
     stored_images: float
+    stored: float
     inflation: float = 1.0
     repeats: float = 1.0
 
@@ -56,15 +58,15 @@ class ChannelTest:
     def low(self, level: float) -> Tensor:
         """Returns (C,) a lower bound of each channel's W, above it with probability `level` at most; 0 if unusable."""
         total = self.total
-        if self.count == 0 or self.images < MIN_IMAGES * self.repeats:
+        if self.count == 0 or self.units < MIN_IMAGES * self.repeats:
             return torch.zeros_like(total.delta)
-        noise = math.sqrt(self.repeats + self.inflation**2 * self.images / self.stored_images)
-        z = noise * student_quantile(int(self.images / self.repeats) - 1, level / 2)
+        noise = math.sqrt(self.repeats + self.inflation**2 * self.stored)
+        z = noise * student_quantile(int(self.units / self.repeats) - 1, level / 2)
         # One image of the last batch weighs up to twice what one of as many equal images does.
-        rare = math.log(4 / level) * (self.repeats / self.images + 2 / self.stored_images)
+        rare = math.log(4 / level) * (self.repeats / self.units + 2 / self.stored_images)
         spread = total.v.sqrt()
         # The kurtosis less 1, which is 2 where the channel is normal and has one pixel.
-        tail = (self.images * total.log_ratio_se2 / 2).clamp_min(1).sqrt()
+        tail = (self.units * total.log_ratio_se2 / 2).clamp_min(1).sqrt()
         largest = RARE * tail * spread.maximum(self.scale[self.usable].quantile(0.5) / self.scale)
         # A share p of the images that makes p A^2 of the variance moves the mean by p A, at most sqrt(p) deviations.
         missing = (rare * largest).clamp_max(math.sqrt(rare)) * spread.clamp_min(1)

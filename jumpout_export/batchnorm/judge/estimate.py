@@ -7,6 +7,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from jumpout_export.batchnorm.measure.groups import GroupedMoments
 from jumpout_export.batchnorm.measure.moments import AA, AB, BB, SQUARES, A, B, Moments, N
 
 FALSE_DISCOVERY_RATE = 0.05
@@ -67,13 +68,13 @@ class Estimate:
         """(..., C) what the sampling of images adds to W^2; Var(sqrt r) = r Var(ln r) / 4."""
         return self.delta_se2 + self.r * self.log_ratio_se2 / 4
 
-    def p_values(self, stored_images: float, repeats: float = 1.0) -> Tensor:
+    def p_values(self, stored: float, repeats: float = 1.0) -> Tensor:
         """(..., C) of the hypothesis that delta and log_ratio are both 0, that is of noise alone.
 
-        Hotelling's T^2 of the two with their covariance; the stored average is as noisy as `stored_images` images, and
-        each image stands for `repeats` alike.
+        Hotelling's T^2 of the two with their covariance; the stored average is `stored` times as noisy as this (in
+        variance), and each image stands for `repeats` alike.
         """
-        both = repeats + self.n / stored_images
+        both = repeats + stored
         vd, vl = (part * both + _RESOLUTION**2 for part in (self.delta_se2, self.log_ratio_se2))
         c = self.covariance * both
         # Where one number follows from the other (a binary input), their covariance matrix is singular.
@@ -119,3 +120,14 @@ def student_quantile(freedom: int, level: float) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return sum(term / freedom**power for power, term in enumerate(terms))
+
+
+def stored_noise(moments: Moments, eps: float, stored_images: float) -> float:
+    """Returns how noisy the average of so many stored images is, in sampling variances of what was measured.
+
+    Where groups are the unit, those of what was measured are those of groups, and of the average those of images.
+    """
+    if not isinstance(moments, GroupedMoments):
+        return moments.images / stored_images
+    measured, alone = (float(estimate(one, eps).noise.nan_to_num().mean()) for one in (moments, moments.alone))
+    return moments.images / stored_images * (alone / measured if measured > 0 else 1.0)

@@ -94,8 +94,9 @@ def few_channels_sentence(judged: Judged) -> list[str]:
 def _undecided(score: Score, images: int, warn: float, *, guessed: bool, explaining: int | None) -> str:
     """Says why a layer is undecided, and how many images would decide, if a number of images would."""
     between = f"Undecided: W lies between {score.low:.3f} and {score.high:.3f}, the margin is {warn:g}"
-    if images < MIN_IMAGES:
-        return f"Undecided: {images} images are too few for an error bar; pass at least {MIN_IMAGES}."
+    if score.units < MIN_IMAGES:
+        unit = "images" if score.units == images else "groups of images"
+        return f"Undecided: {score.units} {unit} are too few for an error bar; pass at least {MIN_IMAGES}."
     needed = score.images_needed(warn, images)
     decided_but_for_noise = score.low > warn or score.high < warn
     if needed is not None and not decided_but_for_noise:

@@ -49,7 +49,7 @@ def part_errors(states: Sequence[Moments], checked: Moments | None, eps: float, 
 def data_distance(checked: Moments, reference: Moments, eps: float, usable: Tensor, level: float) -> Distance:
     """Returns how far apart two sets of images are in what a layer sees of them; the interval misses by `level`."""
     one, two = estimate(checked, eps), estimate(reference, eps)
-    if min(checked.images, reference.images) < MIN_IMAGES or not usable.any():
+    if min(checked.units, reference.units) < MIN_IMAGES or not usable.any():
         return Distance(math.nan, math.nan, math.inf)
     w2 = float(_apart(one, two, usable))
     variance = 0.0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jumpout_export.batchnorm.judge.estimate import estimate, student_quantile
+from jumpout_export.batchnorm.judge.estimate import estimate, stored_noise, student_quantile
 from jumpout_export.batchnorm.measure.moments import Moments, N
 from jumpout_export.model import norms
 from jumpout_export.report import BatchNormVerdict
@@ -40,6 +40,7 @@ class Score:
     stored_floor: float  # what the noise in the stored moving average alone makes of w
     stored_images: float  # how many images the stored moving average holds
     constant: Tensor  # (C,) bool, channels whose input never varied
+    units: int = MIN_IMAGES  # images, or groups of them where they are the unit
 
     @property
     def channel_w(self) -> Tensor:
@@ -84,13 +85,11 @@ def score_layer(
     """
     total = estimate(moments, eps)
     # The stored average is a sample like ours, of another size: it errs the same way, only more or less.
-    stored = moments.images / stored_images
+    stored = stored_noise(moments, eps, stored_images)
     noise = float(total.noise.mean())
     w2 = float(total.w2.mean()) - noise * (repeats + stored)
     half = math.inf
-    if (
-        moments.images >= MIN_IMAGES * repeats
-    ):  # of the fold's own spread, in the first or the second power of its error
+    if moments.units >= MIN_IMAGES * repeats:  # of the fold's own spread, in the first or the second power of its error
         half = _half_width(moments, eps, level) * repeats * math.sqrt(1 + stored / repeats)
     unknown = torch.full_like(total.delta, math.inf)
     return Score(
@@ -98,7 +97,7 @@ def score_layer(
         log_ratio=total.log_ratio,
         delta_se=(total.delta_se2 * repeats).sqrt() if moments.images > 1 else unknown,
         log_ratio_se=(total.log_ratio_se2 * repeats).sqrt() if moments.images > 1 else unknown,
-        p_values=total.p_values(stored_images, repeats) if moments.images > 1 else torch.full_like(unknown, math.nan),
+        p_values=total.p_values(stored, repeats) if moments.images > 1 else torch.full_like(unknown, math.nan),
         w=_root(w2),
         low=_root(w2 - half),
         high=_root(w2 + half),
@@ -107,6 +106,7 @@ def score_layer(
         stored_floor=_root(noise * stored),
         stored_images=stored_images,
         constant=total.v <= 1e-12 * (1 + total.delta.square()),
+        units=moments.units,
     )
 
 
@@ -133,7 +133,7 @@ def _half_width(moments: Moments, eps: float, level: float) -> float:
     Near W = 0 it is too wide by up to sqrt(2), because a jackknife counts squared errors twice. That is left so: taking
     it off makes the upper end fail twice as often as it may where W is as large as the noise.
     """
-    if moments.images < MIN_IMAGES:
+    if moments.units < MIN_IMAGES:
         return math.inf
     folds = moments.sums[moments.sums[:, N].amax(dim=1) > 0]
     without = estimate(moments, eps, moments.total - folds)

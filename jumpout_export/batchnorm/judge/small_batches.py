@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from jumpout_export.batchnorm.judge.estimate import estimate
+from jumpout_export.batchnorm.judge.estimate import estimate, stored_noise
 from jumpout_export.batchnorm.judge.score import Score, stored_images
 from jumpout_export.batchnorm.measure.held import images_held
 from jumpout_export.batchnorm.measure.layers import Layer
@@ -23,7 +23,7 @@ def explaining_batch(layer: Layer, moments: Moments, score: Score, batch_size: f
     small, explains it.
     """
     averaged = bool(layer.batches_tracked) and not layer.fixed and layer.momentum != 0
-    if not averaged or images_held(layer.module) or score.w == 0 or moments.per_instance or moments.images < 2:
+    if not averaged or images_held(layer.module) or score.w == 0 or moments.per_instance or moments.units < 2:
         return None
     total = estimate(moments, layer.eps)
     excess = score.measured**2 - (score.floor**2 - score.stored_floor**2)
@@ -31,17 +31,19 @@ def explaining_batch(layer: Layer, moments: Moments, score: Score, batch_size: f
     one_error = (score.high**2 - score.w**2) / 2  # the interval is about two of them wide, to either side
     between = total.delta_se2 * moments.images
 
-    def explained(batch: int) -> bool:
-        """Whether averages of such batches are as far from exact statistics, within one standard error."""
+    def explained(batch: int, errors: int = 1) -> bool:
+        """Whether averages of such batches are as far from exact statistics, within so many standard errors."""
         held = stored_images(layer.module, batch, guessed=False, calls=moments.calls)
-        noise = float(total.noise.mean()) * moments.images / held
+        noise = float(total.noise.mean()) * stored_noise(moments, layer.eps, held)
         short = (total.v - between / batch) * (batch * pixels / (batch * pixels - 1))
         ratio = (total.v / short.clamp_min(1e-6 * total.v.clamp_min(1e-12))).clamp_min(1)
-        error = one_error * math.sqrt((1 + moments.images / held) / (1 + moments.images / score.stored_images))
-        return noise + float((ratio.sqrt() - 1).square().mean()) + error >= excess
+        error = one_error * math.sqrt(
+            (1 + stored_noise(moments, layer.eps, held)) / (1 + stored_noise(moments, layer.eps, score.stored_images))
+        )
+        return noise + float((ratio.sqrt() - 1).square().mean()) + errors * error >= excess
 
     least, most = (1 if pixels > 1 else 2), int(batch_size)
-    if most < least or not explained(least) or explained(most):
+    if most < least or not explained(least, errors=2) or explained(most):
         return None
     while most - least > 1:
         middle = (least + most) // 2

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jumpout_export.batchnorm.judge.channels import ChannelTest, channels_beyond
-from jumpout_export.batchnorm.judge.estimate import estimate
+from jumpout_export.batchnorm.judge.estimate import estimate, stored_noise
 from jumpout_export.batchnorm.judge.score import GUESSED_NOISE, Score, score_layer, stored_images
 from jumpout_export.batchnorm.measure.collect import Collected
 from jumpout_export.batchnorm.measure.held import images_held
@@ -65,8 +65,9 @@ class Judge:
                 estimate(moments, layer.eps),
                 moments.scale,
                 ~layer.unusable_channels().to(moments.scale.device),
-                moments.images,
+                moments.units,
                 self._stored(layer, moments, seen),
+                stored_noise(moments, layer.eps, self._stored(layer, moments, seen)),
                 GUESSED_NOISE if self.guessed else 1.0,
                 self.repeats,
             )

@@ -78,7 +78,10 @@ def collect_states(
     handed = {layer.name for layer in layers if layer.name in by_batch and _can_be_handed(layer)}
     flagged = [layer for layer in layers if layer.name in by_batch - handed]
     by_pixels = feed.weigh_by == "pixels"
-    passes = [_Pass(state, ForwardMoments(layers, by_pixels=by_pixels), by_batch, handed) for state in states]
+    passes = [
+        _Pass(state, ForwardMoments(layers, by_pixels=by_pixels, grouped=feed.grouped), by_batch, handed)
+        for state in states
+    ]
     collected = [one.collected for one in passes]
     with rng_restored():
         # Follows torch.manual_seed and does not move its generator; processes seeded alike draw other noise.
@@ -99,6 +102,8 @@ def collect_states(
                 reseed(seed)
                 seen = one.run(step, calls, must_succeed=index < required)
                 images = images or seen
+        for one in passes if enough is not None else []:
+            one.forward.settle()
         if enough is not None and enough(step, collected):
             raise PassDoneError
         return images
@@ -110,6 +115,7 @@ def collect_states(
     with calls.hooked(), torch.no_grad(), preserved(feed.model) as found, contextlib.suppress(PassDoneError):
         feed.replay(what, visit)
     for one in passes:
+        one.forward.settle()
         for name in one.forward.incomplete:
             one.collected.moments.pop(name, None)
         one.collected.mixed = any(len(seen) > 1 for name, seen in one.forward.sizes.items() if _once(one, name))
@@ -180,7 +186,7 @@ class _Pass:
     def run(self, step: Step, calls: Calls, *, must_succeed: bool) -> int:
         """Runs one batch and returns its images; without `must_succeed`, what goes wrong is written down."""
         seen = self.collected
-        self.forward.images = step.size
+        self.forward.images, self.forward.groups = step.size, step.groups
         try:
             with calls.forward():
                 step.run()

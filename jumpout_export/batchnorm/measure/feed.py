@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DistributedSampler, RandomSampler
 
 from jumpout_export.batchnorm.measure.distributed import ALONE, Ranks
+from jumpout_export.batchnorm.measure.groups import GroupNumbers, Groups
 from jumpout_export.batchnorm.measure.states import untracked_named
 from jumpout_export.errors import ArgumentError
 from jumpout_export.model.batches import Progress, device_of, split_batch, tensors_in
@@ -43,6 +44,7 @@ class Step:
     run: Callable[[], Any]  # calls the model on the batch and returns its output
     size: int | None  # number of images, or None where only the model or `forward_fn` knows
     labels: Tensor | None  # (N,) integer class labels, or None
+    groups: Tensor | None = None  # (N,) numbers of the groups that the images belong to, where there are groups
     first_input: Tensor | None = None  # the first tensor that the model gets, where that is known
 
 
@@ -88,6 +90,7 @@ class Feed:
         progress: Progress | None = None,
         ranks: Ranks = ALONE,
         weigh_by: WeighBy = "images",
+        groups: Groups | None = None,
     ) -> None:
         if isinstance(batches, Tensor | Mapping):
             raise TypeError(
@@ -104,6 +107,10 @@ class Feed:
             raise ValueError(f"images must be at least 1, got {images}; pass None for all images")
         if weigh_by not in get_args(WeighBy):
             raise ArgumentError("weigh_by", f"weigh_by must be 'images' or 'pixels', got {weigh_by!r}")
+        if groups is not None and (weigh_by == "pixels" or ranks.size > 1):
+            other = "weigh_by='pixels'" if weigh_by == "pixels" else "several processes"
+            raise ArgumentError("groups", f"groups= and {other} do not go together; leave one of them out")
+        self._groups = None if groups is None else GroupNumbers(groups)
         self.weigh_by = weigh_by
         self.model = model
         self._batches = batches
@@ -116,6 +123,11 @@ class Feed:
         self._first_images: list[Tensor] | None = None
         self._writes = False
         self.first: Step | None = None
+
+    @property
+    def grouped(self) -> bool:
+        """Whether groups of images are the unit, not images."""
+        return self._groups is not None
 
     def alone(self, images: int) -> Feed:
         """Returns the first images of this process's batches, for passes that no other process knows of."""
@@ -172,8 +184,10 @@ class Feed:
 
     def _step(self, batch: Any) -> Step:
         forward_fn, careful = self._forward_fn, self.first is None
-        size = labels = first = None
+        size = labels = first = groups = None
         inputs: Any = batch
+        if self._groups is not None:
+            groups, batch = self._groups.split(batch)
         try:
             split = split_batch(batch, self.model, self._device)
             plain = [value for value in (*split.args, *split.kwargs.values()) if isinstance(value, Tensor)]
@@ -192,7 +206,7 @@ class Feed:
         def call(own: Any) -> Any:
             return self.model(*own[0], **own[1]) if forward_fn is None else forward_fn(self.model, own)
 
-        return Step(lambda: self._call(call, inputs, careful), size, labels, first)
+        return Step(lambda: self._call(call, inputs, careful), size, labels, groups, first)
 
     def _call(self, function: Callable[[Any], Any], inputs: Any, careful: bool) -> Any:
         """Calls `function` on `inputs`, and on a copy where the model may write into it.

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from jumpout_export.batchnorm.measure.groups import GroupedMoments
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import Moments, add_images
 from jumpout_export.batchnorm.measure.samples import Samples
+from jumpout_export.errors import ArgumentError
 
 # Numbers held in float64 at once while the layers of one forward are added up.
 _CHUNK = 1 << 20
@@ -32,13 +35,17 @@ class ForwardMoments:
         moments: by layer name, in call order; a layer that no forward reached is missing.
         images: how many images the forward that comes is of, None where that is not known.
         sizes: by layer name, how many values per channel an image had, each number that was seen.
+        groups: (N,) to which group each image of the forward that comes belongs, None where images are the unit.
         samples: what the first layer sees of each image.
         incomplete: names of layers that were called on some channels, and not on the others of the same images.
     """
 
-    def __init__(self, layers: Sequence[Layer], *, by_pixels: bool = False) -> None:
+    def __init__(self, layers: Sequence[Layer], *, by_pixels: bool = False, grouped: bool = False) -> None:
         # Made now: a state may hide the stored statistics while the model runs.
-        self._made = {layer.name: Moments(layer, by_pixels=by_pixels) for layer in layers}
+        make = GroupedMoments if grouped else partial(Moments, by_pixels=by_pixels)
+        self._made: dict[str, Moments] = {layer.name: make(layer) for layer in layers}
+        self._grouped = grouped
+        self.groups: Tensor | None = None
         self._by_pixels = by_pixels
         self.moments: dict[str, Moments] = {}
         self.images: int | None = None
@@ -95,6 +102,8 @@ class ForwardMoments:
         self.incomplete |= {name for name, whole in self._parts.items() if whole}
         pending, values = self._pending, self._values
         self.discard()
+        if self._grouped:
+            return self._end_grouped(pending, values)
         for calls in itertools.islice(pending.values(), 1):
             self.samples.add(calls[0].mean, calls[0].var)
         for name, calls in pending.items():
@@ -120,6 +129,35 @@ class ForwardMoments:
                 call = _side_by_side([pending[name][0] for name in chunk], 1)
                 add_images(group, *_in_units(group, call), call.weight)
         return len(next(iter(pending.values()))[0].mean) if pending else 0
+
+    def _end_grouped(self, pending: dict[str, list[_Call]], values: dict[str, int]) -> int:
+        """The same with groups of images as the unit, each layer by itself."""
+        for name, calls in pending.items():
+            moments = self._made[name]
+            if not isinstance(moments, GroupedMoments) or self.groups is None:
+                continue
+            self.moments[name] = moments
+            moments.count += values[name]
+            moments.calls = max(moments.calls, len(calls))
+            several = [_in_units([moments], call) for call in calls]
+            if len({a.shape for a, _ in several}) == 1:  # the same images several times are no more images
+                several = [(torch.stack([a for a, _ in several]).mean(0), torch.stack([b for _, b in several]).mean(0))]
+            for a, b in several:
+                if len(a) % len(self.groups):
+                    raise ArgumentError(
+                        "groups",
+                        f"groups named {len(self.groups)} images of a batch, of which BatchNorm `{name}` saw {len(a)}; "
+                        "give one value for each image",
+                    )
+                moments.add(a, b, self.groups.repeat_interleave(len(a) // len(self.groups)))
+                add_images([moments.alone], a, b)
+        return len(self.groups) if pending and self.groups is not None else 0
+
+    def settle(self) -> None:
+        """Works out the sums of groups, which are put together first."""
+        for moments in self.moments.values():
+            if isinstance(moments, GroupedMoments):
+                moments.settle()
 
 
 class _Call(NamedTuple):

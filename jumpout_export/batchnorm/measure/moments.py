@@ -58,6 +58,11 @@ class Moments:
         self.outside = False
 
     @property
+    def units(self) -> int:
+        """How many independent units there are: images."""
+        return self.images
+
+    @property
     def total(self) -> Tensor:
         """(6, C), or (7, C) where images weigh by their pixels: the sums over all images."""
         return self.sums.sum(dim=0)

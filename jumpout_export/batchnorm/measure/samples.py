@@ -29,18 +29,19 @@ class Samples:
     """What the first layer sees of each image: at most 4,096 images and 32 channels, (N, 2 K) means of x and x^2."""
 
     def __init__(self) -> None:
-        self._rows: list[Tensor] = []
+        # All of it at once: what a pass holds does not grow with its images.
+        self._rows: Tensor | None = None
         self._images = 0
 
     def add(self, mean: Tensor, var: Tensor) -> None:
         """Takes (N, C) means and variances over the pixels of the images of one batch."""
-        if self._images >= MOST_IMAGES or (
-            self._rows and self._rows[0].shape[1] != 2 * min(mean.shape[1], MOST_CHANNELS)
-        ):
-            return
         kept = [part[:, :MOST_CHANNELS].float().cpu() for part in (mean, var + mean.square())]
-        self._rows.append(torch.cat(kept, dim=1)[: MOST_IMAGES - self._images])
-        self._images += len(self._rows[-1])
+        rows = torch.cat(kept, dim=1)[: MOST_IMAGES - self._images]
+        if self._rows is None:
+            self._rows = rows.new_zeros(MOST_IMAGES, rows.shape[1])
+        if rows.shape[1] == self._rows.shape[1]:
+            self._rows[self._images : self._images + len(rows)] = rows
+            self._images += len(rows)
 
     @property
     def sorted(self) -> bool:
@@ -61,20 +62,22 @@ class Samples:
 
     def group_size(self) -> float:
         """Returns how many images that an image stands for are alike, itself among them; 1 for independent images."""
-        channels = self._rows[0].shape[1] // 2 if self._rows else 0
+        channels = self._rows.shape[1] // 2 if self._rows is not None else 0
         # What a clip has in common may be in the means alone, and noise in the squares would hide it.
         # One or two numbers may be the same by chance, where values are whole ones.
         return max(_group_size(rows) for rows in (self._scaled(), self._scaled(channels if channels >= 4 else None)))
 
     def _scaled(self, columns: int | None = None) -> Tensor | None:
         """(N, D) the rows, or only their first columns, in units of their deviation; None where there is too little."""
-        if self._images < FEWEST:
+        if self._rows is None or self._images < FEWEST:
             return None
-        rows = torch.cat(self._rows)[:, :columns]
+        rows = self._rows[: self._images, :columns]
         rows = rows[:, torch.isfinite(rows).all(dim=0)]
+        if rows.shape[1] == 0:
+            return None
         rows = rows - rows.mean(dim=0)
         deviation = rows.std(dim=0)
-        varies = deviation > 1e-6 * (1 + deviation.max()) if len(deviation) else deviation > 0
+        varies = deviation > 1e-6 * (1 + deviation.max())
         return rows[:, varies] / deviation[varies] if bool(varies.any()) else None
 
 

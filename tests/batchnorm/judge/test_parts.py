@@ -59,7 +59,7 @@ def test_a_rate_drawn_per_batch_is_measured_better_by_drawing_it_more_often(monk
         return float(torch.tensor(found).std())
 
     often = spread()
-    monkeypatch.setattr("jumpout_export.batchnorm.check.DRAWS", 1)
+    monkeypatch.setattr("jumpout_export.batchnorm.reference.DRAWS", 1)
     # Six batches once, or often enough to make 36: the error falls as the root of that, to 0.41 of it.
     assert often < 0.7 * spread()
 
