@@ -27,6 +27,7 @@ def check_bn(
     weights: options.Weights = None,
     reference: options.ReferenceData = None,
     per_folder: options.PerFolder = False,
+    groups: options.GroupsOption = None,
     images: options.NumImages = 4096,
     warn: options.Warn = 0.05,
     fail: options.Fail = 0.15,
@@ -43,15 +44,16 @@ def check_bn(
     specs = sets_of(data, per_folder=per_folder)
     with working() as progress:
         first, *others = specs
-        job = build_job(model, weights, device, specs[first], None, batch_size, seed)
+        job = build_job(model, weights, device, specs[first], None, batch_size, seed, groups=groups)
         sets = {first: job.batches}
-        sets |= {name: batches_for(job.network, specs[name], batch_size, seed) for name in others}
-        known = None if reference is None else batches_for(job.network, reference, batch_size, seed)
+        sets |= {name: batches_for(job.network, specs[name], batch_size, seed, groups) for name in others}
+        known = None if reference is None else batches_for(job.network, reference, batch_size, seed, groups)
         with cli_ranks.process_group() as group:
             checked = check_batchnorm_sets(
                 job.network,
                 sets,
                 reference=known,
+                groups=groups,
                 images=images,
                 warn=warn,
                 fail=fail,

@@ -45,6 +45,15 @@ ReferenceData = Annotated[
         "--reference", metavar="DATA", help="images as in training: tells other images from a stale average; as --data"
     ),
 ]
+GroupsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--groups",
+        metavar="NAME",
+        help="which images belong together: an entry of the batches, an array of the .npz, or a regular expression for "
+        "the paths in a folder",
+    ),
+]
 PerFolder = Annotated[bool, typer.Option("--per-folder", help="every folder in --data is a set with its own verdict")]
 NeededData = Annotated[str, typer.Option("--data", help=_DATA_HELP)]
 InputShape = Annotated[

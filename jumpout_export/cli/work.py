@@ -90,11 +90,12 @@ def build_job(
     seed: int,
     *,
     programs: bool = False,
+    groups: str | None = None,
 ) -> Job:
     """Returns the network, or an exported program as a module, and its batches, tried on the first one.
 
     The arguments are what `options.py` describes, MODEL as `spec` and `--input-shape` as `shapes`; `programs` says
-    whether the command can work with an exported program.
+    whether the command can work with an exported program, `groups` is --groups.
 
     Raises:
         LoadError: if one of the arguments is wrong, or the network cannot run the first batch.
@@ -104,17 +105,25 @@ def build_job(
     if (data is None) == (not shapes):
         raise LoadError("give either --data or --input-shape")
     if data is not None:
-        return Job(network, batches_for(network, data, batch_size, seed))
+        return Job(network, batches_for(network, data, batch_size, seed, groups))
     return Job(network, _own_share(network, loading.random_batches(shapes or [], seed)))
 
 
-def batches_for(network: nn.Module, data: str, batch_size: int, seed: int) -> Any:
+def batches_for(network: nn.Module, data: str, batch_size: int, seed: int, groups: str | None = None) -> Any:
     """Returns this process's part of the batches that --data or --reference names, tried on the network.
+
+    With `groups`, --groups, every batch has an entry of that name; batches that have it themselves are not tried.
 
     Raises:
         LoadError: if they cannot be read, or the network cannot run the first one.
     """
-    return _own_share(network, loading.load_data(data, batch_size, seed))
+    batches = loading.load_data(data, batch_size, seed)
+    if groups is None:
+        return _own_share(network, batches)
+    named = loading.with_groups(batches, groups)
+    if named is not batches:
+        _try_first_batch(network, batches)
+    return named
 
 
 def sets_of(data: list[str], *, per_folder: bool) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Reads what the command line names: networks, weights and data."""
 
 from jumpout_export.loading.data import ImageFolder, load_data, random_batches, share_of
+from jumpout_export.loading.groups import with_groups
 from jumpout_export.loading.images import read_image
 from jumpout_export.loading.network import load_model, load_weights, save_weights
 
@@ -13,4 +14,5 @@ __all__ = [
     "read_image",
     "save_weights",
     "share_of",
+    "with_groups",
 ]

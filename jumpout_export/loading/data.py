@@ -117,6 +117,22 @@ class ArrayFile:
             raise LoadError(f"--data {path}: `labels` must be integers, got {labels.dtype}")
         self.labels = None if labels is None else _tensor(labels, path).long()
         self.batch_size = batch_size
+        self._path = path
+
+    def entry(self, name: str) -> list[Any]:
+        """Returns what another array of the file holds, one value for each image.
+
+        Raises:
+            LoadError: if there is no such array, or it has another length.
+        """
+        arrays = _read_arrays(self._path)
+        if name not in arrays or arrays[name].shape[:1] != arrays["inputs"].shape[:1]:
+            raise LoadError(
+                f"--groups {name}: {self._path} must hold an array of that name with {len(arrays['inputs'])} values, "
+                f"it holds {some_of(sorted(arrays))}"
+            )
+        values: list[Any] = arrays[name].tolist()
+        return values
 
     def part(self, rank: int, size: int) -> ArrayFile:
         """Returns every `size`-th image, from number `rank` on."""

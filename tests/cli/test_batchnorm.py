@@ -157,3 +157,16 @@ def test_check_bn_names_each_set_once(folder, run):
     code, _, err = run("check-bn", "cli_factories:model", "--data", "data.npz", "--per-folder")
     assert code == WRONG_USAGE
     assert "--per-folder: data.npz must be a folder of folders, one for each set of images" in err
+
+
+def test_check_bn_takes_groups_from_an_array(folder, run):
+    calibrated("good.safetensors")
+    arrays = dict(np.load("data.npz"))
+    count = len(arrays["inputs"])
+    np.savez("clips.npz", **arrays, clip=np.arange(count) // 8)
+    model = ("check-bn", "cli_factories:model", "--weights", "good.safetensors", "--data", "clips.npz", "--json")
+    _, out, _ = run(*model, "--groups", "clip")
+    assert json.loads(out)["groups"] == -(-count // 8)
+    code, _, err = run(*model, "--groups", "scene")
+    assert code == WRONG_USAGE
+    assert f"--groups scene: clips.npz must hold an array of that name with {count} values" in err
