@@ -112,8 +112,9 @@ def find_weights(constants: list[Constant], model: nn.Module, recorded: Recorded
     if recorded.recording is not None:
         _take_wrong_copies([one for name, one in weights.items() if name in read.unshown and one.judged], result)
     wrong_names = {name for one in result.wrong for name in one.known.weights}
+    numbers = {one.values().flat[0] for one in constants if one.size and (one.values() == one.values().flat[0]).all()}
     result.missing = [
-        one for name, one in weights.items() if name in read.unshown - wrong_names and not _is_one_value(one)
+        one for name, one in weights.items() if name in read.unshown - wrong_names and not _is_a_number(one, numbers)
     ]
     total = sum(weights[name].array.size for name in read.every)
     result.share = sum(one.array.size for one in result.missing) / max(total, 1)
@@ -194,6 +195,12 @@ def _is_one_value(weight: Known) -> bool:
     """Whether a weight is one value throughout: exporters make a number of it, or leave zeros and ones out."""
     first = weight.array.flat[0]
     return bool((weight.array == first).all()) and (weight.array.size > 1 or first in (0, 1))
+
+
+def _is_a_number(weight: Known, numbers: set[object]) -> bool:
+    """Whether the file may have a weight as a number, one that it holds, or as nothing at all."""
+    first = weight.array.flat[0]
+    return _is_one_value(weight) and (first in (0, 1) or first in numbers)
 
 
 def _size(size: int, instead: list[Constant] | None = None) -> str:

@@ -350,3 +350,25 @@ def test_an_unreadable_constant_fails(tmp_path):
     check = weights_check(tmp_path / "m.onnx", nn.Linear(6, 1), onnx_batch(torch.randn(2, 6), nn.Linear(6, 1)))
     assert check.verdict == "fail"
     assert check.note.startswith("the weights could not be looked for in the file: ")
+
+
+class Scaled(nn.Module):
+    """A weight that is one value throughout, behind a gain so small that no output shows it."""
+
+    def __init__(self, value):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.fc = nn.LayerNorm(8), nn.Linear(8, 3)
+        self.norm = nn.LayerNorm(8)
+        nn.init.constant_(self.norm.weight, value)
+
+    def forward(self, x):
+        return self.fc(self.first(x)) + 1e-9 * self.norm(x).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(("value", "listed"), [(1.2, True), (1.0, False)])
+def test_a_weight_of_one_value_that_the_file_does_not_hold_is_listed(value, listed, tmp_path):
+    path, x = tmp_path / "m.onnx", torch.randn(5, 8)
+    assert export_onnx(Scaled(1.0).eval(), path, x)
+    note = the(verify_onnx(path, Scaled(value).eval(), x), "weights").note
+    assert ("`norm.weight` (8 values)" in note) == listed, note
