@@ -27,6 +27,7 @@ def draw(groups: Groups, folder: Path) -> dict[str, Path]:
         "fig3": _ratios,
         "fig4": _learning_curves,
         "depth": _depth,
+        "serving": _serving,
     }
     files = {marker: folder / f"{marker}.svg" for marker in makers}
     return {marker: file for marker, file in files.items() if makers[marker](groups, file)}
@@ -189,3 +190,24 @@ def _depth(groups: Groups, file: Path) -> bool:
         axes[0].legend(fontsize=7)
 
     return _save(file, 1, paint, width=6.0)
+
+
+def _serving(groups: Groups, file: Path) -> bool:
+    found = [results for results in groups.values() if "serving" in results[0].config.rows]
+    if not found:
+        return False
+
+    def paint(axes: Any) -> None:
+        for one, results in zip(axes, found, strict=True):
+            for field, line, label in (
+                ("test_accuracy", "-", "running statistics"),
+                ("serving_accuracy", "--", "serving statistics"),
+            ):
+                curves = [[getattr(epoch, field) for epoch in result.epochs] for result in results]
+                _band(one, curves, label, linestyle=line, color=_COLOURS[results[0].config.regularizer["kind"]])
+            ticks = range(2, len(results[0].epochs) + 1, 2)
+            one.set(title=results[0].config.label, xlabel="epoch", xticks=ticks, ylim=(0.25, 0.65))
+        axes[0].set(ylabel="test accuracy")
+        axes[0].legend(fontsize=7, loc="lower right")
+
+    return _save(file, len(found), paint, width=3.2)

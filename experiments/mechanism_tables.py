@@ -6,7 +6,7 @@ import statistics
 
 from experiments.figures import mean_rate
 from experiments.results import Ratio, Result
-from experiments.tables import Groups, accuracy, drift, each, of_row, recalibrated, spread, table, verdicts
+from experiments.tables import Groups, accuracy, distinct, drift, each, of_row, recalibrated, spread, table, verdicts
 
 # Of the plain networks: their input is the maximum of several noisy values, for which the closed form does not hold.
 BEHIND_POOLING = ("conv4", "fc1")
@@ -192,7 +192,7 @@ def _thirds(curve: list[float]) -> list[list[float]]:
 
 def pipeline(groups: Groups) -> str:
     """Returns what check, recalibration and export said of all networks."""
-    every = [result for results in groups.values() for result in results]
+    every = [result for results in distinct(groups).values() for result in results]
     normed = [result for result in every if result.served.w]
     drifting = [result for result in normed if result.served.verdict == "drift"]
     quiet = [result for result in normed if result.config.regularizer["kind"] == "none"]

@@ -10,6 +10,7 @@ from experiments import figures
 from experiments.accuracy_tables import figure_2, hendrycks_gimpel, slides, table_1, table_2, table_3
 from experiments.mechanism_tables import depth, pipeline, pooling, ratios
 from experiments.results import Result, read_result
+from experiments.serving_tables import serving
 from experiments.tables import Groups, by_name, of_row, table
 
 
@@ -24,7 +25,7 @@ def write_summary(results: Path, readme: Path, protocol: str) -> None:
         raise ValueError(f"there are no results in {results}; give --data to make some")
     groups = by_name(found)
     pictures = figures.draw(groups, readme.parent / "figures" / protocol)
-    made = (table_1, table_2, table_3, hendrycks_gimpel, figure_2, ratios, pooling, depth, slides, pipeline)
+    made = (table_1, table_2, table_3, hendrycks_gimpel, figure_2, ratios, pooling, depth, serving, slides, pipeline)
     sections = [_head(found, protocol), *(make(groups) for make in made)]
     text = "\n\n".join(section for section in sections if section)
     for marker, picture in pictures.items():
@@ -86,6 +87,7 @@ _SECTIONS = {
     "slides": ("The lecture slides' network", "`slides-*`"),
     "pooling": ("Not in the paper: noise before or behind the max-pooling", "`pooled-*`"),
     "depth": ("Not in the paper: drift grows with depth", "`depth-*`"),
+    "serving": ("Not in the paper: validation during training", "`serving-*`"),
 }
 
 

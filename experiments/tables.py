@@ -24,6 +24,11 @@ def of_row(groups: Groups, row: str) -> Groups:
     return {name: results for name, results in groups.items() if row in results[0].config.rows}
 
 
+def distinct(groups: Groups) -> Groups:
+    """Returns the configurations whose networks are no other's once more: those of `serving` train some again."""
+    return {name: results for name, results in groups.items() if "serving" not in results[0].config.rows}
+
+
 def spread(values: Sequence[float], scale: float = 100.0, places: int = 1) -> str:
     """Returns mean, standard deviation and number of seeds as text; percentages by default."""
     mean = statistics.fmean(values) * scale

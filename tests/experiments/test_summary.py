@@ -14,8 +14,10 @@ from experiments.paper import HERE, jobs
 from experiments.paper_values import ablation_name
 from experiments.repeat import compare
 from experiments.results import Epoch, Ratio, Result, Served, read_result
+from experiments.serving_tables import lost
+from experiments.statistics_compared import markdown, read
 from experiments.summary import write_summary
-from experiments.tables import accuracy, by_name, gain, largest_w, of_row, recalibrated
+from experiments.tables import accuracy, by_name, distinct, gain, largest_w, of_row, recalibrated
 
 COMMITTED = sorted((HERE / "results" / "cpu").glob("*.json"))
 
@@ -58,7 +60,7 @@ def test_every_section_of_the_index_is_there():
     text = (HERE / "README.md").read_text()
     headings = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
     links = re.findall(r"\]\(#([^)]+)\)", text)
-    assert len(links) == 11
+    assert len(links) == 12
     assert set(links) <= {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -115,7 +117,7 @@ def test_the_settings_page_says_what_the_runs_say(committed):
             assert points(committed[f"fig2-{kind}-0.3"], tenth, value) < -2
     assert points(committed["fig2-jumpout-0.2"], small, recalibrated) < -2
     # 3
-    normed = [one for one in itertools.chain(*committed.values()) if one.served.w]
+    normed = [one for one in itertools.chain(*distinct(committed).values()) if one.served.w]
     drifting = [one for one in normed if one.served.verdict == "drift"]
     assert f"{len(drifting)} of {len(normed)} drifted" in text
     assert all(one.config.regularizer["kind"] == "none" for one in normed if one.served.verdict == "ok")
@@ -153,6 +155,51 @@ def test_the_settings_page_says_what_the_runs_say(committed):
     made = re.findall(r"\| I+ [^|]*\| ([^|]*± [^|]*) \| ([^|]*± [^|]*) \| ([^|]*± [^|]*) \|", table_1(committed))
     assert len(shown) == 3
     assert shown == made
+
+
+def test_the_settings_page_says_what_validation_shows(committed):
+    text = " ".join((HERE.parent / "docs" / "settings.md").read_text().split())
+    dropout, jumpout, none = (committed[f"serving-{name}"] for name in ("dropout", "jumpout", "none"))
+
+    def both(results) -> tuple[str, str]:
+        running = mean(results, lambda one: one.epochs[3].test_accuracy)
+        return f"{100 * running:.1f}%", f"{100 * mean(results, lambda one: one.epochs[3].serving_accuracy):.1f}%"
+
+    assert "reads {} by its running statistics and can serve {}".format(*both(dropout)) in text
+    assert "jumpout at `sigma=0.1` {} and {}".format(*both(jumpout)) in text
+    assert "no noise {} and {}".format(*both(none)) in text
+    costs = [f"{100 * lost(results):.1f}" for results in (dropout, jumpout, none)]
+    assert (
+        f"costs {costs[0]} points with that dropout, {costs[1]} with that jumpout and {costs[2]} without noise" in text
+    )
+    assert all(len(results) >= 2 for results in (dropout, jumpout, none))
+
+
+SAME_TRAINING = {
+    "serving-none": "none",
+    "serving-dropout": "fig2-dropout-0.2",
+    "serving-jumpout": "jumpout",
+    "serving-jumpout-alpha-1": "table1-110",
+}
+
+
+@pytest.mark.parametrize("name", SAME_TRAINING)
+def test_testing_by_serving_statistics_left_the_training_as_it_was(committed, name):
+    for one, two in zip(committed[name], committed[SAME_TRAINING[name]], strict=False):
+        assert [epoch.test_accuracy for epoch in one.epochs] == [epoch.test_accuracy for epoch in two.epochs]
+
+
+def test_the_settings_page_shows_the_comparison_of_statistics():
+    page = (HERE.parent / "docs" / "settings.md").read_text()
+    rows = read()
+    assert markdown(rows) in page
+    trained, exact, serving = (
+        rows[name] for name in ("as trained", "`recalibrate_batchnorm`, exact", "`ServingStatistics`, 8 batches")
+    )
+    for seed in range(3):
+        assert serving.w[seed] < 0.4 * trained.w[seed]
+        assert serving.nll[seed] < trained.nll[seed] - 0.1
+        assert abs(serving.accuracy[seed] - exact.accuracy[seed]) < 0.02
 
 
 def points_of(results):
