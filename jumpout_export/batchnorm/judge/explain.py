@@ -170,7 +170,12 @@ def facts(layer: Layer, moments: Moments | None, score: Score | None, warn: floa
     if layer.frozen:
         found.append("Frozen: training leaves its statistics alone; it is recalibrated only if named in `layers`.")
     found += _kind(layer)
-    if layer.batches_tracked == 0:
+    if moments is not None and moments.outside:
+        found.append(
+            "Not called itself: F.batch_norm is handed its buffers, which counts no batches, and updates them in "
+            "training only where the call says training=True."
+        )
+    elif layer.batches_tracked == 0:
         found.append("Never trained: num_batches_tracked is 0 (or its checkpoint does not store the counter).")
     if not layer.fixed and layer.momentum in _MOMENTUM:
         found.append(_MOMENTUM[layer.momentum])

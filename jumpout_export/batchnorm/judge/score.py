@@ -18,6 +18,8 @@ from jumpout_export.report import BatchNormVerdict
 MIN_IMAGES = 8
 # Nobody trains BatchNorm on much smaller batches; checking on small ones must not excuse drift as training noise.
 MIN_TRAINING_BATCH = 32
+# Of F.batch_norm.
+TORCHS_MOMENTUM = 0.1
 # Where the batch size of training is a guess, drift has to stand out this many times from the noise of the stored
 # average: batches nine times smaller than guessed make three times that noise.
 GUESSED_NOISE = 3.0
@@ -110,17 +112,22 @@ def score_layer(
     )
 
 
-def stored_images(module: Any, batch_size: float, *, guessed: bool = True, calls: int = 1) -> float:
+def stored_images(
+    module: Any, batch_size: float, *, guessed: bool = True, calls: int = 1, counted: bool = True
+) -> float:
     """Returns how many images' worth of noise the stored statistics carry: B (2 - m) / m for an average of momentum m.
 
     `momentum=None` averages all B * num_batches_tracked images. Infinity (no noise) where training never updated the
     buffers. Each of the `calls` per forward updates the average. Where B is `guessed`, because a model does not store
-    that of its training, it is the check's, and taken to be at least 32.
+    that of its training, it is the check's, and taken to be at least 32. Where batches are not `counted`, because
+    F.batch_norm is handed the buffers, they are taken for a moving average, of torch's own momentum if it says none.
     """
     if guessed:
         batch_size = max(batch_size, MIN_TRAINING_BATCH)
     # A fixed layer such as torchvision's FrozenBatchNorm2d has neither.
     tracked, momentum = norms.batches_tracked(module), norms.momentum(module)
+    if not counted:
+        tracked, momentum = tracked or 1, TORCHS_MOMENTUM if momentum is None else momentum
     if not tracked or momentum == 0:
         return math.inf
     updates = tracked if momentum is None else (2 - momentum) / momentum

@@ -90,7 +90,13 @@ class Judge:
         return Judged(score, verdict, tuple(channels))
 
     def _stored(self, layer: Layer, moments: Moments, seen: Collected) -> float:
-        average = stored_images(layer.module, self.batch_size(seen), guessed=self.guessed, calls=moments.calls)
+        average = stored_images(
+            layer.module,
+            self.batch_size(seen),
+            guessed=self.guessed,
+            calls=moments.calls,
+            counted=not moments.outside,
+        )
         return images_held(layer.module) or average
 
 

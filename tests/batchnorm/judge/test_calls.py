@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.judge.calls import differing_calls
+from jumpout_export.batchnorm.judge.score import stored_images
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.report import BatchNormCall
 
@@ -96,3 +98,47 @@ def test_the_advice_does_not_depend_on_the_cause_being_measured(attribution):
     (layer,) = check_batchnorm(model, batches(), attribution=attribution, outputs=False).layers
     assert layer.verdict == "drift"
     assert ADVICE in layer.note
+
+
+class Outside(nn.Module):
+    """Hands the buffers of its BatchNorm to F.batch_norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        bn = self.bn
+        return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, self.training, bn.momentum, bn.eps)
+
+
+def healthy(model, seed):
+    with torch.no_grad():
+        for batch in torch.randn(60 * 32, 4, generator=torch.Generator().manual_seed(seed)).split(32):
+            model.train()(batch)
+    return check_batchnorm(model.eval(), batches(100 + seed), outputs=False, training_batch_size=32)
+
+
+def test_buffers_used_alone_are_as_noisy_as_those_of_a_module_that_is_called():
+    """A healthy moving average over batches of 32 is W = .05 off by noise alone, also where no batches are counted."""
+    for seed in range(8):
+        alone, called = healthy(Outside(), seed), healthy(nn.Sequential(nn.BatchNorm1d(4)), seed)
+        assert alone.verdict == called.verdict != "drift"
+        for name in ("w", "w_low", "w_high"):
+            assert getattr(alone.layers[0], name) == pytest.approx(getattr(called.layers[0], name), rel=1e-6, abs=1e-9)
+
+
+def test_what_is_said_of_buffers_used_alone():
+    report = healthy(Outside(), 0)
+    assert "Not called itself: F.batch_norm is handed its buffers" in report.layers[0].note
+    assert "Never trained" not in report.layers[0].note
+    assert "Not called itself" not in healthy(nn.Sequential(nn.BatchNorm1d(4)), 0).layers[0].note
+
+
+@pytest.mark.parametrize(
+    ("momentum", "images"), [(0.1, 32 * 19), (None, 32 * 19), (0.5, 32 * 3), (0.0, math.inf)], ids=str
+)
+def test_batches_that_are_not_counted_are_a_moving_average(momentum, images):
+    norm = nn.BatchNorm1d(4, momentum=momentum)
+    assert stored_images(norm, 32, counted=False) == pytest.approx(images)
+    assert stored_images(norm, 32) == math.inf, "nothing was counted"
