@@ -9,7 +9,7 @@ from torch import nn
 
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.judge.channels import ChannelTest, channels_beyond
-from jumpout_export.batchnorm.judge.estimate import estimate
+from jumpout_export.batchnorm.judge.estimate import estimate, stored_noise
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.render.writers.document import build_document
 from jumpout_export.render.writers.markdown import render_markdown
@@ -112,7 +112,9 @@ def test_terminal_page_and_json_name_the_channel():
 def made_test(norm: nn.BatchNorm1d, x: torch.Tensor, held: float = math.inf) -> ChannelTest:
     moments = moments_of(norm, x)
     usable = torch.ones(x.shape[1], dtype=torch.bool)
-    return ChannelTest(estimate(moments, norm.eps), moments.scale, usable, len(x), held)
+    return ChannelTest(
+        estimate(moments, norm.eps), moments.scale, usable, len(x), held, stored_noise(moments, norm.eps, held)
+    )
 
 
 def test_the_lower_bound_is_that_of_the_closed_form_without_rare_images():
