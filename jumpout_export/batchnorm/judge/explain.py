@@ -98,6 +98,9 @@ def _undecided(score: Score, images: int, warn: float, *, guessed: bool, explain
         unit = "images" if score.units == images else "groups of images"
         return f"Undecided: {score.units} {unit} are too few for an error bar; pass at least {MIN_IMAGES}."
     needed = score.images_needed(warn, images)
+    if score.heavy_tailed:
+        more = "" if needed is None else f" (about {_round(needed - images)} more would decide)"
+        return f"{between}{more}; {_heavy_tails(score)}."
     decided_but_for_noise = score.low > warn or score.high < warn
     if needed is not None and not decided_but_for_noise:
         return f"{between}; about {_round(needed - images)} more images would decide."
@@ -111,6 +114,17 @@ def _undecided(score: Score, images: int, warn: float, *, guessed: bool, explain
             "momentum."
         )
     return f"{between}; W is too close to the margin for more images to decide; {FIX}, or set another margin."
+
+
+def _heavy_tails(score: Score) -> str:
+    """Names the share of the images that carry the variance, and what helps."""
+    few = max(round(score.carrying), 1)
+    return (
+        f"as few as {few} of {score.units:,} images ({few / score.units:.1%}) carry most of its variance, in the "
+        "channels that are least certain, so neither these images nor a moving average know it well. What helps: to "
+        "train on, where that is so after a few steps; to look at these images and at what lets them grow (learning "
+        f"rate, missing clipping); {FIX}, on as many images as there are"
+    )
 
 
 def small_batches_sentence(explaining: int) -> str:
@@ -191,6 +205,9 @@ def facts(layer: Layer, moments: Moments | None, score: Score | None, warn: floa
                 f"running_var is 0 in {silent} channels whose input varies; they are amplified by 1 / sqrt(eps) = "
                 f"{1 / math.sqrt(layer.eps) if layer.eps > 0 else math.inf:.0f}."
             )
+        if score.heavy_tailed and score.low > warn:
+            tails = _heavy_tails(score)
+            found.append(f"{tails[0].upper()}{tails[1:]}.")
         if score.high < warn <= score.stored_floor:
             found.append(
                 f"The noise left in the stored average makes W = {score.stored_floor:.3f} by itself, as in any "

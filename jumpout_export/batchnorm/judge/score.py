@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jumpout_export.batchnorm.judge.estimate import estimate, stored_noise, student_quantile
+from jumpout_export.batchnorm.judge.estimate import Estimate, estimate, stored_noise, student_quantile
 from jumpout_export.batchnorm.measure.moments import Moments, N
 from jumpout_export.model import norms
 from jumpout_export.report import BatchNormVerdict
@@ -23,6 +23,8 @@ TORCHS_MOMENTUM = 0.1
 # Where the batch size of training is a guess, drift has to stand out this many times from the noise of the stored
 # average: batches nine times smaller than guessed make three times that noise.
 GUESSED_NOISE = 3.0
+# Where the variance is carried by fewer images than this, and by a smaller share of them, tails are heavy.
+HEAVY_COUNT, HEAVY_SHARE = 100, 0.05
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Score:
     stored_images: float  # how many images the stored moving average holds
     constant: Tensor  # (C,) bool, channels whose input never varied
     units: int = MIN_IMAGES  # images, or groups of them where they are the unit
+    carrying: float = math.inf  # as good as so many of them carry the variance, in the channels that are least certain
+
+    @property
+    def heavy_tailed(self) -> bool:
+        """Whether few images carry most of the variance, so that no sample of this size knows it well."""
+        return self.carrying < min(HEAVY_SHARE * self.units, HEAVY_COUNT)
 
     @property
     def channel_w(self) -> Tensor:
@@ -109,6 +117,7 @@ def score_layer(
         stored_images=stored_images,
         constant=total.v <= 1e-12 * (1 + total.delta.square()),
         units=moments.units,
+        carrying=_carrying(total, moments.units),
     )
 
 
@@ -132,6 +141,19 @@ def stored_images(
         return math.inf
     updates = tracked if momentum is None else (2 - momentum) / momentum
     return max(batch_size, batch_size * updates / max(calls, 1))
+
+
+def _carrying(total: Estimate, units: int) -> float:
+    """The participation number of images in the variance, (sum q)^2 / sum q^2 of what each adds to it.
+
+    By channel n / (1 + Var(psi) / v^2), the mean over channels weighted with what their sampling adds to W^2: 1 where
+    one image has all of the variance, n / 3 for normal values.
+    """
+    # ln r has eps beside v; the variance itself is what images carry.
+    relative = units * total.log_ratio_se2 * (total.r / total.v.clamp_min(1e-300)).square()
+    number = (units / (1 + relative)).nan_to_num(float(units))
+    weight = total.noise.nan_to_num(0, 0, 0)
+    return float((weight * number).sum() / weight.sum()) if float(weight.sum()) > 0 else math.inf
 
 
 def _half_width(moments: Moments, eps: float, level: float) -> float:
