@@ -13,6 +13,7 @@ a BatchNorm is folded into are the subject of `batchnorms.py`.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -112,7 +113,7 @@ def find_weights(constants: list[Constant], model: nn.Module, recorded: Recorded
     if recorded.recording is not None:
         _take_wrong_copies([one for name, one in weights.items() if name in read.unshown and one.judged], result)
     wrong_names = {name for one in result.wrong for name in one.known.weights}
-    numbers = {one.values().flat[0] for one in constants if one.size and (one.values() == one.values().flat[0]).all()}
+    numbers = {number for one in constants for number in _number(one)}
     result.missing = [
         one for name, one in weights.items() if name in read.unshown - wrong_names and not _is_a_number(one, numbers)
     ]
@@ -195,6 +196,13 @@ def _is_one_value(weight: Known) -> bool:
     """Whether a weight is one value throughout: exporters make a number of it, or leave zeros and ones out."""
     first = weight.array.flat[0]
     return bool((weight.array == first).all()) and (weight.array.size > 1 or first in (0, 1))
+
+
+def _number(constant: Constant) -> Iterator[object]:
+    """The value of a constant that is one throughout."""
+    values = constant.values()
+    if values.size and values[0] == values[-1] and (values == values[0]).all():
+        yield values[0]
 
 
 def _is_a_number(weight: Known, numbers: set[object]) -> bool:
