@@ -183,6 +183,7 @@ class _Runner:
         for session, comparison in list(self.seen.sessions):
             wrong = [
                 f"the file's {what} are {', '.join(found) or 'none'}, the model's are {', '.join(wanted) or 'none'}"
+                + (f"; write it with {what[:-1]}_names={wanted}" if len(found) == len(wanted) else "")
                 for what, found, wanted in (
                     ("inputs", session.inputs, self.seen.reference.inputs),
                     ("outputs", session.outputs, outputs),

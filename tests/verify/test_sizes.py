@@ -7,7 +7,7 @@ from support.onnx_files import parsed, saved
 from support.reports import found, note
 from torch import nn
 
-from jumpout_export import verify_onnx
+from jumpout_export import export_onnx, verify_onnx
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 CONSTANTS = {
@@ -65,3 +65,36 @@ def test_shapes_alone_are_no_matter(tmp_path):
     report = verified(tmp_path, "output = Reshape (h, s)")
     assert report, found(report)
     assert "decides anything but shapes" in note(report, "sizes")
+
+
+class Shifted(nn.Module):
+    """Adds the image forty places before, which no batch of 17 shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.fc(x)
+        return y + nn.functional.pad(y, (0, 0, 40, 0))[: y.shape[0]]
+
+
+def test_images_that_reach_far_beyond_the_example_are_found(tmp_path):
+    report = export_onnx(Shifted().eval(), tmp_path / "m.onnx", torch.randn(2, 4))
+    assert "batch=41" in note(report, "batch independence")
+    assert not report
+
+
+class Merged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(x).reshape(-1).tanh().reshape(-1, 3)
+
+
+def test_an_axis_made_of_images_and_others_is_listed(tmp_path):
+    report = export_onnx(Merged().eval(), tmp_path / "m.onnx", torch.randn(2, 4))
+    assert report
+    assert "makes one axis of images and others" in note(report, "sizes")

@@ -42,8 +42,12 @@ def not_identity(layer: StochasticLayer, seen: list[Tensor] | None) -> str:
     if not seen:
         return "is called with more than one tensor, so it is not known to return its input in eval mode"
     kinds = {(value.ndim, value.dtype): value for value in seen}
-    if layer.action == "identity" and all(_hands_on(layer.module, value) for value in kinds.values()):
-        return ""
+    if layer.action == "identity":
+        found = [_hands_on(layer.module, value) for value in kinds.values()]
+        if None in found:
+            return "decides by a size in eval mode"
+        if all(found):
+            return ""
     for x in (*seen, *(value for example in kinds.values() for value in _telling(example))):
         expected = torch.relu(x) if layer.action == "relu" else x.clone()
         try:
@@ -56,10 +60,10 @@ def not_identity(layer: StochasticLayer, seen: list[Tensor] | None) -> str:
     return ""
 
 
-def _hands_on(layer: nn.Module, value: Tensor) -> bool:
+def _hands_on(layer: nn.Module, value: Tensor) -> bool | None:
     """Whether it returns the very object, whatever its values and its sizes: it gets a tensor that has neither.
 
-    No operation may run on it, and no size may be asked for to decide anything.
+    No operation may run on it. None where a size decided something: at others it may be another layer.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -76,7 +80,9 @@ def _hands_on(layer: nn.Module, value: Tensor) -> bool:
                 output = layer(fake)
     except Exception:  # it looks at the values, or may raise anything; then they are tried
         return False
-    return output is fake and not operations.seen and len(sizes.guards) == known
+    if output is not fake or operations.seen:
+        return False
+    return None if len(sizes.guards) != known else True
 
 
 class _Operations(TorchDispatchMode):

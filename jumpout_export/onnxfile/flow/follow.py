@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jumpout_export.onnxfile.flow.evaluate import Evaluator
-from jumpout_export.onnxfile.flow.places import fixed_places, mixes
+from jumpout_export.onnxfile.flow.places import fixed_places, merges, mixes
 from jumpout_export.onnxfile.flow.rules import (
     DECIDES,
     ENTERS,
@@ -63,6 +63,7 @@ class Flow:
     Attributes:
         meetings: in the order of the nodes.
         complete: whether these are all.
+        merged: nodes that make one axis of images and others, which is not followed.
     """
 
     def __init__(self, model: ModelProto, dims: Mapping[str, Dims], batch: str | None, evaluator: Evaluator) -> None:
@@ -76,6 +77,7 @@ class Flow:
         """
         self.meetings: list[Meeting] = []
         self.complete = True
+        self.merged: list[str] = []
         self._dims, self._batch, self._evaluator = dims, batch, evaluator
         self._all = frozenset(one for shape in dims.values() for one in shape if isinstance(one, str))
         self._count, self._repeats, self._met = 0, 0, set[int]()
@@ -128,6 +130,8 @@ class Flow:
         elif any(one.kind == "data" for one in given) or not (given or node.op_type == "Constant"):
             self._beside_data(node, inputs, where)
             mixed = mixes(node, inputs, self._dims_of(inputs), self._batch, self._evaluator)
+            if merges(self._dims_of(inputs), self._dims.get(node.output[0]), self._batch):
+                self.merged.append(where)
             return [self._new("data", node=node, inputs=inputs, axes=axes, mixes=mixed) for _ in node.output]
         elif kind == "opaque":
             kind = "opaque" if axes else "constant"
@@ -180,7 +184,9 @@ class Flow:
             for one in value.before(_NEAR, data=True):
                 array = self._evaluator.constant(one) if one.node is None or one.node.op_type == "Constant" else None
                 if array is not None and 0 < array.size <= _FEW and array.dtype.kind in "iuf":
-                    found |= {round(abs(float(entry))) for entry in array.flat if _LEAST <= abs(float(entry)) <= _MOST}
+                    numbers = [abs(float(entry)) for entry in array.flat]
+                    numbers += [1 / one for one in numbers if 0 < one < 1]  # a mean, or a softmax, is one of so many
+                    found |= {round(one) for one in numbers if _LEAST <= one <= _MOST}
                 elif one.node is not None and one.node.op_type == "Cast":
                     found |= {WRAPS[to] for to in [attribute(one.node, "to")] if to in WRAPS}
         return frozenset(found)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Work of all functions together, about a second; what is left then is not followed.
 _MOST_STEPS = 10_000
+_MERGES = "makes one axis of images and others, and what is computed along that is not looked at"
 # A size at which it shows that a size is part of the values, if it should not be.
 _DRIFT = 128
 
@@ -142,8 +143,10 @@ def _uses(model: ModelProto, opened: Sequence[Mapping[int, str]], known: Sizes, 
             found.setdefault((use.axes, use.sizes, use.followed), use)  # of what many nodes read, the first is named
     told = {use.axes for use in found.values() if use.sizes and not use.followed}
     more = [] if flow.complete and not search.left else list(known)
+    merged = [SizeUse(flow.merged[0], _MERGES, (batch,), (), followed=False)] if flow.merged and batch else []
     return [
         *(use for use in found.values() if use.sizes or use.axes not in told),
+        *merged,
         *(
             SizeUse("what further nodes", "do with sizes is not looked at", (name,), (), followed=False)
             for name in more

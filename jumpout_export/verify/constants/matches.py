@@ -133,9 +133,15 @@ def matches(constant: Constant, candidates: list[Candidate]) -> Match:
             same.all() or (one.known.by_name and one.known.name == constant.name) or _alike(one.sample, same)
         ):
             alike.append(one)
+    # What bears the name of one weight and has the values of another is a wrong copy of the first.
+    own = [one for one in candidates if one.known.by_name and one.known.judged and one.known.name == constant.name]
+    if equal and own and not any(known.name == constant.name for known in equal):
+        text = describe(constant, own[0].known, own[0].layout, _differing(values, own[0]))
+        instead = next((f"; they are those of `{known.name}`" for known in equal if known.name), "")
+        return Match((), Wrong(own[0].known, constant, text + instead))
     if equal or not alike:
         return Match(tuple(equal))
-    counted = [(sum(differing for _, differing in _blocks(values, one)), one) for one in alike]
+    counted = [(_differing(values, one), one) for one in alike]
     differing, nearest = min(counted, key=lambda pair: pair[0])
     return Match((), Wrong(nearest.known, constant, describe(constant, nearest.known, nearest.layout, differing)))
 
@@ -191,6 +197,10 @@ def _blocks(values: Array, one: Candidate) -> Iterator[tuple[int, int]]:
         same = _same_block(values, one.known, one.layout, start)
         if not same.all():
             yield start, int((~same).sum())
+
+
+def _differing(values: Array, one: Candidate) -> int:
+    return sum(differing for _, differing in _blocks(values, one))
 
 
 def _same_block(values: Array, known: Known, layout: Array, start: int) -> Array:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from jumpout_export.errors import ArgumentError
 from jumpout_export.model.batches import Batch
@@ -20,6 +22,11 @@ from jumpout_export.verify.values.scale import in_images
 
 # Of an output's own size: what moves by less does not move, it is the rounding of float64 in another batch.
 _STILL = 1e-9
+
+
+# Operators whose result depends on no value of what they are given.
+_SHAPE_ALONE = frozenset({"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like",
+                          "empty_like", "sym_size", "new_empty_strided"})  # fmt: skip
 
 
 class Moves:
@@ -55,19 +62,16 @@ class Moves:
         self._images[expected.name] = -1 if moved else before + len(images)
 
     def still(self) -> dict[str, int]:
-        """Returns the outputs that did not move, and on how many images; none where all images are the same.
+        """Returns the outputs that did not move, and on how many images; none where all images are the same."""
+        return {name: images for name, images in self._images.items() if images > 0} if self._varied else {}
 
-        Integers and booleans may stay where another output moves.
-        """
-        if not self._varied:
-            return {}
-        # The class of similar images is often the same; that another output moves shows what it is made of.
-        others = any(images < 0 for images in self._images.values())
-        return {
-            name: images
-            for name, images in self._images.items()
-            if images > 0 and (self._first[name].is_floating_point() or not others)
-        }
+    def moving(self) -> set[str]:
+        """Returns the outputs that moved."""
+        return {name for name, images in self._images.items() if images < 0}
+
+    def is_number(self, name: str) -> bool:
+        """Whether an output that did not move is floating point, and no class or index."""
+        return self._first[name].is_floating_point()
 
 
 def _same(first: Tensor, image: Tensor) -> bool:
@@ -80,7 +84,8 @@ def shown_check(moves: Moves, model: nn.Module, image: Batch, allowed: Collectio
     """Returns the verdict on outputs that are the same for all inputs; none where each moved.
 
     An output that no input reaches in PyTorch is a constant, and its values were compared. One that an input reaches
-    and that never moved, as of a saturated or dead network, shows nothing of the weights behind it: not run.
+    and that never moved, as of a saturated or dead network, shows nothing of the weights behind it: not run. A class or
+    index may stay the same where an output that moves is made of all the same weights.
 
     Args:
         moves: what was seen.
@@ -91,13 +96,18 @@ def shown_check(moves: Moves, model: nn.Module, image: Batch, allowed: Collectio
     still = moves.still()
     if not still:
         return []
-    reached = _reached(model, image)
-    constant = [name for name in still if reached.get(name) is False]
-    wrong = [name for name in still if name not in constant and name not in allowed]
+    behind = _behind(model, image)
+    constant = [name for name in still if name in behind and not behind[name].reached]
+    shown = {name for moving in moves.moving() if moving in behind for name in behind[moving].weights}
+    # The class of similar images is often the same; an output that moves may show all weights that it is made of.
+    classes = [name for name in still if not moves.is_number(name) and name in behind and behind[name].weights <= shown]
+    wrong = [name for name in still if name not in (*constant, *classes, *allowed)]
+    if not wrong and not constant and not any(name in allowed for name in still):
+        return []
     parts = (
         [f"no input reaches {joined([f'`{name}`' for name in constant])}, compared as constants"] if constant else []
     )
-    agreed = [f"`{name}`" for name in still if name in allowed and name not in constant]
+    agreed = [f"`{name}`" for name in still if name in allowed and name not in (*constant, *classes)]
     parts += [f"constant as allowed: {joined(agreed)}"] if agreed else []
     if not wrong:
         return [Check(name="outputs move", verdict="pass", note="; ".join(parts))]
@@ -117,11 +127,39 @@ def check_constant(allowed: Collection[str], names: Collection[str]) -> None:
         raise ArgumentError("allow_constant", f"{text}; its outputs are {', '.join(names)}")
 
 
-def _reached(model: nn.Module, image: Batch) -> dict[str, bool]:
-    """Per output, whether an input reaches it; nothing where the forward cannot be recorded."""
+@dataclass(frozen=True)
+class _Behind:
+    """What an output is made of."""
+
+    reached: bool  # whether the values of an input reach it
+    weights: set[str]  # names of the weights that do
+
+
+def _behind(model: nn.Module, image: Batch) -> dict[str, _Behind]:
+    """Per output, what it is made of; nothing where the forward cannot be recorded."""
     try:
         recording = record(sharing_copy(model), image)
         pairs = list(zip(outputs(recording.result, input_names(model, image)), recording.producers, strict=True))
     except Exception:  # the user's forward may raise anything
         return {}
-    return {one.name: at is not None and recording.operations[at].from_data for one, at in pairs}
+    operations = recording.operations
+    data: list[bool] = []
+    for index, one in enumerate(operations):
+        read = len(
+            {id(leaf) for leaf in pytree.tree_leaves((one.arguments, dict(one.options))) if isinstance(leaf, Tensor)}
+        )
+        # More than results and weights: an input of the model.
+        direct = read > len(set(one.inputs)) + len(recording.read_directly(index))
+        by_results = any(data[number] for number in one.inputs)
+        data.append(one.from_data and one.name.split(".")[1] not in _SHAPE_ALONE and (direct or by_results))
+    found = {}
+    for output, at in pairs:
+        left, seen = [at] if at is not None else [], set[int]()
+        while left:
+            number = left.pop()
+            if number not in seen:
+                seen.add(number)
+                left += operations[number].inputs
+        weights = {name for number in seen for name in operations[number].weights}
+        found[output.name] = _Behind(at is not None and data[at], weights)
+    return found

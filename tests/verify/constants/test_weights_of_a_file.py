@@ -372,3 +372,26 @@ def test_a_weight_of_one_value_that_the_file_does_not_hold_is_listed(value, list
     assert export_onnx(Scaled(1.0).eval(), path, x)
     note = the(verify_onnx(path, Scaled(value).eval(), x), "weights").note
     assert ("`norm.weight` (8 values)" in note) == listed, note
+
+
+def test_two_weights_that_swapped_their_values_behind_a_zero_gain_are_named(tmp_path):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc, self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.gain = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return self.fc(x) + self.gain * self.two(self.one(x).relu())
+
+    model, path, x = Gated().eval(), tmp_path / "m.onnx", torch.randn(5, 8)
+    assert export_onnx(model, path, x)
+    proto = onnx.load(path)
+    one, two = (next(t for t in proto.graph.initializer if t.name == f"{name}.weight") for name in ("one", "two"))
+    one.raw_data, two.raw_data = two.raw_data, one.raw_data
+    onnx.save(proto, path)
+    check = the(verify_onnx(path, model, x), "weights")
+    assert check.verdict == "fail"
+    assert "they are those of `two.weight`" in check.note
+    assert "they are those of `one.weight`" in check.note

@@ -1,5 +1,6 @@
 """An output that never moved shows nothing of the file behind it."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -68,7 +69,48 @@ def test_a_later_image_may_move_an_output_and_not_a_number_stays_what_it_is():
 def test_a_class_may_stay_the_same_where_another_output_moves():
     same = torch.ones(2, dtype=torch.int64)
     assert list(moves_of(classes=(same, 0)).still()) == ["classes"]
-    assert moves_of(classes=(same, 0), scores=(TWO, 0)).still() == {}
+    for other, verdicts in ((False, []), (True, ["not_run"])):
+        model = Classes(other).eval()
+        checks = shown_check(moves_of(classes=(same, 0), scores=(TWO, 0)), model, onnx_batch(TWO, model))
+        assert [check.verdict for check in checks] == verdicts
+
+
+class Classes(nn.Module):
+    """Scores, and the class by these or by other ones, of weights that the scores do not show."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.head, self.second = nn.Linear(3, 3), nn.Linear(3, 3) if other else None
+
+    def forward(self, x):
+        scores = self.head(x)
+        return {"scores": scores, "classes": (scores if self.second is None else self.second(x)).argmax(1)}
+
+
+class Extra(nn.Module):
+    """A loss that is not computed when serving: made of an input, and of none of its values."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        return {"scores": x * 2, "loss": self.make(x)}
+
+
+@pytest.mark.parametrize(
+    ("make", "verdict"),
+    [
+        (lambda x: x.new_zeros(()), "pass"),
+        (lambda x: torch.zeros_like(x)[:, 0] + 1, "pass"),
+        (lambda x: (x * 0).sum(), "not_run"),
+        (lambda x: x.new_zeros(len(x)) + 0 * x[:, 0], "not_run"),
+    ],
+)
+def test_what_is_made_of_the_size_of_an_input_alone_is_a_constant(make, verdict):
+    moves = moves_of(scores=(TWO, 0), loss=(torch.zeros(2), 0))
+    (check,) = shown_check(moves, Extra(make), onnx_batch(TWO, Extra(make)))
+    assert check.verdict == verdict
 
 
 def test_other_sizes_of_an_axis_say_nothing():
