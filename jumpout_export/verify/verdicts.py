@@ -80,6 +80,11 @@ def _model_checks(seen: Seen) -> list[Check]:
         problems = [f"{text}; {hint}" if text is seen.dependent[-1] else text for text in seen.dependent]
         good = f"images alone have the values they have in a batch: {', '.join(seen.with_batch)}"
         checks.append(counted("batch independence", problems, good))
+    elif seen.sessions and seen.axes.size is not None and seen.axes.names:
+        text = (
+            f"not shown: the batch size is fixed, and what lies along {', '.join(seen.axes.names)} may depend on others"
+        )
+        checks.append(Check(name="batch independence", verdict="not_run", required=False, note=text))
     return checks
 
 
