@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from jumpout_export.batchnorm.before import changes_since
 from jumpout_export.batchnorm.data_notes import data_notes, sample_notes
 from jumpout_export.batchnorm.first_batch import first_batch_notes
 from jumpout_export.batchnorm.judge.rows import Measured, layer_rows
@@ -68,6 +69,7 @@ def check_batchnorm(
     device: torch.device | str | None = None,
     outputs: bool = True,
     weigh_by: WeighBy = "images",
+    before: nn.Module | None = None,
     process_group: dist.ProcessGroup | Literal["world"] | None = None,
     progress: Progress | None = None,
 ) -> BatchNormReport:
@@ -108,6 +110,9 @@ def check_batchnorm(
             pass, at most ten that make the copy exact, and one with two forwards.
         weigh_by: what images of different sizes weigh: `images`, all the same, as in a moving average over batches of
             one size each; `pixels`, as many as a layer sees of them, as in one batch of all pixels.
+        before: an earlier model, such as that before quantisation-aware training, or one of those that were averaged:
+            notes name, per layer, another eps, momentum or dropout rate, statistics that were not averaged with the
+            weights, and negative variances.
         process_group: processes of torch.distributed that share the images (`"world"`: all): every one of them calls
             this with the same model and its own part of the batches, and gets the same report. None of them stops
             early.
@@ -194,6 +199,7 @@ def check_batchnorm(
         by_class, by_looks = any(ranks.gather(watch.labels.sorted)), any(in_order for in_order, _ in samples)
         report.notes += _notes(report, images, sorted_by_class=by_class)
         report.notes += sample_notes(seen[0].images, repeats, in_order=by_looks and not by_class)
+        report.notes += [] if before is None else changes_since(model, layers, before)
         report.notes += unseen(model) + averaged_copy(model) + first_batch_notes(feed, layers) + padding_notes(batches)
         if outputs:
             report.outputs, note = _outputs(feed, layers, seen[0])

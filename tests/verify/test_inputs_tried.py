@@ -102,7 +102,7 @@ def test_a_file_that_is_right_for_fewer_images_only_is_found(tmp_path, size):
     assert the(report, "cpu/off/batch=2/worst error").verdict == "pass"
 
 
-class AtMost(nn.Module):
+class Limited(nn.Module):
     """Refuses batches that are larger, as a model with a table of positions does."""
 
     def __init__(self, most):
@@ -116,7 +116,7 @@ class AtMost(nn.Module):
 
 
 def test_a_size_that_the_file_decides_by_and_pytorch_refuses_is_listed(tmp_path):
-    model, path, x = AtMost(20).eval(), tmp_path / "m.onnx", torch.randn(4, 8)
+    model, path, x = Limited(20).eval(), tmp_path / "m.onnx", torch.randn(4, 8)
     assert export_onnx(model, path, x)
     changes_from(path, 64, 2)
     report = verify_onnx(path, model, x)
@@ -125,7 +125,7 @@ def test_a_size_that_the_file_decides_by_and_pytorch_refuses_is_listed(tmp_path)
 
 
 def test_a_size_that_is_always_tried_and_pytorch_refuses_fails(tmp_path):
-    report = export_onnx(AtMost(2).eval(), tmp_path / "m.onnx", torch.randn(2, 8))
+    report = export_onnx(Limited(2).eval(), tmp_path / "m.onnx", torch.randn(2, 8))
     check = the(report, "torch/batch=3")
     assert "too many images; does the model fix its batch size?" in check.note
 
