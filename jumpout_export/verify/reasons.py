@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,7 +97,9 @@ def _is_part(alone: Tensor, whole: Tensor, *, size: int) -> bool:
     places = [axis for axis, length in enumerate(whole.shape) if length == size] if alone.ndim == whole.ndim else []
     parts = [whole.narrow(axis, size - size // 2, size // 2) for axis in places]
     limit = rounding_share(whole.dtype) * float(whole.abs().max()) if whole.numel() else 0.0
-    return any(part.shape == alone.shape and torch.allclose(part, alone, rtol=0.0, atol=limit) for part in parts)
+    return math.isfinite(limit) and any(
+        part.shape == alone.shape and torch.allclose(part, alone, rtol=0.0, atol=limit) for part in parts
+    )
 
 
 def _takes_padding(path: str, found: list[str]) -> Any:

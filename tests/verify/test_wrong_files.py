@@ -117,7 +117,9 @@ def test_a_renamed_output_fails(corrupt):
 
     report = corrupt(edit)
     assert not report
-    assert found(report)["cpu/off/names"].note == "the file's outputs are logits, the model's are output"
+    assert found(report)["cpu/off/names"].note == (
+        "the file's outputs are logits, the model's are output; write it with output_names=['output']"
+    )
     assert report.providers["cpu"].reason.startswith("cpu/off/names: the file's outputs")
 
 
@@ -125,7 +127,9 @@ def test_a_renamed_input_fails(corrupt):
     def edit(proto):
         proto.graph.input[0].name = proto.graph.node[0].input[0] = "image"
 
-    assert found(corrupt(edit))["cpu/all/names"].note == "the file's inputs are image, the model's are x"
+    assert found(corrupt(edit))["cpu/all/names"].note == (
+        "the file's inputs are image, the model's are x; write it with input_names=['x']"
+    )
 
 
 def test_an_added_and_a_dropped_output_fail(corrupt, good):

@@ -44,8 +44,11 @@ WORKS = {
     "tiny": lambda x: torch.where(x.abs() < 1e-8, 0, x),
     "rounding": lambda x: x.bfloat16().float(),
     "all zeros": lambda x: x if x.any() else x + 1,
+}
+SIZES = {
     "one image": lambda x: x if len(x) > 1 else x * 2,
     "many images": lambda x: x if len(x) < 64 else x * 2,
+    "more than are tried": lambda x: x if len(x) < 1000 else x * 2,
 }
 RETURNS = {
     "itself": lambda x: x,
@@ -64,6 +67,13 @@ def test_a_layer_that_does_anything_in_eval_stays(forward):
     assert [layer.action for layer in folded.layers] == ["keep"]
     assert isinstance(folded.model[0], DropBlock)
     assert folded.notes == ("`0` (DropBlock) does more in eval mode than return its input; it stays, in eval mode",)
+
+
+@pytest.mark.parametrize("forward", SIZES.values(), ids=SIZES.keys())
+def test_a_layer_that_decides_by_a_size_stays(forward):
+    folded = fold(nn.Sequential(DropBlock(forward)), X)
+    assert [layer.action for layer in folded.layers] == ["keep"]
+    assert folded.notes == ("`0` (DropBlock) decides by a size in eval mode; it stays, in eval mode",)
 
 
 @pytest.mark.parametrize("forward", RETURNS.values(), ids=RETURNS.keys())

@@ -154,19 +154,6 @@ def test_a_layer_that_is_the_identity_on_the_example_only_stays(layer, example, 
     assert verify_onnx(tmp_path / "model.onnx", model, 2 * X)  # some of it is clipped
 
 
-class DropBlock(nn.Module):
-    """Returns its input, at some sizes."""
-
-    def forward(self, x):
-        return x if x.shape[0] < 100 else x * 2
-
-
-def test_a_layer_that_decides_by_a_size_stays():
-    folded = fold(nn.Sequential(nn.Linear(4, 3), DropBlock()), X)
-    assert [layer.action for layer in folded.layers] == ["keep"]
-    assert "decides by a size in eval mode; it stays" in folded.notes[0]
-
-
 def test_a_layer_known_by_name_is_replaced_once_it_is_shown_to_be_the_identity():
     model = nn.Sequential(nn.Linear(4, 3), DropPath())
     assert isinstance(fold_model(model, X)[1], nn.Identity)
