@@ -37,7 +37,7 @@ def cast(batch: Batch, dtype: torch.dtype) -> Batch:
 def double_copy(model: nn.Module) -> nn.Module:
     """Returns a copy in float64, to be run on `cast(batch, torch.float64)`."""
     cast_once = {
-        id(one): nn.Parameter(one.detach().double(), one.requires_grad)
+        id(one): nn.Parameter(one.detach().to(torch.float64, copy=True), one.requires_grad)
         for one in model.parameters()
         if type(one) is nn.Parameter and one.is_floating_point()
     }

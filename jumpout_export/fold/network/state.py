@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.held import GROUPS, changes, held_values, snapshot
+from jumpout_export.model.held import GROUPS, changes, comparable, held_values, snapshot
 from jumpout_export.model.randomness import get_generator_state, is_generator, reseed, rng_restored, same_bits
 from jumpout_export.model.run import sharing_copy
 from jumpout_export.model.samples import make_up
@@ -48,7 +48,8 @@ def kept_state(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch],
     # Parameters are large, and hardly ever changed: the copies share them, and whether that was right is seen at once.
     found = _followed(fresh, sharing_copy(fresh), batch, run, parameters=False)
     mine, other = dict(model.named_parameters()), dict(fresh.named_parameters())
-    if mine.keys() == other.keys() and all(same_bits(mine[name], other[name]) for name in mine):
+    known = [name for name in mine if comparable(mine[name])]
+    if mine.keys() == other.keys() and all(same_bits(mine[name], other[name]) for name in known):
         return found
     fresh, used = copy.deepcopy(model), copy.deepcopy(model)
     found = _followed(fresh, used, batch, run, parameters=True)

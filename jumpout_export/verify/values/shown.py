@@ -100,7 +100,11 @@ def shown_check(moves: Moves, model: nn.Module, image: Batch, allowed: Collectio
     constant = [name for name in still if name in behind and not behind[name].reached]
     shown = {name for moving in moves.moving() if moving in behind for name in behind[moving].weights}
     # The class of similar images is often the same; an output that moves may show all weights that it is made of.
-    classes = [name for name in still if not moves.is_number(name) and name in behind and behind[name].weights <= shown]
+    classes = [
+        name
+        for name in still
+        if moves.moving() and not moves.is_number(name) and name in behind and behind[name].weights <= shown
+    ]
     wrong = [name for name in still if name not in (*constant, *classes, *allowed)]
     if not wrong and not constant and not any(name in allowed for name in still):
         return []

@@ -14,6 +14,7 @@ from jumpout_export.errors import NotFoldableError
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.fold.network.folded import fold, fold_model
 from jumpout_export.model.randomness import same_bits
+from jumpout_export.model.run import double_copy
 from jumpout_export.verify.verify import verify_onnx
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)) + 3
@@ -230,3 +231,30 @@ def test_allowed_draws_without_an_effect_are_named_as_draws(tmp_path):
     note = next(check.note for check in report.checks if check.name == "randomness")
     assert report
     assert note.startswith("random numbers are drawn in `1` (allowed) and do not change the result in 32 runs with ")
+
+
+class Shortened(nn.Module):
+    """A forward that writes its weights, without an effect on the result, as an embedding with a `max_norm` does."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(6, 4, max_norm=0.5)
+
+    def forward(self, x):
+        return self.table(x).sum(1)
+
+
+def test_a_forward_that_writes_parameters_changes_neither_what_is_returned_nor_the_users_model():
+    model = Shortened().eval()
+    before = model.table.weight.detach().clone()
+    folded = fold(model, torch.tensor([[0, 1, 2], [3, 4, 5]]))
+    assert any("`table.weight`" in note and "without an effect" in note for note in folded.notes)
+    assert same_bits(model.table.weight, before)
+    assert same_bits(folded.model.table.weight, before)
+    assert same_bits(folded.original.table.weight, before)
+
+
+def test_a_copy_in_float64_shares_nothing_with_a_model_that_is_in_float64():
+    model = nn.Linear(4, 3).double()
+    assert double_copy(model).weight.data_ptr() != model.weight.data_ptr()

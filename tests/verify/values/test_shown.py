@@ -87,6 +87,17 @@ class Classes(nn.Module):
         return {"scores": scores, "classes": (scores if self.second is None else self.second(x)).argmax(1)}
 
 
+class Weightless(nn.Module):
+    def forward(self, x):
+        return {"classes": (x * 0).argmax(1)}
+
+
+def test_a_class_of_no_weights_is_not_shown_where_nothing_moves():
+    model = Weightless()
+    moves = moves_of(classes=(torch.zeros(2, dtype=torch.int64), 0))
+    assert [check.verdict for check in shown_check(moves, model, onnx_batch(TWO, model))] == ["not_run"]
+
+
 class Extra(nn.Module):
     """A loss that is not computed when serving: made of an input, and of none of its values."""
 
