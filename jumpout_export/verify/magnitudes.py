@@ -2,7 +2,8 @@
 
 A formula may be right on the given inputs and break beyond them: `log(sigmoid(x))` is minus infinity at -100, where
 PyTorch's logsigmoid is -100, and `log(1 + x)` has no digit left at 1e-8. Such a file is no wrong one, so it is a
-warning; where the given inputs themselves reach as far, it is a failure.
+warning; where the given inputs themselves reach as far, it is a failure. Whether digits are lost is measured, at the
+node that loses them: where none does, the file computes something else there, as with another bound of a Clip.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import Output, tensors, with_tensors
+from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.report import Check
-from jumpout_export.runtime.session import Session
+from jumpout_export.runtime.session import Level, Session
 from jumpout_export.text import first_line
 from jumpout_export.tolerances import DIGITS_KEPT, DIGITS_LOST, DIGITS_LOST_SHARE
-from jumpout_export.verify.divergence.breaks import first_cancelled, first_not_finite
+from jumpout_export.verify.divergence.breaks import first_not_finite, first_without_digits
+from jumpout_export.verify.divergence.locate import locate_divergence
 
 NAME = "magnitudes"
 # Factors of the given inputs, and how many images are run at each: only some reach the largest logits of their batch.
@@ -44,13 +48,19 @@ class _Broken:
     batch: Batch
     text: str  # for a person
     usual: Batch | None = None  # the images that it is made of
-    lost: bool = False  # whether digits are lost, else values are not finite
+    off: bool = False  # whether finite values are off, else values are not finite
     scale: float = 1.0
     inside: bool = False  # whether some of the given inputs are as large
 
 
 def check_magnitudes(
-    path: Path, sessions: Sequence[tuple[str, Session]], own: Run, exact: Run | None, given: Batch, axes: Axes
+    path: Path,
+    original: nn.Module,
+    sessions: Sequence[tuple[str, Session]],
+    own: Run,
+    exact: Run | None,
+    given: Batch,
+    axes: Axes,
 ) -> Check | None:
     """Returns whether the file keeps up with PyTorch on inputs of other magnitudes; None if it has none to scale.
 
@@ -60,9 +70,10 @@ def check_magnitudes(
 
     Args:
         path: the file.
+        original: the model in eval mode, on the CPU; copies of it are run where the file is wrong, to say where.
         sessions: that were opened on it, with their labels, such as `cpu/all`.
         own: runs the model in its own precision, in eval mode.
-        exact: runs it in float64, None if it cannot be; called where a file seems to have lost digits.
+        exact: runs it in float64, None if it cannot be; called where a file seems to be wrong.
         given: the first batch.
         axes: which are open.
     """
@@ -92,7 +103,7 @@ def check_magnitudes(
         broken = (_compare(label, session, batch, expected, exact) for label, session in sessions)
         found += [replace(one, usual=images, scale=scale, inside=inside) for one in broken if one is not None]
     if found:
-        return _verdict(path, found)
+        return _verdict(path, original, found)
     if not compared:
         note = f"nothing could be compared on larger and smaller inputs: {'; '.join(skipped)}"
         return Check(name=NAME, verdict="not_run", required=False, note=note)
@@ -130,11 +141,11 @@ def _compare(label: str, session: Session, batch: Batch, expected: list[Output],
         if bad:
             text = f"output `{want.name}` has {bad} NaN or infinite of {have.numel()} values where PyTorch's are finite"
             return _Broken(label, batch, text)
-    return _lost(label, batch, expected, found, exact)
+    return _wrong(label, batch, expected, found, exact)
 
 
-def _lost(label: str, batch: Batch, expected: list[Output], found: list[Tensor], exact: Run | None) -> _Broken | None:
-    """Where the file has hardly a digit of many values of which PyTorch has most."""
+def _wrong(label: str, batch: Batch, expected: list[Output], found: list[Tensor], exact: Run | None) -> _Broken | None:
+    """Where the file has hardly a digit right of many values of which PyTorch has most."""
     suspects = [
         number
         for number, (want, have) in enumerate(zip(expected, found, strict=True))
@@ -152,14 +163,14 @@ def _lost(label: str, batch: Batch, expected: list[Output], found: list[Tensor],
     for number in suspects:
         true = reference[number].tensor.double()
         own = _off(expected[number].tensor, true)
-        lost = (_off(found[number], true) > DIGITS_LOST) & (own < DIGITS_KEPT)
-        if _share(lost, true) >= DIGITS_LOST_SHARE:
-            worst = float(_off(found[number], true)[lost].median())
+        off = (_off(found[number], true) > DIGITS_LOST) & (own < DIGITS_KEPT)
+        if _share(off, true) >= DIGITS_LOST_SHARE:
+            worst = float(_off(found[number], true)[off].median())
             text = (
-                f"output `{expected[number].name}` is off by {worst:.1%} of the value in {int(lost.sum())} of "
-                f"{true.numel()} values, where PyTorch is off by {float(own[lost].median()):.1g}"
+                f"output `{expected[number].name}` is off by {worst:.1%} of the value in {int(off.sum())} of "
+                f"{true.numel()} values, where PyTorch is off by {float(own[off].median()):.1g}"
             )
-            return _Broken(label, batch, text, lost=True)
+            return _Broken(label, batch, text, off=True)
     return None
 
 
@@ -188,23 +199,33 @@ def _reaches(given: Batch, batch: Batch, scaled: Sequence[bool]) -> bool:
     return True
 
 
-def _verdict(path: Path, found: list[_Broken]) -> Check:
-    """What the given inputs reach counts before what they do not, an infinity before lost digits, then the nearest."""
-    worst = min(found, key=lambda one: (not one.inside, one.lost, abs(math.log10(one.scale))))
-    provider, _, level = worst.label.partition("/")
-    try:
-        if worst.lost:
-            node = first_cancelled(path, provider, level, tensors(worst.batch))
-        else:
-            node = first_not_finite(path, provider, level, tensors(worst.batch), tensors(worst.usual or worst.batch))
-    except Exception as error:  # of onnx and ONNX Runtime, in a dozen types without a common base
-        node = f"which node begins it could not be seen: {first_line(error)}"
+def _verdict(path: Path, original: nn.Module, found: list[_Broken]) -> Check:
+    """What the given inputs reach counts before what they do not, an infinity before wrong values, then the nearest."""
+    worst = min(found, key=lambda one: (not one.inside, one.off, abs(math.log10(one.scale))))
     where = ", as large as some that were given," if worst.inside else ""
     more = dict.fromkeys(f"{one.scale:g}" for one in found if one.scale != worst.scale)
     also = f"; also at {', '.join(more)} times" if more else ""
+    at = f"at {worst.scale:g} times the given inputs{where or ','} {worst.text} ({worst.label})"
     return Check(
         name=NAME,
         measured=worst.scale,
         verdict="fail" if worst.inside else "warning",
-        note=f"at {worst.scale:g} times the given inputs{where or ','} {worst.text} ({worst.label}); {node}{also}",
+        note=f"{at}; {_cause(path, original, worst)}{also}",
     )
+
+
+def _cause(path: Path, original: nn.Module, broken: _Broken) -> str:
+    """The node that begins it, or the layer, as a phrase."""
+    provider, _, level = broken.label.partition("/")
+    inputs = tensors(broken.batch)
+    try:
+        if not broken.off:
+            return first_not_finite(path, provider, level, inputs, tensors(broken.usual or broken.batch))
+        if lost := first_without_digits(path, provider, level, inputs):
+            return lost
+        other = locate_divergence(
+            path, load_onnx(path), original, broken.batch, [], provider=provider, level=cast("Level", level)
+        )
+    except Exception as error:  # of onnx, ONNX Runtime and the user's forward, in a dozen types without a common base
+        return f"which node begins it could not be seen: {first_line(error)}"
+    return f"no node loses digits, so it computes something else there: {other.note}"

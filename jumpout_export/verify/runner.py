@@ -30,6 +30,8 @@ from jumpout_export.verify.values.scale import Scale, source
 from jumpout_export.verify.values.shown import check_constant
 from jumpout_export.verify.verdicts import Seen, report_of, with_what_no_value_shows
 
+_BY_NAME = "what serves a file asks by name: write it with {}, an argument of torch.onnx.export"
+
 
 def run_providers(
     path: Path,
@@ -92,7 +94,7 @@ def run_providers(
         refused = f"; not shown, as PyTorch itself does not run it: {joined(trials.refused)}" if trials.refused else ""
         seen.checks.append(said.model_copy(update={"note": said.note + refused}))
     if not runner.measure_own_errors_again() and made_up:
-        runner.try_magnitudes(first)
+        runner.try_magnitudes(original, first)
     report = report_of(seen, providers)
     return with_what_no_value_shows(report, path, original, first, seen, runner.suspects, branched)
 
@@ -151,7 +153,7 @@ class _Runner:
             self.suspects.add(comparison, sample)
         branches.run(sample.batch)
 
-    def try_magnitudes(self, first: Batch) -> None:
+    def try_magnitudes(self, original: nn.Module, first: Batch) -> None:
         """Compares one session of each provider, the plainest, on larger and smaller inputs."""
         reference = self.seen.reference
         plain = {
@@ -159,7 +161,8 @@ class _Runner:
             for session, comparison in reversed(self.seen.sessions)
         }
         exact = reference.exact if reference.has_double else None
-        check = check_magnitudes(self._path, list(plain.values()), reference.own, exact, first, self.seen.axes)
+        sessions = list(plain.values())
+        check = check_magnitudes(self._path, original, sessions, reference.own, exact, first, self.seen.axes)
         self.seen.checks += [check] if check else []
 
     def measure_own_errors_again(self) -> bool:
@@ -183,7 +186,7 @@ class _Runner:
         for session, comparison in list(self.seen.sessions):
             wrong = [
                 f"the file's {what} are {', '.join(found) or 'none'}, the model's are {', '.join(wanted) or 'none'}"
-                + (f"; write it with {what[:-1]}_names={wanted}" if len(found) == len(wanted) else "")
+                + (f"; {_BY_NAME.format(f'{what[:-1]}_names={wanted}')}" if len(found) == len(wanted) else "")
                 for what, found, wanted in (
                     ("inputs", session.inputs, self.seen.reference.inputs),
                     ("outputs", session.outputs, outputs),

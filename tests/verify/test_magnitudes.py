@@ -45,6 +45,7 @@ def checked(
 
     return check_magnitudes(
         path,
+        model,
         sessions,
         lambda some: run(model, some),
         (lambda some: run(precise, cast(some, torch.float64))) if double else None,
@@ -95,7 +96,28 @@ def test_lost_digits_are_a_warning_that_names_the_node(tmp_path, name):
     assert check.verdict == "warning"
     assert check.measured == 1e-8
     assert "is off by" in check.note
+    assert f"digits are lost at {node}: " in check.note
+
+
+BOUND = "lo = Constant <value_float = 0.0> () hi = Constant <value_float = 60.0> () y = Clip (x, lo, hi)"
+POWER = "a = Abs (x) e = Constant <value_float = 1.1> () y = Pow (a, e)"
+OTHERS = {
+    "the bound of a Relu6": (BOUND, F.relu6, "`y` (Clip y) is off by "),
+    "the slope of a LeakyRelu": ("y = LeakyRelu <alpha = 0.02> (x)", F.leaky_relu, "`y` (LeakyRelu y) is off by "),
+    "the alpha of an Elu": ("y = Elu <alpha = 1.5> (x)", F.elu, "`y` (Elu y) is off by "),
+    "the exponent of a Pow": (POWER, torch.abs, "has the right result, `a` (Abs a), and makes something else of it"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_function_is_not_called_lost_digits(tmp_path, name):
+    """At 1e-8 as well, where an Elu would lose its digits if it were right."""
+    body, function, node = OTHERS[name]
+    check = checked(tmp_path, body, Function(function), X)
+    assert (check.verdict, check.measured) == ("warning", 10), check.note
+    assert "no node loses digits, so it computes something else there: " in check.note
     assert node in check.note
+    assert "digits are lost" not in check.note
 
 
 @pytest.mark.parametrize(

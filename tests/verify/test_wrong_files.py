@@ -118,7 +118,8 @@ def test_a_renamed_output_fails(corrupt):
     report = corrupt(edit)
     assert not report
     assert found(report)["cpu/off/names"].note == (
-        "the file's outputs are logits, the model's are output; write it with output_names=['output']"
+        "the file's outputs are logits, the model's are output; what serves a file asks by name: "
+        "write it with output_names=['output'], an argument of torch.onnx.export"
     )
     assert report.providers["cpu"].reason.startswith("cpu/off/names: the file's outputs")
 
@@ -128,7 +129,8 @@ def test_a_renamed_input_fails(corrupt):
         proto.graph.input[0].name = proto.graph.node[0].input[0] = "image"
 
     assert found(corrupt(edit))["cpu/all/names"].note == (
-        "the file's inputs are image, the model's are x; write it with input_names=['x']"
+        "the file's inputs are image, the model's are x; what serves a file asks by name: "
+        "write it with input_names=['x'], an argument of torch.onnx.export"
     )
 
 

@@ -173,7 +173,8 @@ class _Search:
         lines = [(name,) for name in axes] + ([axes] if len(axes) > 1 else [])
         # A constant may be about a size, or about a number of elements.
         possible = {-(-one // per) for one in meeting.constants for per in self._elements}
-        near = _both_sides(size + shift for size in possible if size >= FIRST for shift in (0, 1))
+        # The largest index is one less than the size, and where it has to be larger than a constant, that is two more.
+        near = _both_sides(size + shift for size in possible if size >= FIRST for shift in (0, 1, 2))
         if value is None and meeting.enters:
             return [self._drifts(meeting.where, meeting.what, (name,)) for name in axes]
         if value is None or value.kind == "opaque":

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jumpout_export.onnxfile.load import inlined, load_onnx
-from jumpout_export.onnxfile.walk import constants_of
+from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, constants_of, default_opset
 from jumpout_export.runtime.session import Level
+from jumpout_export.tolerances import DIGITS_LOST, DIGITS_LOST_SHARE
 from jumpout_export.verify.divergence.values import file_values
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-# Digits go where a sum is so much smaller than what it is of, and where a logarithm is taken so close to 1.
-_CANCELLED = 1e-2
-_CURVES = ("Elu", "Selu", "Celu")
+Array = np.ndarray[Any, Any]
+
+# So many nodes before one are worked out again with it: a digit is gone where 1 and a small number are added, and is
+# missed where the logarithm of that is taken.
+_BEFORE = 3
+# Of values with more elements nothing is worked out again.
+_MOST_ELEMENTS = 1 << 20
+# Operators that compute each value from those at its place; of others no node alone loses nearly all digits.
+_WORKED_OUT = frozenset({
+    "Abs", "Add", "Celu", "Cos", "Cosh", "Div", "Elu", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log",
+    "Max", "Mean", "Min", "Mish", "Mul", "Neg", "Pow", "Reciprocal", "Selu", "Sigmoid", "Sin", "Sinh", "Softplus",
+    "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu",
+})  # fmt: skip
 
 
 def first_not_finite(path: Path, provider: str, level: str, inputs: list[Tensor], usual: list[Tensor]) -> str:
@@ -42,8 +55,10 @@ def first_not_finite(path: Path, provider: str, level: str, inputs: list[Tensor]
     return "no node of the main graph begins it"
 
 
-def first_cancelled(path: Path, provider: str, level: str, inputs: list[Tensor]) -> str:
-    """Returns, as a phrase, the first node in which numbers cancel: `1 + x` before a Log, `exp(x) - 1`, an Elu.
+def first_without_digits(path: Path, provider: str, level: str, inputs: list[Tensor]) -> str:
+    """Returns, as a phrase, the first node whose digits are lost, as `exp(x) - 1` loses them; empty if none does.
+
+    That is measured: it and the nodes before it are worked out again in float64, from values that the file has.
 
     The arguments are those of `first_not_finite`.
     """
@@ -51,23 +66,59 @@ def first_cancelled(path: Path, provider: str, level: str, inputs: list[Tensor])
 
     model = load_onnx(path)
     graph = inlined(model).graph
-    values = _values(path, model, provider, level, inputs)
-    values |= {value.name: tensor for value, tensor in zip(graph.input, inputs, strict=False)}
+    values = {name: value.numpy() for name, value in _values(path, model, provider, level, inputs).items()}
+    values |= {value.name: tensor.numpy() for value, tensor in zip(graph.input, inputs, strict=False)}
     for name, tensor in constants_of(graph).items():
         if tensor is not None and tensor.data_location != TensorProto.EXTERNAL:
-            values[name] = torch.from_numpy(numpy_helper.to_array(tensor).copy())
-    for node in graph.node:
-        read = [values[name] for name in node.input if name in values and values[name].is_floating_point()]
-        made = values.get(node.output[0])
-        if made is None or not read or not made.is_floating_point():
+            values[name] = numpy_helper.to_array(tensor)
+    makers = {node.output[0]: node for node in graph.node if _is_worked_out(node, values)}
+    again = _Again(values, makers, default_opset(model))
+    for name, node in makers.items():
+        have, wanted = values[name].astype(np.float64), again.worked_out(name, _BEFORE)
+        if wanted is None or wanted.shape != have.shape or not np.isfinite(wanted).all():
             continue
-        if node.op_type in ("Sub", "Add") and _typical(made) < _CANCELLED * max(map(_typical, read)):
-            return f"digits are lost at `{node.output[0]}` ({_named(node)}), where numbers cancel"
-        if node.op_type == "Log" and _typical(read[0] - 1) < _CANCELLED:
-            return f"digits are lost before `{node.output[0]}` ({_named(node)}): 1 and a small number are added"
-        if node.op_type in _CURVES and _typical(made) < _CANCELLED:
-            return f"digits are lost at `{node.output[0]}` ({_named(node)})"
-    return "no node of the main graph shows where digits are lost"
+        lost = np.abs(have - wanted) > DIGITS_LOST * np.abs(wanted)
+        if lost.mean() >= DIGITS_LOST_SHARE:
+            at = np.unravel_index(np.flatnonzero(lost)[0], lost.shape)
+            there = f"{values[name][at]:.6g}, worked out in float64 {wanted[at]:.6g}"
+            return f"digits are lost at `{name}` ({_named(node)}): {there}"
+    return ""
+
+
+def _is_worked_out(node: NodeProto, values: Mapping[str, Array]) -> bool:
+    if node.op_type not in _WORKED_OUT or node.domain not in DEFAULT_DOMAINS or node.output[0] not in values:
+        return False
+    arrays = [values.get(name) for name in (*node.input, node.output[0]) if name]
+    return all(one is not None and one.dtype.kind == "f" and 0 < one.size <= _MOST_ELEMENTS for one in arrays)
+
+
+class _Again:
+    """Works values out again in float64."""
+
+    def __init__(self, values: Mapping[str, Array], makers: Mapping[str, NodeProto], opset: int) -> None:
+        self._values, self._makers, self._opset = values, makers, opset
+
+    def worked_out(self, name: str, nodes: int) -> Array | None:
+        """A value in float64, from those so many nodes before it; None where a node cannot be worked out."""
+        node = self._makers.get(name)
+        if node is None or not nodes:
+            return self._values[name].astype(np.float64)
+        feeds = {one: self.worked_out(one, nodes - 1) for one in node.input if one}
+        known = {one: array for one, array in feeds.items() if array is not None}
+        return self._run(node, known) if len(known) == len(feeds) else None
+
+    def _run(self, node: NodeProto, feeds: dict[str, Array]) -> Array | None:
+        from onnx import helper
+        from onnx.reference import ReferenceEvaluator
+
+        given, made = ([helper.make_empty_tensor_value_info(name) for name in some] for some in (feeds, node.output))
+        try:
+            with np.errstate(all="ignore"):
+                graph = helper.make_graph([node], "one", given, made)
+                found: Any = ReferenceEvaluator(graph, opsets={"": self._opset}).run(None, feeds)
+                return np.asarray(found[0])
+        except Exception:  # whatever numpy or onnx say of a node; then nothing is said of it
+            return None
 
 
 def _values(path: Path, model: ModelProto, provider: str, level: str, inputs: list[Tensor]) -> dict[str, Tensor]:
@@ -77,10 +128,6 @@ def _values(path: Path, model: ModelProto, provider: str, level: str, inputs: li
 
 def _finite(value: Tensor) -> bool:
     return bool(torch.isfinite(value).all())
-
-
-def _typical(value: Tensor) -> float:
-    return float(value.double().abs().median()) if value.numel() else 0.0
 
 
 def _named(node: NodeProto) -> str:

@@ -88,7 +88,12 @@ class Search:
         if len({self._layer(index) for index in missing}) == 1:
             note = f"{self._sentence(missing[0])}; it alone has weights that the file does not hold"
             return Divergence(self._layer(missing[0]), note, operation=missing[0])
-        return Divergence(None, "no layer can be named: the error at the outputs grows little by little on the way")
+        right = next((self._results[index].where for index in self._wrong if self._right(index)), "")
+        if right:
+            note = f"no layer can be named: the file has the right result, {right}, and makes something else of it"
+        else:
+            note = "no layer can be named: the error at the outputs grows little by little on the way"
+        return Divergence(None, note)
 
     def _first(self) -> int | None:
         """The first operation that is wrong; of several that are first on their branches, one whose weights are."""

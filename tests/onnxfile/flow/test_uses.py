@@ -143,6 +143,15 @@ def test_what_is_not_worked_out_is_tried_beyond_its_constant_too(name):
     assert tried(model(DECIDE[name], **MORE)) >= {15, 16, 17}
 
 
+def test_the_largest_index_is_one_less_than_the_size():
+    """So it is larger than 16 from 18 images on."""
+    body = (
+        "a = Mul (x, nothing) o = Equal (a, nothing) i = NonZero (o) r = Gather (i, zero) "
+        "m = ReduceMax <keepdims = 0> (r) b = Greater (m, k)" + FACTOR
+    )
+    assert tried(model(body)) >= {17, 18}
+
+
 def test_the_node_that_decides_is_named_and_where_it_meets_data():
     (use,) = uses(model(f"{SIZE} [cmp] b = GreaterOrEqual (n, k) f = Where (b, two, one) [mul] y = Mul (x, f)"))
     assert use.where == "cmp (GreaterOrEqual)"
