@@ -6,7 +6,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(wildcard cpp/op/*)
 MODEL ?= runs/demo/model.onnx
 PACKAGE_DIRS := jumpout_export tests examples benchmarks experiments
 
-.PHONY: help setup demo replay test test-fast bench paper paper-gpu cuda-check gpu gpu-verify lint typecheck package format schema clean
+.PHONY: help setup demo replay test test-fast bench paper paper-gpu cuda-check gpu gpu-verify lint typecheck package format schema emulate emulate-mutants clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,12 @@ paper: setup  ## the paper's tables and figures on DATA=, a folder with CIFAR-10
 paper-gpu:  ## the full protocol of CIFAR10(s) on DATA= and a GPU, in the Python that is there
 	$(if $(DATA),,$(error make paper-gpu needs DATA=, a folder with CIFAR-10: train/CLASS/*.png and test/CLASS/*.png or a standard distribution))
 	$(PYTHON) -m experiments.paper --data $(DATA) --protocol gpu --workers 3
+
+emulate: setup  ## the CUDA kernels on an emulator against the CPU kernels, with ASan, UBSan and TSan; needs nvcc's headers, no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/op/test_emulated.py
+
+emulate-mutants: setup  ## plant each bug of tests/cpp/cuda/mutants.toml in the CUDA kernels and show what finds it (10 minutes)
+	$(BIN)/python tools/emulate_mutants.py
 
 cuda-check: setup  ## compile the CUDA kernels for sm_80, sm_90, sm_100 and PTX; needs nvcc, no GPU
 	@mkdir -p build

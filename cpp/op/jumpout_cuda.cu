@@ -184,11 +184,22 @@ class DeviceGuard {
 };
 
 // Enough thread blocks to fill the device, and no more than there is work for.
-int grid_for(int64_t work, int device) {
+int grid_for(int64_t thread_blocks, int device) {
   int sms = 0;
   check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  const int64_t needed = (work + kThreads - 1) / kThreads;
-  return static_cast<int>(std::clamp<int64_t>(needed, 1, std::min(sms * kBlocksPerSm, kCudaScratch)));
+  return static_cast<int>(std::clamp<int64_t>(thread_blocks, 1, std::min(sms * kBlocksPerSm, kCudaScratch)));
+}
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// An ordinary function call to any C++ compiler, unlike <<<>>>: the tests compile this file without nvcc, too.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), int grid, cudaStream_t stream, Arguments... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = kThreads;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), "jumpout kernel");
 }
 
 bool aligned(const void* a, const void* b) {
@@ -213,20 +224,15 @@ void dispatch(DType dtype, const Work& work) {
 template <typename T, bool kAligned>
 void forward(const T* x, T* y, uint8_t* keep_bits, Stats* stats, const uint64_t* seed, int64_t* scratch, int64_t n,
              int64_t rows, const Settings& settings, int device, cudaStream_t stream) {
-  const int grid = grid_for((n + kBlock - 1) / kBlock, device);
+  const int grid = grid_for(divide_up(n, kBlock * kThreads), device);
   if (rows == 1) {
-    count_kernel<T, kAligned><<<grid, kThreads, 0, stream>>>(x, scratch, n);
-    apply_kernel<T, kAligned><<<grid, kThreads, 0, stream>>>(x, y, keep_bits, stats, seed, scratch, grid, n, settings);
-  } else {
-    const int64_t length = std::max<int64_t>(n / std::max<int64_t>(rows, 1), 1);
-    if (rows > 0) {
-      const int row_grid = static_cast<int>(std::min<int64_t>(rows, 1 << 20));
-      rows_kernel<T><<<row_grid, kThreads, 0, stream>>>(x, stats, seed, rows, n / rows, settings);
-    }
-    apply_rows_kernel<T, kAligned>
-        <<<grid, kThreads, 0, stream>>>(x, y, keep_bits, stats, seed, n, length, settings.relu);
+    launch(count_kernel<T, kAligned>, grid, stream, x, scratch, n);
+    launch(apply_kernel<T, kAligned>, grid, stream, x, y, keep_bits, stats, seed, scratch, grid, n, settings);
+    return;
   }
-  check(cudaGetLastError(), "jumpout forward kernel");
+  const int64_t length = std::max<int64_t>(n / std::max<int64_t>(rows, 1), 1);
+  if (rows > 0) launch(rows_kernel<T>, grid_for(rows, device), stream, x, stats, seed, rows, n / rows, settings);
+  launch(apply_rows_kernel<T, kAligned>, grid, stream, x, y, keep_bits, stats, seed, n, length, settings.relu);
 }
 
 }  // namespace
@@ -247,14 +253,13 @@ void jumpout_backward_cuda(const void* dy, const uint8_t* keep_bits, const Stats
                            int64_t rows, DType dtype, int device, void* stream) {
   if (n == 0) return;
   const DeviceGuard guard(device);
-  const int grid = grid_for((n + kBlock - 1) / kBlock, device);
+  const int grid = grid_for(divide_up(n, kBlock * kThreads), device);
   dispatch(dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const auto kernel = aligned(dy, dx) ? backward_kernel<T, true> : backward_kernel<T, false>;
-    kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<const T*>(dy), keep_bits, stats,
-                                                                     static_cast<T*>(dx), n, n / rows);
+    launch(kernel, grid, static_cast<cudaStream_t>(stream), static_cast<const T*>(dy), keep_bits, stats,
+           static_cast<T*>(dx), n, n / rows);
   });
-  check(cudaGetLastError(), "jumpout backward kernel");
 }
 
 }  // namespace jumpout

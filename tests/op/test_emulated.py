@@ -1,0 +1,57 @@
+"""The CUDA kernels without a GPU: compiled as C++ against an emulator, bit for bit what the CPU kernels give."""
+
+import re
+
+import pytest
+from support import emulated
+from support.mutants import mutants, mutated, write_mutant
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(emulated.missing() is not None, reason=str(emulated.missing())),
+]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    folders = {}
+
+    def build(kind, op=emulated.OP):
+        if kind not in folders:
+            folders[kind] = tmp_path_factory.mktemp(kind)
+            emulated.build_rest(folders[kind], kind)
+        return emulated.build_kernels(folders[kind], kind, op)
+
+    return build
+
+
+def cases(done):
+    """The number of cases that were compared; all of them agreed."""
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return int(re.fullmatch(r"(\d+) cases, 0 differences\n", done.stdout)[1])
+
+
+def test_every_kernel_gives_the_bits_of_the_cpu_kernels(build):
+    program = build("plain")
+    assert cases(emulated.check(program, "--seed", 1, "--one-in", 2)) > 1000
+    assert cases(emulated.check(program, "--seed", 2, "--one-in", 2, "--small", "--workers", 3)) > 1000
+
+
+def test_no_kernel_reads_or_writes_outside_its_arrays_or_does_what_is_undefined(build):
+    assert cases(emulated.check(build("asan"), "--exact", "--small", "--one-in", 4)) > 450
+
+
+def test_no_two_threads_race(build):
+    assert cases(emulated.check(build("tsan"), "--small", "--one-in", 12, "--workers", 3)) > 120
+
+
+def test_every_mutant_still_applies():
+    for mutant in mutants():
+        assert mutated(mutant)
+
+
+def test_a_broken_kernel_is_found(build, tmp_path):
+    (mutant,) = (mutant for mutant in mutants() if mutant.name == "load: the tail is one too short")
+    done = emulated.check(build("plain", write_mutant(mutant, tmp_path / "op")), "--small", "--one-in", 20)
+    assert done.returncode == 1
+    assert "differs: y at" in done.stderr
