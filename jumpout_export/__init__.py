@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from jumpout_export.after_import import after_import
+from jumpout_export.errors import MissingExtensionError
 
 if TYPE_CHECKING:
     from jumpout_export.batchnorm.check import check_batchnorm
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from jumpout_export.nn.modules import Jumpout
     from jumpout_export.verify.inspect import inspect_onnx
     from jumpout_export.verify.verify import verify_onnx
+
+    __version__: str
 
 __all__ = [  # noqa: RUF022 in the order of the pipeline
     # train
@@ -43,7 +48,7 @@ __all__ = [  # noqa: RUF022 in the order of the pipeline
     "verify_onnx",
 ]
 
-# Each is imported when it is asked for first: the parent process of the command line must not import torch.
+# Each is imported when it is asked for first: help and wrong usage on the command line are answered without torch.
 _MODULES = {
     "BatchNormMonitor": "batchnorm.monitor",
     "Jumpout": "nn.modules",
@@ -64,15 +69,26 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value = version("jumpout-export")
+    elif name in _MODULES:
+        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    return value
+    return globals().setdefault(name, value)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})
 
 
-if "torch" in sys.modules:  # a program that holds jumpout can be loaded as soon as this package is imported
-    import_module(f"{__name__}.ops")
+def _register() -> None:
+    # `import torch` must not fail because of this package: whoever asks for jumpout is told.
+    with suppress(MissingExtensionError):
+        import_module(f"{__name__}.ops")
+
+
+# torch loads a program that holds jumpout, and finds `torch.ops.jumpout`, in whichever order the two are imported.
+after_import("torch", _register)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
+from jumpout_export.exit_codes import NOT_VERIFIED
 from jumpout_export.signals import Interrupted, handle_signals
 from jumpout_export.streams import prepare_streams
 from jumpout_export.supervisor import announce, supervise
-
-# As in `cli/work.py`, which cannot be imported then.
-_NOT_VERIFIED = 3
 
 
 def main() -> NoReturn:
@@ -28,8 +26,8 @@ def _work() -> None:
         raise
     except ImportError as error:  # the compiled extension or a package is missing; the message names it
         print(f"error: {error}", file=sys.stderr)
-        announce(_NOT_VERIFIED)
-        sys.exit(_NOT_VERIFIED)
+        announce(NOT_VERIFIED)
+        sys.exit(NOT_VERIFIED)
     cli.main()
 
 

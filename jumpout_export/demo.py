@@ -23,7 +23,6 @@ from jumpout_export.model.batches import Progress
 from jumpout_export.nn.modules import Jumpout
 from jumpout_export.report import BatchNormReport, PipelineReport, TrainingHistory
 
-EPOCHS = 16
 BATCH_SIZE = 64
 _MAX_TRAIN_IMAGES = 5000  # of a folder, so that the demo stays a demo on two cores
 _MAX_TEST_IMAGES = 2000
@@ -65,7 +64,7 @@ def network(channels: int = 1, classes: int = 10) -> nn.Sequential:
 
 
 def run_demo(
-    out: Path, data: Path | None = None, seed: int = 0, epochs: int = EPOCHS, progress: Progress | None = None
+    out: Path, data: Path | None = None, seed: int = 0, epochs: int = 16, progress: Progress | None = None
 ) -> PipelineReport:
     """Trains, checks, recalibrates, exports and verifies, and leaves everything a user needs in `out`.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-
-import torch
+import sys
 
 _PACKAGES = ("jumpout-export", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 
@@ -19,11 +18,12 @@ def version_of(package: str) -> str | None:
 
 
 def environment() -> dict[str, str]:
-    """Returns versions and machine, for the report."""
+    """Returns versions and machine, for the report, and the threads of torch where it was used."""
+    torch = sys.modules.get("torch")
     return {
         "python": platform.python_version(),
         **{name: version for name in _PACKAGES if (version := version_of(name)) is not None},
         "machine": f"{platform.machine()}, {platform.system()}",
-        "threads": str(torch.get_num_threads()),
+        **({} if torch is None else {"threads": str(torch.get_num_threads())}),
         "device": "cpu",
     }

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-# As in the exit codes of the command line: could not be verified here.
-_NO_VERDICT = 3
+from jumpout_export.exit_codes import NOT_VERIFIED
+
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 _FORWARDED = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 # Linux's prctl.
@@ -54,7 +54,7 @@ def supervise(work: Callable[[], object]) -> NoReturn:
     if blocked is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     work()
-    sys.exit(_NO_VERDICT)
+    sys.exit(NOT_VERIFIED)
 
 
 def announce(code: int) -> None:
@@ -93,13 +93,13 @@ def _await(child: int, read: int) -> int:
         number = os.WTERMSIG(status)
         hint = "; the system does that where memory runs out" if number == signal.SIGKILL else ""
         _say(f"error: {signal.Signals(number).name} ended the process before there was a verdict{hint}")
-        return 128 + number if number in _FORWARDED else _NO_VERDICT
+        return 128 + number if number in _FORWARDED else NOT_VERIFIED
     code = os.WEXITSTATUS(status)
     _say(
         f"error: the process ended with exit code {code} before there was a verdict: the code of the model or the data "
         "ended it, for example with os._exit"
     )
-    return _NO_VERDICT
+    return NOT_VERIFIED
 
 
 def _end_with(parent: int) -> None:
@@ -110,7 +110,7 @@ def _end_with(parent: int) -> None:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
         if os.getppid() != parent:  # it was killed before
-            os._exit(_NO_VERDICT)
+            os._exit(NOT_VERIFIED)
 
 
 def _say(text: str) -> None:

@@ -34,6 +34,9 @@ verdict needs could not be made, or an unforeseen error, with its traceback; or 
 the process was ended before there was a verdict, by the code of the model or the data or by the system |
 | 130, 143 | interrupted with Ctrl-C (130) or SIGTERM (143); no file was published |
 
+`-h` is the same as `--help`, and `jumpout-export --version` prints the version. `jumpout-export --install-completion`
+installs completion of commands and options for the shell that is running, `--show-completion` prints it.
+
 The work is done in a child process, and the process that was started only waits for its verdict and hands signals on:
 whatever the code of a model does, `os._exit(0)` among it, 0 means passed. Messages that cannot be written to stderr are
 lost and change no code; a result that cannot be written to stdout is 2, unless its reader has seen enough (`| head`).
@@ -83,8 +86,6 @@ NOTES = {
     "recalibrate-bn": "`-o` and `--dry-run` exclude each other, and one is needed.",
 }
 
-_WORDS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
-
 
 def page() -> str:
     """Returns the whole page as Markdown."""
@@ -102,7 +103,19 @@ def _section(name: str, command: Any, function: Any) -> str:
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     needed = [f"{option.opts[-1]} {_value(option, kinds)}" for option in options if option.required]
     usage = " ".join([name, *(argument.metavar for argument in arguments), *needed, "[OPTIONS]"])
-    lines = [f"## {name}", "", command.help, "", f"    jumpout-export {usage}", ""]
+    example = command.epilog.splitlines()[-1].strip()
+    lines = [
+        f"## {name}",
+        "",
+        command.help,
+        "",
+        f"    jumpout-export {usage}",
+        "",
+        "For example:",
+        "",
+        f"    {example}",
+        "",
+    ]
     if name in NOTES:
         lines += [NOTES[name], ""]
     if arguments:
@@ -125,12 +138,11 @@ def _names(option: Any, kinds: dict[str, Any]) -> str:
 
 def _value(option: Any, kinds: dict[str, Any]) -> str:
     """The word that stands for the option's value."""
-    if option.metavar:
-        return str(option.metavar)
     kind = kinds[option.name]
     while typing.get_origin(kind) in (types.UnionType, typing.Union, list):  # Path | None, list[str] | None
         kind = typing.get_args(kind)[0]
-    return " or ".join(member.value for member in kind) if issubclass(kind, Enum) else _WORDS[kind]
+    # The bar between values, as the help has it, would be a column of the table.
+    return " or ".join(member.value for member in kind) if issubclass(kind, Enum) else str(option.metavar)
 
 
 def _default(option: Any) -> str:

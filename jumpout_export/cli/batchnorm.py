@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jumpout_export import loading, signals
-from jumpout_export.batchnorm.check import check_batchnorm
-from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
-from jumpout_export.batchnorm.sets import check_batchnorm_sets
+from jumpout_export import signals
 from jumpout_export.cli import options
 from jumpout_export.cli import ranks as cli_ranks
-from jumpout_export.cli.work import batches_for, build_job, check_folder, finish, sets_of, working
 from jumpout_export.disk import refuse_link
-from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError
-from jumpout_export.report import PipelineReport
 
 
 def check_bn(
@@ -40,6 +33,10 @@ def check_bn(
     report: options.ReportDir = None,
 ) -> None:
     """Check whether the stored BatchNorm statistics agree with what serving sees."""
+    from jumpout_export.batchnorm.sets import check_batchnorm_sets
+    from jumpout_export.cli.results import check_folder, finish
+    from jumpout_export.cli.work import batches_for, build_job, sets_of, working
+
     check_folder(report, "--report")
     specs = sets_of(data, per_folder=per_folder)
     with working() as progress:
@@ -72,7 +69,9 @@ def recalibrate_bn(
         Path | None, typer.Option("-o", "--output", metavar="NEW.safetensors", help="where to write the new weights")
     ] = None,
     weights: options.Weights = None,
-    method: Annotated[options.Method, typer.Option(help="exact, batch or variance")] = options.Method.exact,
+    method: Annotated[
+        options.Method, typer.Option(metavar=options.choices(options.Method), help="exact, batch or variance")
+    ] = options.Method.exact,
     layers: options.Layers = None,
     refuse_if_worse: options.RefuseIfWorse = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the table, write nothing")] = False,
@@ -88,6 +87,16 @@ def recalibrate_bn(
     report: options.ReportDir = None,
 ) -> None:
     """Recalibrate the BatchNorm statistics on the data and save the weights as safetensors."""
+    from functools import partial
+
+    from jumpout_export import loading
+    from jumpout_export.batchnorm.check import check_batchnorm
+    from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+    from jumpout_export.cli.results import check_folder, finish
+    from jumpout_export.cli.work import build_job, working
+    from jumpout_export.environment import environment
+    from jumpout_export.report import PipelineReport
+
     check_folder(report, "--report")
     if (output is None) != dry_run:
         raise LoadError("give either -o NEW.safetensors or --dry-run")

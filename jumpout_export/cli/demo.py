@@ -10,18 +10,22 @@ from typing import Annotated
 import typer
 
 from jumpout_export.cli import options
-from jumpout_export.cli.work import check_folder, exit_code, say, show, working
-from jumpout_export.demo import EPOCHS, run_demo
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/demo"),
-    data: Annotated[Path | None, typer.Option(help="folder of images instead of the embedded digits")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the training images")] = EPOCHS,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder to write to")] = Path("runs/demo"),
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="folder of images instead of the embedded digits")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, metavar="N", help="passes over the training images")] = 16,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Train on real images, check and recalibrate BatchNorm, export, verify and report."""
+    from jumpout_export.cli.results import check_folder, exit_code, say, show
+    from jumpout_export.cli.work import working
+    from jumpout_export.demo import run_demo
+
     check_folder(out, "--out")
     with working() as progress:
         report = run_demo(out, data, seed, epochs, progress)

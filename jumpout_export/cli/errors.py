@@ -11,8 +11,15 @@ import typer
 
 from jumpout_export import signals
 from jumpout_export.cli import ranks as cli_ranks
-from jumpout_export.cli.work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
-from jumpout_export.errors import ArgumentError, ArgumentTypeError, JumpoutExportError, LoadError, NotVerifiableError
+from jumpout_export.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    JumpoutExportError,
+    LoadError,
+    MissingExtensionError,
+    NotVerifiableError,
+)
+from jumpout_export.exit_codes import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
 from jumpout_export.streams import drop_stdout
 from jumpout_export.text import first_line
 
@@ -44,7 +51,7 @@ def run(app: Callable[[], Any]) -> NoReturn:
         cli_ranks.leave(code if cli_ranks.rank() == 0 else PASSED)
     except LoadError as error:
         _fail(error, WRONG_USAGE)
-    except NotVerifiableError as error:
+    except (NotVerifiableError, MissingExtensionError) as error:
         _fail(error, NOT_VERIFIED)
     except JumpoutExportError as error:
         _fail(error, FAILED)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jumpout_export.batchnorm.check import check_batchnorm
-from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.cli import options
-from jumpout_export.cli.work import Job, build_job, check_folder, finish, is_program, parse_providers, working
 from jumpout_export.errors import LoadError
-from jumpout_export.export.arguments import check_arguments
-from jumpout_export.export.publish import export_onnx
-from jumpout_export.export.statistics import check_weights_target
-from jumpout_export.model.batches import Progress
-from jumpout_export.model.norms import serves_with_statistics
-from jumpout_export.report import BatchNormReport
-from jumpout_export.verify.precision import dtypes
+
+if TYPE_CHECKING:
+    from jumpout_export.cli.work import Job
+    from jumpout_export.model.batches import Progress
+    from jumpout_export.report import BatchNormReport
 
 
 def export(
@@ -42,14 +36,14 @@ def export(
     ] = False,
     providers: options.Providers = "cpu",
     opset: Annotated[
-        int | None, typer.Option(help="ONNX opset, 18 or later; the converter's own, 18, by default")
+        int | None, typer.Option(metavar="N", help="ONNX opset, 18 or later; the converter's own, 18, by default")
     ] = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch/--static", help="leave the batch size open")] = True,
     dynamic: options.Dynamic = None,
     dtype: options.DtypeOption = None,
     external_data: options.ExternalData = False,
     allow: Annotated[
-        list[str] | None, typer.Option(help="module path that may stay random in eval mode; repeatable")
+        list[str] | None, typer.Option(metavar="PATH", help="module path that may stay random in eval mode; repeatable")
     ] = None,
     allow_constant: options.AllowConstant = None,
     no_made_up_inputs: options.NoMadeUpInputs = False,
@@ -58,7 +52,7 @@ def export(
         bool, typer.Option("--keep-debug-info", help="keep source lines and file names in the file")
     ] = False,
     golden: Annotated[
-        Path | None, typer.Option(help="folder for golden data, in ONNX's test_data_set_0 layout")
+        Path | None, typer.Option(metavar="DIR", help="folder for golden data, in ONNX's test_data_set_0 layout")
     ] = None,
     images: options.NumImages = 4096,
     batch_size: options.BatchSize = 128,
@@ -68,6 +62,12 @@ def export(
     report: options.ReportDir = None,
 ) -> None:
     """Fold, convert and verify a model; OUT.onnx appears only if every check passed."""
+    from jumpout_export.cli.results import check_folder, finish
+    from jumpout_export.cli.work import build_job, is_program, parse_providers, working
+    from jumpout_export.export.arguments import check_arguments
+    from jumpout_export.export.publish import export_onnx
+    from jumpout_export.verify.precision import dtypes
+
     chosen = parse_providers(providers)
     dynamic_axes = parse_dynamic(dynamic)
     torch_dtype = dtypes()[dtype] if dtype else None
@@ -143,6 +143,8 @@ def _place_of_weights(given: Path | None, out: Path, recalibrate: bool, inputs: 
     Raises:
         LoadError: if that would be over an input, or the option is given for weights that nobody changes.
     """
+    from jumpout_export.export.statistics import check_weights_target
+
     if not recalibrate:
         if given is not None:
             raise LoadError("--save-weights writes what --recalibrate makes: give both, or neither")
@@ -161,6 +163,13 @@ def _check_before(
     job: Job, model: str, data: str | None, recalibrate: bool, images: int, progress: Progress
 ) -> _Checked:
     """Returns the check whose verdict an export records, recalibrated before if asked for."""
+    from functools import partial
+
+    from jumpout_export.batchnorm.check import check_batchnorm
+    from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
+    from jumpout_export.cli.work import is_program
+    from jumpout_export.model.norms import serves_with_statistics
+
     if is_program(model):
         typer.echo(
             f"BatchNorm was not checked: the exported program {model} is a graph without BatchNorm layers; for that "

@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 
 from jumpout_export.cli import options
-from jumpout_export.cli.work import check_folder, finish
 from jumpout_export.disk import check_target
-from jumpout_export.fold.file.fold_file import TARGET, fold_onnx
 
 
 def fold(
@@ -21,6 +19,9 @@ def fold(
     report: options.ReportDir = None,
 ) -> None:
     """Rewrite an ONNX file that carries training-time noise into a deterministic one, with proof, or refuse."""
+    from jumpout_export.cli.results import check_folder, finish
+    from jumpout_export.fold.file.fold_file import TARGET, fold_onnx
+
     check_target(out, TARGET)
     check_folder(report, "--report")
     result = fold_onnx(file, out, seed=seed)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
-import torch
 import typer
 
-from jumpout_export import ops
 from jumpout_export.cli.options import Json
-from jumpout_export.cli.work import say
-from jumpout_export.environment import environment
-from jumpout_export.runtime.cuda import driver_version
-from jumpout_export.runtime.installation import explain_installation, installed_packages
-from jumpout_export.runtime.provider import Provider
-from jumpout_export.runtime.providers import PROVIDERS
+
+if TYPE_CHECKING:
+    from jumpout_export.runtime.provider import Provider
 
 
 def info(json: Json = False) -> None:
     """Show what runs here: versions, the compiled extension, CUDA, ONNX Runtime's providers and why one cannot."""
     import json as json_module
+
+    from jumpout_export.cli.results import say
 
     found = facts()
     if json:
@@ -35,6 +33,12 @@ def facts() -> dict[str, object]:
 
     CUDA is tried, not looked up: a provider is usable if a convolution ran on it.
     """
+    from jumpout_export import ops
+    from jumpout_export.environment import environment
+    from jumpout_export.runtime.cuda import driver_version
+    from jumpout_export.runtime.installation import explain_installation, installed_packages
+    from jumpout_export.runtime.providers import PROVIDERS
+
     packages = [f"{name} {version}" for name, version in installed_packages().items()]
     return {
         **environment(),
@@ -47,6 +51,8 @@ def facts() -> dict[str, object]:
 
 
 def _torch_cuda() -> str:
+    import torch
+
     if torch.version.cuda is None:
         return "not in this torch"
     with warnings.catch_warnings(record=True) as said:

@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 
 from jumpout_export.runtime.providers import provider_choices
-from jumpout_export.verify.precision import dtypes
 
-# The floating-point type of an exported network, as each precision is asked for.
-Dtype = StrEnum("Dtype", list(dtypes()))  # type: ignore[misc]
+
+class Dtype(StrEnum):
+    """The floating-point type of an exported network, as each precision is asked for; `dtypes()` says what it is."""
+
+    fp16 = "fp16"
 
 
 class Weight(StrEnum):
@@ -30,15 +32,25 @@ class Method(StrEnum):
     variance = "variance"
 
 
+def choices(kind: type[StrEnum]) -> str:
+    """Returns the values of an option, as its help shows them."""
+    return "|".join(kind)
+
+
 _MODEL_HELP = "package.module:factory, a callable that returns the nn.Module"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
 ModelOrProgram = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL_HELP}; or file.pt2")]
 Weights = Annotated[
-    Path | None, typer.Option(help=".safetensors, or .pt/.pth with tensors only; without it the factory's own weights")
+    Path | None,
+    typer.Option(
+        metavar="FILE", help=".safetensors, or .pt/.pth with tensors only; without it the factory's own weights"
+    ),
 ]
 _DATA_HELP = "folder of class sub-folders with images, .npz with inputs (and labels), or package.module:callable"
-Data = Annotated[str | None, typer.Option(help=_DATA_HELP)]
-ManyData = Annotated[list[str], typer.Option("--data", help=f"{_DATA_HELP}; repeatable: a verdict for each")]
+Data = Annotated[str | None, typer.Option(metavar="DATA", help=_DATA_HELP)]
+ManyData = Annotated[
+    list[str], typer.Option("--data", metavar="DATA", help=f"{_DATA_HELP}; repeatable: a verdict for each")
+]
 ReferenceData = Annotated[
     str | None,
     typer.Option(
@@ -55,12 +67,16 @@ GroupsOption = Annotated[
     ),
 ]
 PerFolder = Annotated[bool, typer.Option("--per-folder", help="every folder in --data is a set with its own verdict")]
-NeededData = Annotated[str, typer.Option("--data", help=_DATA_HELP)]
+NeededData = Annotated[str, typer.Option("--data", metavar="DATA", help=_DATA_HELP)]
 InputShape = Annotated[
     list[str] | None,
-    typer.Option(help="without --data: shape of random inputs, 1,3,32,32 or name:1,3,32,32; repeatable"),
+    typer.Option(
+        metavar="SHAPE", help="without --data: shape of random inputs, 1,3,32,32 or name:1,3,32,32; repeatable"
+    ),
 ]
-Providers = Annotated[str, typer.Option(help=f"ONNX Runtime providers to verify on: {provider_choices()}")]
+Providers = Annotated[
+    str, typer.Option(metavar="NAMES", help=f"ONNX Runtime providers to verify on: {provider_choices()}")
+]
 Dynamic = Annotated[
     list[str] | None,
     typer.Option(
@@ -70,27 +86,34 @@ Dynamic = Annotated[
 ]
 DtypeOption = Annotated[
     Dtype | None,
-    typer.Option("--dtype", help="fp16 exports a half-precision copy; the model's own type by default"),
+    typer.Option(
+        "--dtype", metavar=choices(Dtype), help="fp16 exports a half-precision copy; the model's own type by default"
+    ),
 ]
 ExternalData = Annotated[
     bool,
     typer.Option("--external-data", help="write the weights to a file beside it, as is always done beyond 2 GiB"),
 ]
-Device = Annotated[str, typer.Option(help="where torch runs: cpu or cuda[:N]")]
-Seed = Annotated[int, typer.Option(help="seeds whatever is random")]
-BatchSize = Annotated[int, typer.Option(min=1, help="images per batch")]
-NumImages = Annotated[int, typer.Option("--images", min=1, help="how many images to look at")]
-Warn = Annotated[float, typer.Option(min=0.0, help="margin that decides the verdict, in units of W")]
-Fail = Annotated[float, typer.Option(min=0.0, help="margin from which drift is called severe")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="where torch runs: cpu or cuda[:N]")]
+Seed = Annotated[int, typer.Option(metavar="N", help="seeds whatever is random")]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="images per batch")]
+NumImages = Annotated[int, typer.Option("--images", min=1, metavar="N", help="how many images to look at")]
+Warn = Annotated[float, typer.Option(min=0.0, metavar="X", help="margin that decides the verdict, in units of W")]
+Fail = Annotated[float, typer.Option(min=0.0, metavar="X", help="margin from which drift is called severe")]
 TrainingBatchSize = Annotated[
     int | None,
     typer.Option(
         min=1,
+        metavar="N",
         help="images in a BatchNorm batch of training (a micro-batch, or one process's); says how noisy averages are",
     ),
 ]
 WeighBy = Annotated[
-    Weight, typer.Option(help="what images of different sizes weigh: the same (images), or by their pixels (pixels)")
+    Weight,
+    typer.Option(
+        metavar=choices(Weight),
+        help="what images of different sizes weigh: the same (images), or by their pixels (pixels)",
+    ),
 ]
 Layers = Annotated[
     list[str] | None,
@@ -111,5 +134,7 @@ NoMadeUpInputs = Annotated[
 ]
 Thorough = Annotated[bool, typer.Option("--thorough", help="compare at more sizes of the open axes; takes longer")]
 Json = Annotated[bool, typer.Option("--json", help="print the report as JSON")]
-ReportDir = Annotated[Path | None, typer.Option("--report", help="write report.json, .md, .html and the plots here")]
+ReportDir = Annotated[
+    Path | None, typer.Option("--report", metavar="DIR", help="write report.json, .md, .html and the plots here")
+]
 OnnxFile = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="the ONNX file")]

@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from typing import Literal, NoReturn
 
 from jumpout_export.errors import LoadError
+from jumpout_export.exit_codes import WRONG_USAGE
 from jumpout_export.streams import drop_stdout
 from jumpout_export.supervisor import announce
-
-# WRONG_USAGE of `work.py`.
-_UNWRITABLE = 2
 
 
 def world_size() -> int:
@@ -65,7 +63,7 @@ def leave(code: int) -> NoReturn:
     except OSError as error:
         drop_stdout()
         print(f"error: stdout cannot be written: {error.strerror or error}", file=sys.stderr)
-        code = code or _UNWRITABLE
+        code = code or WRONG_USAGE
     announce(code)
     if world_size() == 1:
         sys.exit(code)

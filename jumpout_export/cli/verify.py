@@ -7,9 +7,6 @@ from typing import Annotated
 import typer
 
 from jumpout_export.cli import options
-from jumpout_export.cli.work import build_job, check_folder, finish, parse_providers, working
-from jumpout_export.verify.inspect import inspect_onnx
-from jumpout_export.verify.verify import verify_onnx
 
 
 def verify(
@@ -31,6 +28,10 @@ def verify(
     report: options.ReportDir = None,
 ) -> None:
     """Verify an ONNX file against a torch model in ONNX Runtime."""
+    from jumpout_export.cli.results import check_folder, finish
+    from jumpout_export.cli.work import build_job, parse_providers, working
+    from jumpout_export.verify.verify import verify_onnx
+
     check_folder(report, "--report")
     chosen = parse_providers(providers)
     with working() as progress:
@@ -51,6 +52,9 @@ def verify(
 
 def inspect(file: options.OnnxFile, json: options.Json = False, report: options.ReportDir = None) -> None:
     """Prove without running it that an ONNX file holds nothing random and nothing in training mode."""
+    from jumpout_export.cli.results import check_folder, finish
+    from jumpout_export.verify.inspect import inspect_onnx
+
     check_folder(report, "--report")
     result = inspect_onnx(file)
     finish(result, json, report)

@@ -1,45 +1,28 @@
-"""What each command does around its one call: build the model, read the data, show the report, choose the exit code."""
+"""What each command does before its one call: build the model, read the data, show how far it is."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import typer
 from torch import nn
 
-from jumpout_export import loading, render
+from jumpout_export import loading
 from jumpout_export.cli.progress import progress_on_stderr
 from jumpout_export.cli.ranks import rank, world_size
-from jumpout_export.cli.words import in_commands
-from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.model.batches import Progress, split_batch
 from jumpout_export.model.guard import put_back
 from jumpout_export.model.randomness import rng_restored
-from jumpout_export.program.file import load_program
-from jumpout_export.program.network import as_module
-from jumpout_export.report import (
-    BatchNormReport,
-    BatchNormSetsReport,
-    ExportReport,
-    PipelineReport,
-    Report,
-    VerifyReport,
-)
 from jumpout_export.runtime.providers import PROVIDERS, provider_choices
 from jumpout_export.signals import Interrupted
-from jumpout_export.streams import drop_stdout
 from jumpout_export.text import first_line
-
-PASSED, FAILED, WRONG_USAGE, NOT_VERIFIED = 0, 1, 2, 3
 
 
 @contextlib.contextmanager
@@ -60,12 +43,6 @@ def working() -> Iterator[Progress]:
         raise NotVerifiableError(
             f"the code of the model or the data raised {type(error).__name__}: {first_line(error)}"
         ) from error
-
-
-def check_folder(folder: Path | None, option: str) -> None:
-    """Raises a LoadError if a file is in the place of the folder that `option` names."""
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise LoadError(f"{option} {folder} must be a folder, it is a file")
 
 
 @dataclass(frozen=True)
@@ -179,6 +156,9 @@ def _load_program(spec: str, weights: Path | None, programs: bool) -> nn.Module:
         )
     if weights is not None:
         raise LoadError(f"--weights {weights}: the exported program {spec} holds its own weights")
+    from jumpout_export.program.file import load_program
+    from jumpout_export.program.network import as_module
+
     network: nn.Module = as_module(load_program(Path(spec)))
     return network
 
@@ -210,76 +190,3 @@ def parse_providers(text: str) -> tuple[str, ...]:
     if not names or set(names) - PROVIDERS.keys():
         raise LoadError(f"--providers must be {provider_choices()}, got {text!r}")
     return names
-
-
-def show(report: Report, json: bool, directory: Path | None) -> None:
-    """Writes the report to `directory`, where one is given, and prints it on stdout; of several processes one.
-
-    A report on a file is given the command and the versions it was made with.
-
-    Raises:
-        LoadError: if one of them cannot be written, such as on a full disk.
-        ImportError: if the page of the report needs a package that is missing.
-    """
-    if rank() != 0:
-        return
-    if isinstance(report, VerifyReport):
-        facts = {name: value for name, value in environment().items() if name != "device"}
-        report.environment = {"command": shlex.join(["jumpout-export", *sys.argv[1:]]), **facts}
-    report = in_commands(report)
-    published = _published(report)
-    if directory is not None:
-        try:
-            render.write_report(report, directory)
-        except OSError as error:
-            raise LoadError(f"--report {directory} cannot be written: {error.strerror or error}{published}") from error
-        except ImportError as error:  # JSON and Markdown are there
-            raise ImportError(f"{error}{published}") from error
-    if json:
-        say(lambda: typer.echo(report.model_dump_json(indent=2)), published)
-    else:
-        say(lambda: render.render_terminal(report), published)
-
-
-def say(print_result: Callable[[], object], published: str = "") -> None:
-    """Prints on stdout; a reader that has seen enough, as `| head`, is no error.
-
-    Raises:
-        LoadError: if stdout cannot be written, such as on a full disk; it ends with what was published all the same.
-    """
-    try:
-        print_result()
-        sys.stdout.flush()
-    except Interrupted:
-        raise
-    except (BrokenPipeError, SystemExit):  # rich exits; the verdict stays the verdict
-        drop_stdout()
-    except OSError as error:
-        drop_stdout()
-        raise LoadError(f"stdout cannot be written: {error.strerror or error}{published}") from error
-
-
-def _published(report: Report) -> str:
-    export = report.export if isinstance(report, PipelineReport) else report
-    return f"; {export.path} was published" if isinstance(export, ExportReport) and export.passed else ""
-
-
-def finish(report: Report, json: bool, directory: Path | None) -> NoReturn:
-    """Shows the report and ends the command with its exit code; raises what `show` raises."""
-    show(report, json, directory)
-    raise typer.Exit(exit_code(report))
-
-
-def exit_code(report: Report) -> int:
-    """Returns the exit code that says what the report says."""
-    if report:
-        return PASSED
-    if isinstance(report, BatchNormReport | BatchNormSetsReport):
-        return NOT_VERIFIED if report.verdict == "inconclusive" else FAILED
-    if isinstance(report, VerifyReport):
-        failed = any(check.verdict == "fail" for check in report.checks) or any(
-            provider.verdict == "fail" for provider in report.providers.values()
-        )
-        return FAILED if failed else NOT_VERIFIED
-    codes = [exit_code(part) for part in (report.batchnorm, report.export) if part is not None]
-    return FAILED if FAILED in codes else NOT_VERIFIED

@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION
 from jumpout_export.runtime.installation import INSTALL_CPU, explain_installation
 from jumpout_export.runtime.limits import within_memory
@@ -33,6 +31,12 @@ class Placed:
     def __str__(self) -> str:
         where = f" runs on {self.provider}"
         return (f"`{self.name}` ({self.operator})" if self.name else f"a node without name ({self.operator})") + where
+
+
+def _threads_of_torch() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def placed(session: Any) -> list[Placed]:
@@ -59,13 +63,14 @@ class Provider:
     install: str = INSTALL_CPU  # the command that installs an ONNX Runtime with it
     about_dropout: str = ""  # what to know of its Dropout in training mode, for a file that is random on purpose
 
-    def open(self, model: Path | ModelProto, *, optimized: bool, profile: str | None = None) -> Any:
+    def open(self, model: Path | ModelProto, *, optimized: bool, profile: str | None = None, runs: bool = True) -> Any:
         """Returns an onnxruntime.InferenceSession.
 
         Args:
             model: a file, or a model in memory.
             optimized: with all of ONNX Runtime's optimizations, or as the graph is written.
             profile: with a profile of its runs, in a file whose path starts with this.
+            runs: whether the session is going to be run; False asks only whether the file loads, without torch.
 
         Raises:
             Exception: of ONNX Runtime, if it cannot load the model.
@@ -75,7 +80,7 @@ class Provider:
         options, levels = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
         # The same number of threads each time, so that sums are split alike; also stops it from pinning to cores.
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = _threads_of_torch() if runs else 1
         # Idle threads of one session would otherwise spin and take the cores from the next one and from torch.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what it would log is in the exception

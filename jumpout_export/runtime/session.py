@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION
@@ -18,6 +16,7 @@ from jumpout_export.runtime.providers import PROVIDERS, fallback
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from torch import Tensor
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 
@@ -51,6 +50,8 @@ class Session:
 
     def run(self, values: list[Tensor]) -> list[Tensor]:
         """Returns all outputs on the CPU, for the inputs in the graph's order."""
+        import torch
+
         return [torch.from_numpy(array) for array in self(self.feeds(values)).values()]
 
     def end_profile(self) -> Path:
@@ -58,7 +59,9 @@ class Session:
         return Path(self._session.end_profiling())
 
 
-def open_session(model: Path | ModelProto, provider: str, level: Level, *, profile: str | None = None) -> Session:
+def open_session(
+    model: Path | ModelProto, provider: str, level: Level, *, profile: str | None = None, runs: bool = True
+) -> Session:
     """Opens a session.
 
     Args:
@@ -67,6 +70,7 @@ def open_session(model: Path | ModelProto, provider: str, level: Level, *, profi
         level: `off` runs the graph as it is written; `all` is what ONNX Runtime does by default. Both matter: its
             optimizer removes a Dropout that is in training mode, so the file looks deterministic there only.
         profile: with a profile of its runs, in a file whose path starts with this.
+        runs: whether it is going to be run; False asks only whether the file loads.
 
     A session on `cuda` may hold nodes that run on the CPU: `check_placement` has to look at `nodes`. ONNX Runtime's
     own refusal, `session.disable_cpu_ep_fallback`, names no node and says the same where a library is missing.
@@ -80,7 +84,7 @@ def open_session(model: Path | ModelProto, provider: str, level: Level, *, profi
     if reason is not None:
         raise NotVerifiableError(f"{where.name.upper()} cannot be used: {reason}")
     try:
-        session = where.open(model, optimized=level == "all", profile=profile)
+        session = where.open(model, optimized=level == "all", profile=profile, runs=runs)
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base
         reason = where.explain_error(error)  # out of memory, for example: nothing is known about the file
         if reason is None:

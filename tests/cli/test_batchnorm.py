@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from support.commands import calibrated
 
-from jumpout_export.cli.work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
+from jumpout_export.exit_codes import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
 
 
 def test_check_bn_tells_drift_from_agreement(folder, run):

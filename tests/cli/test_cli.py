@@ -9,7 +9,7 @@ import torch
 from support.commands import random_file
 
 from jumpout_export.cli.progress import progress_on_stderr
-from jumpout_export.cli.work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
+from jumpout_export.exit_codes import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
 
 pytestmark = pytest.mark.integration
 

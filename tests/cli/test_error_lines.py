@@ -3,7 +3,6 @@
 import pytest
 
 from jumpout_export.cli.errors import run as run_app
-from jumpout_export.cli.work import FAILED, NOT_VERIFIED, WRONG_USAGE
 from jumpout_export.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -11,6 +10,7 @@ from jumpout_export.errors import (
     LoadError,
     NotVerifiableError,
 )
+from jumpout_export.exit_codes import FAILED, NOT_VERIFIED, WRONG_USAGE
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from support.commands import process
 
 from jumpout_export import signals
 from jumpout_export.cli.errors import run as run_app
-from jumpout_export.cli.work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE, working
+from jumpout_export.cli.work import working
 from jumpout_export.errors import NotVerifiableError
+from jumpout_export.exit_codes import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
 
 pytestmark = [
     pytest.mark.integration,

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.onnx_files import parsed
 
-from jumpout_export.cli.work import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
+from jumpout_export.exit_codes import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
 
 
 def noisy(op="Dropout", shape=("batch", 4)):

@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 from support.commands import EXPORT, process, random_file, signal_at
 
-from jumpout_export.cli.work import NOT_VERIFIED, PASSED, WRONG_USAGE
+from jumpout_export.exit_codes import NOT_VERIFIED, PASSED, WRONG_USAGE
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jumpout_export.cli import app as cli
-from jumpout_export.cli.work import NOT_VERIFIED, PASSED, WRONG_USAGE
+from jumpout_export.exit_codes import NOT_VERIFIED, PASSED, WRONG_USAGE
 
 WRONG = [
     (["export", "cli_factories:model"], "Missing argument"),

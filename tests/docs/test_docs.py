@@ -21,7 +21,8 @@ import jumpout_export
 from jumpout_export.cli.app import app
 
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *PROJECT.glob("docs/*.md")]
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands
+GROUP: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = GROUP.commands
 # What typer raises for wrong arguments, under every version's name for it.
 UsageError = typer.BadParameter.__mro__[1]
 TOPS = ("", *(f"{top}/**/" for top in ("jumpout_export", "cpp", "tests", "tools", "examples", "benchmarks")))
@@ -117,7 +118,9 @@ def wrong_commands(markdown: str) -> list[str]:
     for span in spans(markdown):
         if span.startswith("jumpout-export "):
             name, *arguments = shlex.split(span)[1:]
-            if name not in COMMANDS:
+            if name.startswith("-"):
+                wrong += [f"{span}: no option {text}" for text in (name, *arguments) if unknown_option(text, [])]
+            elif name not in COMMANDS:
                 wrong.append(f"{span}: no such command")
             else:
                 wrong += [f"{span}: no option {text}" for text in arguments if unknown_option(text, [name])]
@@ -140,8 +143,10 @@ def wrong_arguments(line: str) -> str:
 
 
 def unknown_option(text: str, names: Any) -> bool:
-    known = {option for name in names for parameter in COMMANDS[name].params for option in parameter.opts}
-    known |= {option for name in names for parameter in COMMANDS[name].params for option in parameter.secondary_opts}
+    """Whether none of the commands has the option, nor the program without a command."""
+    parameters = [parameter for command in (GROUP, *map(COMMANDS.get, names)) for parameter in command.params]
+    known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
+    known |= set(GROUP.context_settings["help_option_names"])
     return text.startswith("-") and text not in known
 
 

@@ -26,8 +26,10 @@ def test_a_checkout_without_the_extension_names_the_command_that_builds_it(tmp_p
     assert last.startswith("jumpout_export.errors.MissingExtensionError: jumpout_export's compiled extension")
     assert "pip install ." in last
     assert "start it from another folder" in last
-    code = f"{WITHOUT_EDITABLE} import runpy; runpy.run_module('jumpout_export', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    code = f"{WITHOUT_EDITABLE} import runpy; runpy.run_module('jumpout_export', run_name='__main__', alter_sys=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "info"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
     assert done.stderr.startswith("error: jumpout_export's compiled extension")
 

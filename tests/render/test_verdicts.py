@@ -5,7 +5,7 @@ import json
 import pytest
 from support.documents import check, terminal
 
-from jumpout_export.cli.work import exit_code
+from jumpout_export.cli.results import exit_code
 from jumpout_export.render import render_html, render_markdown
 from jumpout_export.render.blocks import Group, Plots
 from jumpout_export.render.writers.document import build_document

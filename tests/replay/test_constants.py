@@ -5,7 +5,7 @@ import re
 import pytest
 from support.project import PROJECT
 
-from jumpout_export.cli import work
+from jumpout_export import exit_codes
 from jumpout_export.export.golden import FOLDER
 from jumpout_export.onnxfile.metadata import RANDOM, TOLERANCE
 from jumpout_export.onnxfile.training import RANDOM_OPERATORS
@@ -71,10 +71,10 @@ def test_the_same_operators_draw_random_numbers():
 def test_verdicts_end_with_the_same_exit_codes():
     listed = only(r"enum ExitCode \{([^}]*)\};", code("errors.h"))
     assert {name: int(number) for name, number in re.findall(r"k(\w+) = (\d+)", listed)} == {
-        "Passed": work.PASSED,
-        "Failed": work.FAILED,
-        "WrongUsage": work.WRONG_USAGE,
-        "NotVerifiable": work.NOT_VERIFIED,
+        "Passed": exit_codes.PASSED,
+        "Failed": exit_codes.FAILED,
+        "WrongUsage": exit_codes.WRONG_USAGE,
+        "NotVerifiable": exit_codes.NOT_VERIFIED,
     }
 
 

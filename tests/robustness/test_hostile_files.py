@@ -20,7 +20,7 @@ from PIL import Image
 from support.onnx_files import parsed
 from torch import nn
 
-from jumpout_export.cli.work import FAILED, PASSED, WRONG_USAGE
+from jumpout_export.exit_codes import FAILED, PASSED, WRONG_USAGE
 from jumpout_export.runtime import limits
 
 FACTORY = """

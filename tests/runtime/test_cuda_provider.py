@@ -187,7 +187,8 @@ def test_an_onnxruntime_that_cannot_be_imported_is_explained(tmp_path, content, 
             (tmp_path / "onnxruntime" / "__init__.py").write_text(content)
     # First everything that is needed, then a path on which the other onnxruntime is not.
     out = run_python(
-        "import json, sys; from jumpout_export.cli import info as cli_info;"
+        "import json, sys, jumpout_export.ops, jumpout_export.runtime.providers;"
+        "from jumpout_export.cli import info as cli_info;"
         f"sys.path = [{str(tmp_path)!r}, *(place for place in sys.path if 'site-packages' not in place)];"
         "print(json.dumps(cli_info.facts()))"
     )
