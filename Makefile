@@ -45,6 +45,7 @@ bench: setup  ## check, time, write benchmarks/results/*.json, the README's tabl
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/proof.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/batch_sizes.py
 	$(BIN)/python benchmarks/readme.py
 
 paper: setup  ## the paper's tables and figures on DATA=, a folder with CIFAR-10, sized for two CPU cores (an hour)

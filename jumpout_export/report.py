@@ -8,7 +8,7 @@ Over 300 lines because it is the one schema of all commands, and two thirds are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -160,8 +160,9 @@ class BatchNormCall(_Model):
 class BatchNormLayer(_Model):
     """How far one BatchNorm layer's stored statistics are from what serving sees (states R and E).
 
-    Per-channel lists have one number per channel. Units: `delta` and `w` are in stored standard deviations
-    tau = sqrt(running_var + eps); `log_ratio` is ln of the serving variance over the stored one.
+    Per-channel lists, (C,), have one number per channel, or per channel of `listed` where a model has very many. Units:
+    `delta` and `w` are in stored standard deviations tau = sqrt(running_var + eps); `log_ratio` is ln of the serving
+    variance over the stored one.
 
     Attributes:
         name: module path.
@@ -178,6 +179,8 @@ class BatchNormLayer(_Model):
         drifting_channels: channels whose own W is shown to be above the margin of severe drift, the farthest first
             (Holm's correction over all channels of the model); one of them makes the layer drift, whatever its w.
         cause: what makes it drift, or None.
+        listed: indices of the channels that the per-channel lists are of, ascending, or None for all. Of a model with
+            more than 20,000 channels every layer lists its share of as many, evenly spaced in the order of W.
         delta: (C,) (m - mu) / tau.
         log_ratio: (C,) ln((v + eps) / (running_var + eps)).
         delta_se: (C,) standard error of delta, from images as the unit.
@@ -216,6 +219,7 @@ class BatchNormLayer(_Model):
     w_noise: Number | None = None
     drifting_channels: list[int] = Field(default_factory=list)
     cause: Cause | None = None
+    listed: list[int] | None = None
     delta: list[Number] = Field(default_factory=list)
     log_ratio: list[Number] = Field(default_factory=list)
     delta_se: list[Number] = Field(default_factory=list)
@@ -239,6 +243,11 @@ class BatchNormLayer(_Model):
     images_needed: int | None = None
     calls: list[BatchNormCall] = Field(default_factory=list)
     note: str = ""
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """Indices of the channels that the per-channel lists are of, in their order."""
+        return range(len(self.delta)) if self.listed is None else self.listed
 
 
 class OutputEffect(_Model):

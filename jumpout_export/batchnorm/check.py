@@ -14,6 +14,7 @@ from torch import nn
 from jumpout_export.batchnorm.before import changes_since
 from jumpout_export.batchnorm.data_notes import data_notes, sample_notes
 from jumpout_export.batchnorm.first_batch import first_batch_notes
+from jumpout_export.batchnorm.judge.listed import list_some
 from jumpout_export.batchnorm.judge.rows import Measured, layer_rows
 from jumpout_export.batchnorm.judge.stopping import LEVEL, LabelRuns, Looks
 from jumpout_export.batchnorm.judge.verdicts import Judge
@@ -176,6 +177,7 @@ def check_batchnorm(
         if first is not None and origins.training is not None:
             origins.look_closer()
             rows, first = layer_rows(layers, replace(measured, advice=origins.advice), watch.judge)
+        list_some(rows)
         report = BatchNormReport(
             verdict=_overall(rows, all_told=not seen[0].own_code),
             origin=first,

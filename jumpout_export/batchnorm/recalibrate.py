@@ -32,13 +32,16 @@ class Recalibration:
         layers: names of the layers whose statistics were replaced, in call order.
         passes: passes over the data that it took.
         outputs: what it changed at the outputs, or None where that was not asked for or could not be measured.
-        note: one sentence that says why it could not be measured, or nothing.
+        note: why it could not be measured, and what serving still finds, in sentences for a person; or nothing.
+        remaining: the largest W of a layer in serving after `batch`, as the second look saw it; 0 after `exact`, and
+            after `variance`, which leaves the means alone.
     """
 
     layers: list[str]
     passes: int
     outputs: OutputEffect | None
     note: str
+    remaining: float
     _before: list[Corrected]
 
     def undo(self) -> None:
@@ -70,14 +73,16 @@ def recalibrate_batchnorm(
     included, the model is bitwise what it was. Dropout and jumpout are off throughout. The variance is the unbiased
     v n / (n - 1) with n = images x pixels, as training stores it. Before anything is written, a second look shows that
     the layers see what is stored: in serving for `exact` (W below 1e-6), with batch statistics for the others (W below
-    0.01; for `variance` in the variance). It costs one pass; `exact` often ends with such a pass anyway.
+    0.01; for `variance` in the variance). It costs one pass; `exact` often ends with such a pass anyway. After `batch`
+    it measures serving, too: where a layer is beyond the check's margin of 0.05 there, `note` says so.
 
     Args:
         model: a model with BatchNorm layers, in any mode; flags are left as they are.
         batches: a list or DataLoader of batches (tensor, tuple, list or dict), gone through about once per depth of
             BatchNorm in the network.
         method: `exact`: the statistics every layer sees when all are in use, independent of order and batch size (to
-            rounding). `batch`: one pass in which the layers normalise by batch statistics, the usual recipe.
+            rounding). `batch`: one pass in which the layers normalise by batch statistics, the usual recipe; near it
+            where batches are large, and not where they are small and the network is deep.
             `variance`: the same pass, but only `running_var` is replaced (Hendrycks & Gimpel 2016).
         images: a pass ends with the batch that reaches this many images; None for all, which an endless loader never
             gives.
@@ -149,9 +154,10 @@ def recalibrate_batchnorm(
                 "the stored statistics happened to suit the outputs, so train with less noise before BatchNorm, or "
                 "recalibrate without refuse_if_worse"
             )
+    note = " ".join(filter(None, [note, solution.note]))
     before = [current(new.layer) for new in solution.corrected]
     names = [old.layer.name for old in before]
-    done = Recalibration(names, solution.passes, effect, note, before)
+    done = Recalibration(names, solution.passes, effect, note, solution.remaining, before)
     try:
         for new in solution.corrected:
             new.put()

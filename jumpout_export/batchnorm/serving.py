@@ -178,7 +178,9 @@ class ServingStatistics:
         """
         solution = self._solve(batches, twice=True)
         before = [current(new.layer) for new in solution.corrected]
-        done = Recalibration([old.layer.name for old in before], solution.passes, None, "", before)
+        done = Recalibration(
+            [old.layer.name for old in before], solution.passes, None, solution.note, solution.remaining, before
+        )
         try:
             put(solution)
         except BaseException:

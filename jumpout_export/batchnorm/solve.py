@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jumpout_export.batchnorm.measure.collect import Collected, collect
+from jumpout_export.batchnorm.measure.collect import Collected, collect, collect_states
 from jumpout_export.batchnorm.measure.feed import Feed
 from jumpout_export.batchnorm.measure.layers import Layer, not_measured
 from jumpout_export.batchnorm.measure.levels import depth_levels
@@ -21,6 +21,10 @@ TOLERANCE = 1e-7
 # its own output, and how often the layers are gone through for that.
 HELD_TOLERANCE = 1e-6
 SWEEPS = 20
+# With more layers than this the passes are said to be many, and what takes fewer.
+MANY_LAYERS = 10
+# What serving may find after a batch pass before it is said: the check's margin.
+FAR = 0.05
 # What a second pass with batch statistics may find a layer off by.
 REPEATED_TOLERANCE = 0.01
 
@@ -47,10 +51,20 @@ class Solution:
 
     corrected: list[Corrected]  # their statistics
     passes: int  # passes over the data that it took
-    remaining: float = 0.0  # the largest W still measured in a layer that is not settled, 0 where all are
+    remaining: float = 0.0  # the largest W that serving still was seen to find, 0 where all layers are settled
     images: int = 0  # images in one pass, where that is asked for
     own_code: frozenset[str] = frozenset()  # names of layers that normalise by code that cannot be followed
     shown: bool = False  # whether the last pass measured every layer with these statistics in use
+
+    @property
+    def note(self) -> str:
+        """What serving will still find, in a sentence for a person, or nothing."""
+        if self.remaining <= FAR:
+            return ""
+        return (
+            f"In serving the layers are up to W = {self.remaining:.2g} from what a pass with batch statistics stored: "
+            "its batches are too small for a network this deep; pass larger ones, or take the method exact."
+        )
 
 
 def settled(seen: Collected, layers: Sequence[Layer], tolerance: float) -> bool:
@@ -79,7 +93,9 @@ def solve_exact(feed: Feed, layers: Sequence[Layer], tolerance: float = TOLERANC
             reached, or the layers do not settle: one feeds on itself, or the passes are not alike.
     """
     with preserved(feed.model):
-        seen = collect(feed, layers, SERVING, "recalibrating BatchNorm, pass 1")
+        batch = "; method batch takes 2" if len(layers) > MANY_LAYERS else ""
+        what = "recalibrating BatchNorm, pass {} of {}" + batch
+        seen = collect(feed, layers, SERVING, what.format(1, f"at most {most or len(layers) + 1}"))
         order = _reached(seen, layers)
         unknown = frozenset(seen.own_code)
         looped = [layer for layer in order if seen.moments[layer.name].calls > 1]
@@ -108,7 +124,7 @@ def solve_exact(feed: Feed, layers: Sequence[Layer], tolerance: float = TOLERANC
             if last:
                 return Solution([current(layer) for layer in order], passes, own_code=unknown)
             start, passes = at + 1, passes + 1
-            seen = collect(feed, order, SERVING, f"recalibrating BatchNorm, pass {passes} of about {len(groups)}")
+            seen = collect(feed, order, SERVING, what.format(passes, f"about {min(len(groups), most or len(groups))}"))
 
 
 def solve_near(feed: Feed, layers: Sequence[Layer], tolerance: float, most: int) -> Solution:
@@ -148,7 +164,8 @@ def look_again(feed: Feed, solution: Solution, state: State, *, variance_only: b
     """Returns the solution once one more pass in `state` has shown that its layers see what they now store.
 
     In the serving state that is exact: W below 1e-6, or two roundings of the buffers. With batch statistics, where a
-    model may draw numbers that nobody can repeat, W has to be below a fifth of the warning margin. It costs nothing
+    model may draw numbers that nobody can repeat, W has to be below a fifth of the warning margin; the same pass
+    measures what serving finds, which small batches and many layers take far from it (`remaining`). It costs nothing
     where the last pass of the solution has shown it already.
 
     Raises:
@@ -161,7 +178,8 @@ def look_again(feed: Feed, solution: Solution, state: State, *, variance_only: b
         for new in solution.corrected:
             new.put()
         layers = [new.layer for new in solution.corrected]
-        seen = collect(feed, layers, state, "looking again")
+        states = [state] if state == SERVING or variance_only else [state, SERVING]
+        seen, *served = collect_states(feed, layers, states, "looking again")
         names = {layer.name for layer in layers}
         for layer in layers:
             off = _off_by(seen, layer, variance_only=variance_only)
@@ -171,7 +189,8 @@ def look_again(feed: Feed, solution: Solution, state: State, *, variance_only: b
                     f"W = {off:.2g} from that; its buffers may be another layer's, too, or be written by the model "
                     "itself; nothing was written"
                 )
-    return replace(solution, passes=solution.passes + 1, shown=True)
+        remaining = max((_off_by(one, layer) for one in served if not one.failure for layer in layers), default=0.0)
+    return replace(solution, passes=solution.passes + 1, remaining=remaining, shown=True)
 
 
 def _reached(seen: Collected, layers: Sequence[Layer]) -> list[Layer]:

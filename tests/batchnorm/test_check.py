@@ -244,7 +244,7 @@ def test_progress_names_every_step():
     assert [what for what, _, _ in calls] == [
         "checking BatchNorm",
         "recalibrating BatchNorm",
-        "recalibrating BatchNorm, pass 1",
+        "recalibrating BatchNorm, pass 1 of at most 10",
         "comparing outputs",
     ]
     assert {(done, total) for _, done, total in calls} == {(256, 256)}

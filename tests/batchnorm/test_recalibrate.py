@@ -340,8 +340,8 @@ def test_progress_names_the_pass():
     calls = []
     recalibrate_batchnorm(network(2), images().split(48), progress=lambda *args: calls.append(args))
     assert calls == [
-        ("recalibrating BatchNorm, pass 1", 48, 96),
-        ("recalibrating BatchNorm, pass 1", 96, 96),
+        ("recalibrating BatchNorm, pass 1 of at most 3", 48, 96),
+        ("recalibrating BatchNorm, pass 1 of at most 3", 96, 96),
         ("recalibrating BatchNorm, pass 2 of about 2", 48, 96),
         ("recalibrating BatchNorm, pass 2 of about 2", 96, 96),
         ("looking again", 48, 96),

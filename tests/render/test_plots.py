@@ -145,7 +145,7 @@ def test_channels_stand_where_their_numbers_are_and_significant_ones_are_triangl
     delta, log_ratio = [0.0, 0.15, -0.1, 0.05], [0.0, 0.0, 0.2, -0.25]
     svg, cloud = channels(delta, log_ratio, flagged=[2, 3])
     quiet, loud = marks(svg, COLOURS["muted"])[-2:], marks(svg, COLOURS["c2"])
-    assert sorted(cloud.channels) == [0, 1, 2, 3]
+    assert sorted(cloud.places) == [0, 1, 2, 3]
     (origin, right) = sorted(quiet)
     unit = (right[0] - origin[0]) / 0.15
     # In order of W, which is 0.14 for both to two digits.
@@ -169,12 +169,27 @@ def test_of_a_wide_layer_a_bounded_number_of_channels_is_drawn_with_the_worst_am
     n = 5000
     delta = [0.0001 * i for i in range(n)]
     svg, cloud = channels(delta, [0.0] * n)
-    assert (len(cloud.channels), cloud.total) == (plots_channels.MAX_MARKS, n)
-    assert cloud.channels[0] == 0
-    assert cloud.channels[-1] == n - 1
-    gaps = {b - a for a, b in zip(cloud.channels, cloud.channels[1:], strict=False)}
+    assert (len(cloud.places), cloud.total) == (plots_channels.MAX_MARKS, n)
+    assert cloud.places[0] == 0
+    assert cloud.places[-1] == n - 1
+    gaps = {b - a for a, b in zip(cloud.places, cloud.places[1:], strict=False)}
     assert gaps <= {n // plots_channels.MAX_MARKS, n // plots_channels.MAX_MARKS + 1}
     assert len(svg) < 30_000
+
+
+def test_where_a_layer_lists_some_of_its_channels_the_significant_ones_are_found_by_their_indices():
+    delta, log_ratio = [0.0, 0.15, -0.1, 0.05], [0.0, 0.0, 0.2, -0.25]
+    svg, cloud = channels(delta, log_ratio, flagged=[2, 70], listed=[2, 30, 50, 70], channels=90)
+    assert sorted(cloud.places) == [0, 1, 2, 3]
+    loud = marks(svg, COLOURS["c2"])
+    assert len(loud) == 2
+    assert sorted(x for x, _ in loud) == pytest.approx([loud_x(svg, delta, i) for i in (0, 3)], abs=0.05)
+
+
+def loud_x(svg: str, delta: list[float], i: int) -> float:
+    """Where channel `i` stands, from the two quiet ones at known places."""
+    left, right = sorted(x for x, _ in marks(svg, COLOURS["muted"])[-2:])  # delta -0.1 and 0.15
+    return left + (delta[i] + 0.1) * (right - left) / 0.25
 
 
 def test_a_dead_channel_does_not_hide_the_others():
@@ -186,7 +201,7 @@ def test_a_dead_channel_does_not_hide_the_others():
 
 def test_channels_that_are_no_numbers_are_left_out_and_infinite_ones_are_at_the_edge():
     svg, cloud = channels([math.nan, 0.1, math.inf, 0.0], [0.0, math.nan, 0.0, -math.inf])
-    assert sorted(cloud.channels) == [2, 3]
+    assert sorted(cloud.places) == [2, 3]
     assert cloud.outside == 2
     assert not re.search(r'"[^"]*\b(nan|inf)\b[^"]*"', svg)
 

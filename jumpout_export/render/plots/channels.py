@@ -19,8 +19,8 @@ _OUTLIERS = 0.02  # at most this share of the channels lies outside, so that a d
 class Cloud:
     """The channels of a layer that are drawn."""
 
-    channels: list[int]  # their indices, in order of W
-    total: int  # channels of the layer whose numbers are not NaN
+    places: list[int]  # where they stand in the layer's lists, in order of W
+    total: int  # channels listed whose numbers are not NaN
     reach: tuple[float, float]  # half the width and half the height of the plot
     outside: int  # how many of the drawn lie outside and are drawn at its edge
 
@@ -32,7 +32,7 @@ def cloud(layer: BatchNormLayer, *, fail: float) -> Cloud | None:
     that the shape of the cloud stays.
 
     Args:
-        layer: with one `delta` and one `log_ratio` per channel.
+        layer: with one `delta` and one `log_ratio` per channel that it lists.
         fail: margin whose ring the plot holds, in units of W.
     """
     if not layer.delta or len(layer.delta) != len(layer.log_ratio):
@@ -43,14 +43,14 @@ def cloud(layer: BatchNormLayer, *, fail: float) -> Cloud | None:
         return None
     last = len(known) - 1
     shown = range(len(known)) if last < MAX_MARKS else [last * k // (MAX_MARKS - 1) for k in range(MAX_MARKS)]
-    channels = [known[k][1] for k in shown]
+    places = [known[k][1] for k in shown]
     ring = fail if 0 < fail < 1 else 0.15
     reach = (
-        _reach([abs(pairs[i][0]) for i in channels], 1.15 * ring),
-        _reach([abs(pairs[i][1]) for i in channels], -2.3 * math.log1p(-ring)),
+        _reach([abs(pairs[i][0]) for i in places], 1.15 * ring),
+        _reach([abs(pairs[i][1]) for i in places], -2.3 * math.log1p(-ring)),
     )
-    outside = sum(abs(pairs[i][0]) > reach[0] or abs(pairs[i][1]) > reach[1] for i in channels)
-    return Cloud(channels, len(known), reach, outside)
+    outside = sum(abs(pairs[i][0]) > reach[0] or abs(pairs[i][1]) > reach[1] for i in places)
+    return Cloud(places, len(known), reach, outside)
 
 
 def channels(name: str, layer: BatchNormLayer, after: BatchNormLayer | None, *, warn: float, fail: float) -> str:
@@ -76,9 +76,9 @@ def channels(name: str, layer: BatchNormLayer, after: BatchNormLayer | None, *, 
         if shown is not None:
             axes.set_xlim(-shown.reach[0], shown.reach[0])
             axes.set_ylim(-shown.reach[1], shown.reach[1])
-            flagged = set(layer.flagged)
-            quiet = [i for i in shown.channels if i not in flagged]
-            loud = [i for i in shown.channels if i in flagged]
+            flagged, indices = set(layer.flagged), layer.indices
+            quiet = [i for i in shown.places if indices[i] not in flagged]
+            loud = [i for i in shown.places if indices[i] in flagged]
             style: dict[str, Any] = {"linestyle": "", "markersize": 3.4, "clip_on": False}
             for drawn, marker, colour in ((quiet, "o", "muted"), (loud, "^", "c2")):
                 if drawn:
@@ -86,7 +86,7 @@ def channels(name: str, layer: BatchNormLayer, after: BatchNormLayer | None, *, 
             later = cloud(after, fail=fail) if after is not None else None
             if after is not None and later is not None:
                 marks = {**mark(COLOURS["c1"], filled=False), "markersize": 3.4}
-                axes.plot(*_inside(after, later.channels, shown.reach), **marks)
+                axes.plot(*_inside(after, later.places, shown.reach), **marks)
         axes.set_xlabel("shift of the mean, std. dev.")
         axes.set_ylabel("ln of variance ratio")
         return finish()

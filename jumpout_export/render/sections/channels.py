@@ -64,14 +64,17 @@ def _figures(report: BatchNormReport, after: BatchNormReport | None) -> list[Plo
 
 
 def _caption(layer: BatchNormLayer, cloud: plots_channels.Cloud) -> str:
-    drawn = len(cloud.channels)
-    facts = [f"W {score(layer.w)}", count(cloud.total, "channel")]
+    drawn = len(cloud.places)
+    total = cloud.total if layer.listed is None else layer.channels
+    facts = [f"W {score(layer.w)}", count(total, "channel")]
     facts += [f"{len(layer.flagged)} significant"] if layer.flagged else []
     facts += [f"{drifting_channels(layer)} beyond severe drift"] if layer.drifting_channels else []
-    if layer.worst_channel is not None and 0 <= layer.worst_channel < len(layer.delta):
-        i = layer.worst_channel
-        facts.append(f"worst channel {i}: shift {signed(layer.delta[i])}, ln {signed(layer.log_ratio[i])}")
-    facts += [f"{drawn} drawn, evenly spaced in the order of W"] if drawn < cloud.total else []
+    if layer.worst_channel in layer.indices:
+        i = layer.indices.index(layer.worst_channel)
+        facts.append(
+            f"worst channel {layer.worst_channel}: shift {signed(layer.delta[i])}, ln {signed(layer.log_ratio[i])}"
+        )
+    facts += [f"{drawn} drawn, evenly spaced in the order of W"] if drawn < total else []
     facts += [f"{cloud.outside} beyond the edge"] if cloud.outside else []
     return "; ".join(facts) + "."
 
