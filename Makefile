@@ -6,7 +6,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(wildcard cpp/op/*)
 MODEL ?= runs/demo/model.onnx
 PACKAGE_DIRS := jumpout_export tests examples benchmarks experiments
 
-.PHONY: help setup demo replay test test-fast bench paper paper-gpu cuda-check gpu gpu-verify lint typecheck package format schema emulate emulate-mutants clean
+.PHONY: help setup demo replay test test-fast bench paper paper-gpu cuda-check cuda-sass gpu gpu-verify lint typecheck package format schema emulate emulate-mutants clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,12 +62,20 @@ emulate: setup  ## the CUDA kernels on an emulator against the CPU kernels, with
 emulate-mutants: setup  ## plant each bug of tests/cpp/cuda/mutants.toml in the CUDA kernels and show what finds it (10 minutes)
 	$(BIN)/python tools/emulate_mutants.py
 
-cuda-check: setup  ## compile the CUDA kernels for sm_80, sm_90, sm_100 and PTX; needs nvcc, no GPU
+build/cuda-check/built: $(VENV)/built $(SOURCES)
 	@mkdir -p build
-	cmake -S . -B build/cuda-check -DJUMPOUT_CUDA=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	cmake -S . -B build/cuda-check -DJUMPOUT_CUDA=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DSKBUILD_PROJECT_VERSION=check >build/cuda-check.log 2>&1 \
 	  || { cat build/cuda-check.log; exit 1; }
 	cmake --build build/cuda-check
+	@touch $@
+
+cuda-check: build/cuda-check/built  ## compile the CUDA kernels and prove what their machine code shows; needs nvcc, no GPU
+	$(BIN)/python tools/sass.py build/cuda-check
+
+cuda-sass: build/cuda-check/built  ## the same, and write benchmarks/results/sass.json and the tables that follow from it
+	$(BIN)/python tools/sass.py build/cuda-check --write
+	$(BIN)/python benchmarks/readme.py
 
 gpu:  ## on a machine with a GPU: build into its Python, run the tests with CUDA required, the sanitizer, the benchmarks
 	PYTHON=$(PYTHON) tools/gpu.sh

@@ -11,6 +11,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from roofline import roofline_table
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PLOTTED = ("copy", "dropout", "relu+dropout", "composed", "compiled composed", "jumpout", "relu+jumpout")
@@ -235,6 +237,7 @@ def main() -> None:
         replace(ROOT / "docs" / "concepts.md", "proof-cost", proof_table(load("proof-cpu.json")))
     replace(ROOT / "docs" / "concepts.md", "recalibration", recalibration_table(load("recalibrate.json")))
     replace(ROOT / "docs" / "concepts.md", "batch-sizes", batch_sizes_table(load("batch-sizes.json")))
+    replace(ROOT / "docs" / "cuda.md", "roofline", roofline_table(load("sass.json")))
     plot(op, ROOT / "docs" / "op-cpu.svg")
 
 
