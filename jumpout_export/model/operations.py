@@ -19,6 +19,10 @@ from jumpout_export.model.signature import fresh, tensors
 from jumpout_export.model.tracing import module_stack, user_frame
 from jumpout_export.model.wrappers import plain_calls
 
+# Operators whose result depends on no value of what they are given.
+_SHAPE_ALONE = frozenset({"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like",
+                          "empty_like", "sym_size", "new_empty_strided"})  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -37,6 +41,17 @@ class Operation:
     options: Mapping[str, Any] = field(default_factory=dict)  # what it was called with by name
     # whether it runs functions of its own, as torch.cond does, whose operations and weights are not seen
     is_opaque: bool = False
+
+    @property
+    def short_name(self) -> str:
+        """Its name without namespace and overload, for example `convolution`; as it is where it has neither."""
+        parts = self.name.split(".")
+        return parts[1] if len(parts) > 1 else self.name
+
+    @property
+    def reads_values(self) -> bool:
+        """Whether its result depends on the values of what it is given, and not on shapes alone."""
+        return self.short_name not in _SHAPE_ALONE
 
 
 @dataclass(frozen=True)

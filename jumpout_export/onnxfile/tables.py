@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jumpout_export.onnxfile.computed import Read, Reads, Source
 from jumpout_export.onnxfile.constants import Array
-from jumpout_export.onnxfile.load import inlined
-from jumpout_export.onnxfile.walk import messages
 
 if TYPE_CHECKING:
-    from onnx import AttributeProto, ModelProto, TensorProto
+    from onnx import TensorProto
 
 # Which inputs of an operator are sizes, axes or places of the data, and no values of it.
 _SIZES = {
@@ -46,112 +43,69 @@ _SIZES = {
 
 
 class Constant:
-    """One constant of a file, read where its values are needed.
+    """One constant of a file as data meet it, read where its values are needed.
 
     Attributes:
         name: by which it is read; of what the node makes that holds it.
+        dims: its shape.
         size: number of elements.
         is_shape: whether nothing reads it but for sizes, axes and places.
+        is_known: whether its values can be told; not of what an operator makes of constants that is not followed.
     """
 
-    def __init__(self, tensor: TensorProto, folder: str, name: str = "", *, is_shape: bool = False) -> None:
-        self.name = name or tensor.name or "a constant"
-        self.size = math.prod(tensor.dims)
+    def __init__(
+        self, tensor: TensorProto | None, folder: str, name: str = "", *, made: Array | None = None,
+        is_shape: bool = False,
+    ) -> None:  # fmt: skip
+        self.name = name or (tensor.name if tensor is not None else "") or "a constant"
+        self.dims = tuple(tensor.dims) if tensor is not None else made.shape if made is not None else ()
+        self.size = math.prod(self.dims)
         self.is_shape = is_shape
-        self._tensor, self._folder = tensor, folder
+        self.is_known = tensor is not None or made is not None
+        self._tensor, self._folder, self._made = tensor, folder, made
 
     def values(self) -> Array:
         """All values, flat; numbers that NumPy has no type for in float32."""
         from onnx import numpy_helper
 
-        array = numpy_helper.to_array(self._tensor, self._folder).reshape(-1)
+        array = numpy_helper.to_array(self._tensor, self._folder) if self._tensor is not None else self._made
+        assert array is not None, "its values are not known"
+        array = array.reshape(-1)
         return array if array.dtype.kind in "fiub" else array.astype(np.float32)
 
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """Its shape."""
-        return tuple(self._tensor.dims)
 
-
-def constants_in(model: ModelProto, folder: str) -> list[Constant]:
+def constants_in(file: Reads, folder: str) -> list[Constant]:
     """Returns the constants of numbers that the outputs of a file depend on, at any depth, except for empty ones.
 
+    What nodes make of constants alone is one, and what they make it of is none, where nothing else reads that.
+
     Args:
-        model: its protobuf, without external data.
+        file: where it reads them.
         folder: that external data lies in.
     """
-    from onnx import TensorProto
-
-    model = inlined(model)
-    needed = _needed(model)
-
-    others = {TensorProto.UNDEFINED, TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128}
-    sizes, values = _uses(model)
+    reads: dict[Source, list[Read]] = {}
+    for read in file.reads:
+        reads.setdefault(read.source, []).append(read)
     found = []
-    for tensor, name in _tensors(model):
-        constant = Constant(tensor, folder, name)
-        if tensor.data_type not in others and constant.size and constant.name in needed:
-            constant.is_shape = constant.name in sizes and constant.name not in values
+    for source, its in reads.items():
+        made = file.values(source) if source.tensor is None else None
+        if not _is_of_numbers(source.tensor, made):
+            continue
+        is_shape = all(_is_size(read) for read in its)
+        constant = Constant(source.tensor, folder, source.name, made=made, is_shape=is_shape)
+        if constant.size:
             found.append(constant)
     return found
 
 
-def _tensors(model: ModelProto) -> Iterator[tuple[TensorProto, str]]:
-    """Every tensor and list of numbers, and what a node makes that holds it."""
-    for message in messages(model):
-        kind = message.DESCRIPTOR.name
-        if kind == "GraphProto":
-            yield from ((tensor, "") for tensor in message.initializer)
-            yield from ((tensor.values, "") for tensor in message.sparse_initializer)
-        elif kind in ("NodeProto", "FunctionProto"):
-            name = next(iter(message.output), "") if kind == "NodeProto" else ""
-            is_value = kind == "NodeProto" and message.op_type == "Constant"
-            for attribute in message.attribute if kind == "NodeProto" else message.attribute_proto:
-                yield from ((tensor, name) for tensor in _held(attribute, is_value=is_value))
+def _is_of_numbers(tensor: TensorProto | None, made: Array | None) -> bool:
+    from onnx import TensorProto
+
+    if tensor is not None:
+        others = (TensorProto.UNDEFINED, TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+        return tensor.data_type not in others
+    return made is None or made.dtype.kind not in "OSUc"
 
 
-def _held(attribute: AttributeProto, *, is_value: bool) -> Iterator[TensorProto]:
-    from onnx import numpy_helper
-
-    if attribute.HasField("t"):
-        yield attribute.t
-    if attribute.HasField("sparse_tensor"):
-        yield attribute.sparse_tensor.values
-    yield from attribute.tensors
-    yield from (tensor.values for tensor in attribute.sparse_tensors)
-    if is_value and attribute.name == "value_floats":
-        yield numpy_helper.from_array(np.array(attribute.floats, np.float32))
-    if is_value and attribute.name == "value_ints":
-        yield numpy_helper.from_array(np.array(attribute.ints, np.int64))
-
-
-def _needed(model: ModelProto) -> set[str]:
-    """The names that the outputs depend on; in a subgraph of a node that is needed, every one."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    needed: set[str] = set()
-    left = [value.name for value in model.graph.output]
-    while left:
-        name = left.pop()
-        if name in needed:
-            continue
-        needed.add(name)
-        if name in makers:
-            left += makers[name].input
-            for message in messages(makers[name]):
-                if message is not makers[name] and message.DESCRIPTOR.name == "NodeProto":
-                    left += [*message.input, *message.output]
-                elif message.DESCRIPTOR.name == "GraphProto":
-                    left += [value.name for value in message.output]
-    return needed
-
-
-def _uses(model: ModelProto) -> tuple[set[str], set[str]]:
-    """The names that nodes read for sizes, and those that are read as values; outputs of a graph are values."""
-    found: dict[bool, set[str]] = defaultdict(set)
-    for message in messages(model):
-        if message.DESCRIPTOR.name == "NodeProto":
-            for place, name in enumerate(message.input):
-                found[place in _SIZES.get(message.op_type, ())].add(name)
-        elif message.DESCRIPTOR.name == "GraphProto":
-            found[False] |= {value.name for value in message.output}
-    return found[True], found[False]
+def _is_size(read: Read) -> bool:
+    return read.node is not None and read.place in _SIZES.get(read.node.op_type, ())

@@ -19,8 +19,10 @@ from jumpout_export.runtime.placement import check_placement
 from jumpout_export.runtime.session import LEVELS, Session, open_session
 from jumpout_export.text import first_line, joined
 from jumpout_export.verify.branches import Branches
+from jumpout_export.verify.constants.proof import prove_constants
 from jumpout_export.verify.divergence.samples import Suspects
 from jumpout_export.verify.magnitudes import check_magnitudes
+from jumpout_export.verify.numbers import numbers_check
 from jumpout_export.verify.sizes import sizes_in_file
 from jumpout_export.verify.trials import Effort, Trial, Trials
 from jumpout_export.verify.values.compare import Comparison
@@ -89,14 +91,20 @@ def run_providers(
             for sample in as_they_came(inputs, start, seen.axes):
                 runner.take(trials.of_data(sample), branches)
             start += inputs.size
+        constants = prove_constants(path, original, first, seen.axes.size)
+        for trial in trials.of_numbers(constants.numbers) if seen.sessions else ():
+            runner.take(trial, branches)
         branched = branches.check()
+    numbered, notes = numbers_check(constants.numbers, trials.tried)
+    seen.checks += [numbered] if numbered is not None else []
+    constants.notes += notes
     if said is not None:
         refused = f"; not shown, as PyTorch itself does not run it: {joined(trials.refused)}" if trials.refused else ""
         seen.checks.append(said.model_copy(update={"note": said.note + refused}))
     if not runner.measure_own_errors_again() and made_up:
         runner.try_magnitudes(original, first)
     report = report_of(seen, providers)
-    return with_what_no_value_shows(report, path, original, first, seen, runner.suspects, branched)
+    return with_what_no_value_shows(report, path, original, first, seen, runner.suspects, constants, branched)
 
 
 class _Runner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,11 @@ from jumpout_export.model.axes import BATCH, Axes, describe_sizes, other_sizes, 
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.samples import MOVED, Sample, make_up, rows, sizes_to_try
 from jumpout_export.model.signature import tensors
+from jumpout_export.onnxfile.numbers import Number
 from jumpout_export.report import Check
 from jumpout_export.text import first_line
 from jumpout_export.tolerances import FACTOR, ceiling
+from jumpout_export.verify.numbers import around
 from jumpout_export.verify.values.pool import Pool
 from jumpout_export.verify.values.reference import Expected
 from jumpout_export.verify.values.scale import Scale
@@ -67,6 +69,7 @@ class Trials:
         self._generator = torch.Generator().manual_seed(effort.seed)
         self._pool = Pool(seen.reference, axes.batched, axes.size)
         self.refused: list[str] = []  # of the sizes that were asked for, those that PyTorch does not run
+        self.tried: list[Number] = []  # of the file's numbers, those with both sides
         self._given = 0
         if axes.size is None and seen.sessions:
             self._fill()
@@ -87,6 +90,17 @@ class Trials:
         else:
             yield from self._whole_batches(self._axes.size)
         yield from self._other_sizes()
+
+    def of_numbers(self, numbers: Sequence[Number]) -> Iterator[Trial]:
+        """Yields batches whose integers lie around numbers of the file; what PyTorch does not take is left out."""
+        if not self._effort.made_up:
+            return
+        images = rows(self._first, range(MOVED if self._axes.size is None else self._axes.size), self._axes.batched)
+        for number, group, batch in around(images, self._seen.reference.inputs, numbers):
+            expected, why = self._made_up(batch)
+            if not why:
+                self.tried.append(number)
+                yield Trial(Sample(group, batch, 0, self._axes.batched), expected)
 
     def of_data(self, sample: Sample) -> Trial:
         """Returns a batch as it came with what PyTorch gives for it."""

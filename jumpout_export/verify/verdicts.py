@@ -14,7 +14,7 @@ from jumpout_export.report import Check, ProviderReport, VerifyReport, counted, 
 from jumpout_export.runtime.session import Session
 from jumpout_export.text import count
 from jumpout_export.tolerances import FACTOR, ILL_CONDITIONED, ceiling, describe_budget
-from jumpout_export.verify.constants.proof import prove_constants
+from jumpout_export.verify.constants.proof import Constants
 from jumpout_export.verify.divergence.samples import Suspects
 from jumpout_export.verify.reasons import known_reasons
 from jumpout_export.verify.recalibrated import explained
@@ -126,6 +126,7 @@ def with_what_no_value_shows(
     first: Batch,
     seen: Seen,
     suspects: Suspects,
+    constants: Constants,
     branches: Check | None,
 ) -> VerifyReport:
     """Returns the report on the values with the verdicts on constants and branches, and the first layer that differs.
@@ -133,7 +134,6 @@ def with_what_no_value_shows(
     `branches` says whether all were run, None if it has none.
     """
     size = seen.axes.size
-    constants = prove_constants(path, original, first, size)
     reasons = [] if report.passed else known_reasons(original, first)
     images = rows(first, range(min(2, first.size) if size is None else size), seen.axes.batched or None)
     shown = shown_check(seen.outputs, original, images, seen.allow_constant)

@@ -9,29 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jumpout_export.onnxfile.flow.values import ELEMENTWISE, EVALUATED, Array, Sizes, Value, bounds
+from jumpout_export.onnxfile.flow.values import Array, Sizes, Value, bounds
+from jumpout_export.onnxfile.reference import ELEMENTWISE, Runner, UnknownError
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
-# Of one value that is computed here, and of a constant that is read: a table of positions is larger.
-MOST_ELEMENTS = 1 << 18
+# Of a constant that is read: a table of positions is larger.
 _MOST_CONSTANT = 1 << 16
 # Larger results are computed again where another value is made of them, too.
 _KEPT = 64
 # Values that one is computed from.
 _MOST_VALUES = 2000
-# The reference implementation of these loops over elements in Python.
-_SLOW = frozenset({"GatherElements", "ScatterElements", "ScatterND", "Compress", "OneHot", "TopK", "Unique"})
-_MOST_SLOW, _PER_STEP = 1 << 10, 1 << 12
-
-
-class UnknownError(Exception):
-    """What a value comes to at some sizes cannot be told here: it is too large, or a shape is not known."""
 
 
 @dataclass
@@ -39,15 +32,12 @@ class Evaluator:
     """Computes values at given sizes.
 
     Attributes:
-        opset: of ONNX's own operators in the file.
+        runner: of single nodes.
         measure: returns the shape of a value of the main graph at given sizes, None where it is not known.
-        steps: work done so far; one node that makes few elements is one.
     """
 
-    opset: int
+    runner: Runner
     measure: Callable[[str, Sizes], tuple[int, ...] | None]
-    steps: int = 0
-    _runners: dict[int, Any] = field(default_factory=dict)
     _constants: dict[int, Array] = field(default_factory=dict)
     # What many values are made of, at the same sizes.
     _cache: dict[tuple[tuple[str, int], ...], dict[int, Array]] = field(default_factory=dict)
@@ -105,7 +95,7 @@ class Evaluator:
         if node.op_type not in ELEMENTWISE or any(one is None for one in given):
             return None
         shapes = np.broadcast_shapes(*(one[1] for one in given if one is not None))
-        return np.asarray(self._run(node, [None if one is None else one[0] for one in given])[0]), shapes
+        return np.asarray(self.runner(node, [None if one is None else one[0] for one in given])[0]), shapes
 
     def constant(self, value: Value) -> Array | None:
         """Returns what a constant holds, None if it is too large, kept elsewhere or not readable."""
@@ -122,7 +112,7 @@ class Evaluator:
         if any(array is None and one is not None for array, one in zip(arrays, others, strict=True)):
             return None
         try:
-            return np.asarray(self._run(node, [first, *arrays])[0])
+            return np.asarray(self.runner(node, [first, *arrays])[0])
         except Exception:  # whatever numpy or onnx say of a broken node
             return None
 
@@ -156,38 +146,8 @@ class Evaluator:
         if node.op_type == "If":
             condition, one, two = (known[each.number] for each in value.inputs if each is not None)
             return one if bool(condition.all()) else two
-        if node.op_type not in EVALUATED:
-            raise UnknownError(f"{node.op_type} is not followed")
         arrays = [None if one is None else known[one.number] for one in value.inputs]
-        return np.asarray(self._run(node, arrays)[value.index])
-
-    def _run(self, node: NodeProto, arrays: list[Array | None]) -> list[Any]:
-        elements, slow = _elements(node, arrays), node.op_type in _SLOW
-        if elements > (_MOST_SLOW if slow else MOST_ELEMENTS):
-            raise UnknownError("it is too large")
-        self.steps += 1 + (elements if slow else elements // _PER_STEP)
-        if (
-            node.op_type == "GatherND"
-            and not any(one.i for one in node.attribute)
-            and arrays[0] is not None
-            and arrays[1] is not None
-        ):
-            return [arrays[0][tuple(np.moveaxis(arrays[1], -1, 0))]]  # the reference implementation is slow here, too
-        feeds = {name: array for name, array in zip(node.input, arrays, strict=True) if array is not None}
-        with np.errstate(all="ignore"):
-            return list(self._runner(node).run(None, feeds))
-
-    def _runner(self, node: NodeProto) -> Any:
-        from onnx import helper
-        from onnx.reference import ReferenceEvaluator
-
-        key = id(node)
-        if key not in self._runners:
-            names = [[helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(some) if name]
-                     for some in (node.input, node.output)]  # fmt: skip
-            graph = helper.make_graph([node], "one", names[0], names[1])
-            self._runners[key] = ReferenceEvaluator(graph, opsets={"": self.opset})
-        return self._runners[key]
+        return np.asarray(self.runner(node, arrays)[value.index])
 
 
 def _read(tensor: TensorProto) -> Array:
@@ -196,31 +156,3 @@ def _read(tensor: TensorProto) -> Array:
     if tensor.data_location == TensorProto.EXTERNAL or math.prod(tensor.dims) > _MOST_CONSTANT:
         raise UnknownError("a constant is too large")
     return numpy_helper.to_array(tensor)
-
-
-def _elements(node: NodeProto, arrays: list[Array | None]) -> int:
-    """At most so many elements are made, or steps taken."""
-    given = [array for array in arrays if array is not None]
-    kind, first = node.op_type, given[0] if given else np.zeros(0)
-    if kind in ELEMENTWISE:
-        return math.prod(np.broadcast_shapes(*(array.shape for array in given)))
-    if kind == "ConstantOfShape":
-        return math.prod(int(size) for size in first)
-    if kind == "Expand":
-        return math.prod(np.broadcast_shapes(first.shape, tuple(int(size) for size in given[1])))
-    if kind == "Tile":
-        return first.size * math.prod(int(size) for size in given[1])
-    if kind == "Range":
-        start, limit, delta = (float(array) for array in given)
-        return int(abs(limit - start) / max(abs(delta), 1e-9)) + 1
-    if kind == "OneHot":
-        return first.size * int(given[1].reshape(-1)[0])
-    if kind == "Pad":
-        return math.prod(size + int(np.abs(given[1]).sum()) for size in first.shape)
-    if kind in ("Gather", "GatherND"):
-        return first.size // max(1, min(first.shape, default=1)) * given[1].size + first.size
-    if kind == "Split" and any(one.i > len(node.output) for one in node.attribute if one.name == "num_outputs"):
-        raise UnknownError("it has more parts than names")
-    if kind == "MatMul":
-        return first.size * given[1].size
-    return sum(array.size for array in given)

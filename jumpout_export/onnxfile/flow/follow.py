@@ -18,7 +18,6 @@ from jumpout_export.onnxfile.flow.rules import (
     PICKED,
     REPEATS,
     SHAPED,
-    WRAPS,
     attribute,
     grows_by,
     kind_made,
@@ -28,6 +27,7 @@ from jumpout_export.onnxfile.flow.rules import (
     whole_by,
 )
 from jumpout_export.onnxfile.flow.values import Dims, Kind, Value, bounds
+from jumpout_export.onnxfile.numbers import WRAPS
 from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, graphs_of
 
 if TYPE_CHECKING:

@@ -10,14 +10,14 @@ import numpy as np
 
 from jumpout_export.onnxfile.flow.evaluate import Evaluator
 from jumpout_export.onnxfile.flow.rules import attribute
-from jumpout_export.onnxfile.flow.values import REDUCES, Dims, Value
+from jumpout_export.onnxfile.flow.values import Dims, Value
+from jumpout_export.onnxfile.reference import NORMS, REDUCES
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
 # The result of several entries.
-_NORMS = frozenset({"ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp"})
-_MIXES = REDUCES | _NORMS | {"CumSum", "ArgMax", "ArgMin", "TopK", "NonZero", "Unique", "Compress"}
+_MIXES = REDUCES | NORMS | {"CumSum", "ArgMax", "ArgMin", "TopK", "NonZero", "Unique", "Compress"}
 _MIXES |= {"Softmax", "LogSoftmax", "Hardmax"}
 # The same, along the axes behind channels.
 _SPATIAL = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "AveragePool", "MaxPool", "LpPool", "LRN",
@@ -122,7 +122,7 @@ def mixes(
         return False
     axes: Iterable[int] = [one.i for one in node.attribute if one.name == "axis"]
     axes = [*axes, *(i for one in node.attribute if one.name == "axes" for i in one.ints)]
-    if len(inputs) > 1 and node.op_type in REDUCES | _NORMS | {"CumSum"} and inputs[1] is not None:
+    if len(inputs) > 1 and node.op_type in REDUCES | NORMS | {"CumSum"} and inputs[1] is not None:
         array = evaluator.constant(inputs[1])
         axes = range(len(dims)) if array is None else [int(i) for i in array.flat]
     elif not axes:

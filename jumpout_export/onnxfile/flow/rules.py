@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jumpout_export.onnxfile.flow.evaluate import Evaluator
-from jumpout_export.onnxfile.flow.values import COMPARES, EVALUATED, Dims, Kind, Value
+from jumpout_export.onnxfile.flow.values import Dims, Kind, Value
+from jumpout_export.onnxfile.reference import COMPARES, EVALUATED
 from jumpout_export.onnxfile.training import RANDOM_OPERATORS
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ REPEATS = frozenset({"Loop", "Scan", "SequenceMap"})
 # Integers wide enough for any size, and floating point.
 INTEGERS = frozenset({6, 7, 12, 13})
 _WIDE = INTEGERS | {1, 10, 11}
-# Of uint8, int8, uint16 and int16, which a larger number wraps around.
-WRAPS = {2: 256, 3: 128, 4: 1 << 16, 5: 1 << 15}
 
 
 def kind_made(node: NodeProto, given: Sequence[Value]) -> Kind:

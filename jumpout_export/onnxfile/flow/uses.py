@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jumpout_export.onnxfile.flow.evaluate import Evaluator, UnknownError
+from jumpout_export.onnxfile.flow.evaluate import Evaluator
 from jumpout_export.onnxfile.flow.follow import Flow, Meeting
 from jumpout_export.onnxfile.flow.laws import EVERY, FIRST, LARGEST, Law, law
 from jumpout_export.onnxfile.flow.shapes import Shapes, light
 from jumpout_export.onnxfile.flow.signature import crossing, signature, table_length
 from jumpout_export.onnxfile.flow.values import Array, Sizes, Value
 from jumpout_export.onnxfile.load import inlined
+from jumpout_export.onnxfile.reference import Runner, UnknownError
 from jumpout_export.onnxfile.walk import default_opset
 from jumpout_export.text import first_line, joined
 
@@ -132,7 +133,7 @@ def size_uses(
 def _uses(model: ModelProto, opened: Sequence[Mapping[int, str]], known: Sizes, batch: str | None) -> list[SizeUse]:
     bare = light(model, opened)
     shapes = Shapes(bare, known)
-    evaluator = Evaluator(default_opset(model), shapes)
+    evaluator = Evaluator(Runner(default_opset(model)), shapes)
     flow = Flow(model, shapes.symbolic, batch, evaluator)
     shapes.keep({value.name for meeting in flow.meetings if meeting.value for value in _measured(meeting.value)})
     search = _Search(evaluator, known, batch, _elements(bare, known, batch))
@@ -181,14 +182,14 @@ class _Search:
             return [SizeUse(meeting.where, meeting.what, line, near, followed=False) for line in lines[: len(axes)]]
         found: list[SizeUse] = []
         for line in lines:
-            if self._evaluator.steps > _MOST_STEPS:
+            if self._evaluator.runner.steps > _MOST_STEPS:
                 self.left = True
                 break
             key = value.number, line
             if key not in self._laws:
                 self._laws[key] = self._law(value, line, meeting.constants)
             one = self._laws[key]
-            if not one.regular and self._evaluator.steps <= _MOST_STEPS:
+            if not one.regular and self._evaluator.runner.steps <= _MOST_STEPS:
                 if len(line) == 1:
                     found.append(self._irregular(meeting, value, line, near, one.until))
                 continue
@@ -233,7 +234,7 @@ class _Search:
             return {**self._known, **dict.fromkeys(line, size)}
 
         def at(size: int) -> Array | None:
-            if self._evaluator.steps > _MOST_STEPS:
+            if self._evaluator.runner.steps > _MOST_STEPS:
                 return None
             try:
                 return signature(self._evaluator(value, sizes(size))[0], value.grows)

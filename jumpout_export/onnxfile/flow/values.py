@@ -17,25 +17,6 @@ Kind = Literal["constant", "plain", "other", "opaque", "data"]
 Dims = tuple[int | str | None, ...]
 
 
-COMPARES = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
-REDUCES = frozenset({"ReduceSum", "ReduceProd", "ReduceMax", "ReduceMin", "ReduceMean"})
-ELEMENTWISE = COMPARES | {
-    "Abs", "Add", "And", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike",
-    "Ceil", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Floor", "HardSigmoid", "Identity", "IsInf", "IsNaN",
-    "LeakyRelu", "Log", "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu",
-    "Round", "Sigmoid", "Sign", "Sin", "Softplus", "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Where", "Xor",
-}  # fmt: skip
-
-# Their results are no larger than their inputs, or as large as `_elements` says before they run.
-_SHAPING = REDUCES | {
-    "ArgMax", "ArgMin", "Compress", "Concat", "Constant", "ConstantOfShape", "CumSum", "Expand", "EyeLike",
-    "Flatten", "Gather", "GatherElements", "GatherND", "MatMul", "NonZero", "OneHot", "Pad", "Range", "Reshape",
-    "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "Split", "Squeeze", "Tile", "TopK", "Transpose",
-    "Trilu", "Unique", "Unsqueeze",
-}  # fmt: skip
-EVALUATED = ELEMENTWISE | _SHAPING
-
-
 @dataclass(eq=False)
 class Value:
     """One value of a file and what it follows from.

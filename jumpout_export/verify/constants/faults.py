@@ -30,6 +30,7 @@ def faults_of(recording: Recording, located: Iterable[Located], weights: Weights
         if one.where and one.wrong
     ]
     faults += [_fault(recording, one.known.weights, one.text, one.known.operation) for one in weights.wrong]
+    faults += [_fault(recording, one.weights, one.text) for one in weights.misplaced]
     if not faults:
         faults = [
             _fault(

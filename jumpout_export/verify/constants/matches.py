@@ -59,6 +59,12 @@ class Known:
         """The largest finite magnitude."""
         return _largest(self.array)
 
+    @cached_property
+    def is_one_value(self) -> bool:
+        """Whether it is one value throughout: exporters make a number of it, or leave zeros and ones out."""
+        first = self.array.flat[0]
+        return bool((self.array == first).all()) and (self.array.size > 1 or first in (0, 1))
+
     def layouts(self) -> Iterator[Array]:
         """Yields it as it is and with its last two axes swapped."""
         yield np.atleast_1d(self.array)

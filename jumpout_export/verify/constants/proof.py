@@ -12,13 +12,19 @@ from jumpout_export.model.norms import statistics_owners
 from jumpout_export.model.operations import record
 from jumpout_export.model.run import sharing_copy
 from jumpout_export.model.samples import rows
+from jumpout_export.onnxfile.computed import Reads
 from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.onnxfile.numbers import Number, numbers_in
+from jumpout_export.onnxfile.steps import steps_of
 from jumpout_export.onnxfile.tables import constants_in
 from jumpout_export.report import Check, counted
 from jumpout_export.text import first_line, joined
 from jumpout_export.verify.constants.batchnorms import Located, constants_check, locate_batchnorms
 from jumpout_export.verify.constants.faults import Fault, faults_of
 from jumpout_export.verify.constants.known import Recorded
+from jumpout_export.verify.constants.numbers import unexplained
+from jumpout_export.verify.constants.places import Groups, misplaced
+from jumpout_export.verify.constants.turned import squares, turned
 from jumpout_export.verify.constants.weights import find_weights
 
 
@@ -30,6 +36,7 @@ class Constants:
     notes: list[str] = field(default_factory=list)
     located: list[Located] = field(default_factory=list)  # what the file has for the BatchNorms
     faults: list[Fault] = field(default_factory=list)  # layers whose constants are wrong, in the order of the forward
+    numbers: list[Number] = field(default_factory=list)  # of the file, that the program has not
 
 
 def prove_constants(path: Path, model: nn.Module, batch: Batch, size: int | None) -> Constants:
@@ -50,7 +57,16 @@ def prove_constants(path: Path, model: nn.Module, batch: Batch, size: int | None
             result.located = locate_batchnorms(recorded.recording, path, file)
         elif statistics_owners(model):
             result.notes.append(f"the BatchNorm constants could not be looked for in the file: {recorded.problem}")
-        weights = find_weights(constants_in(file, str(path.parent)), model, recorded, result.located)
+        reads = Reads(file, str(path.parent))
+        constants = constants_in(reads, str(path.parent))
+        weights = find_weights(constants, model, recorded, result.located)
+        if recorded.recording is not None and recorded.run is not None:
+            steps, square = steps_of(reads), squares(weights.held)
+            groups = Groups(weights.held, result.located)
+            weights.misplaced, weights.unplaced = misplaced(recorded.recording, groups, steps)
+            arrays = {one.name: one.values() for one in constants if one.name in square}
+            weights.misplaced += turned(recorded.recording, recorded.run, weights.held, arrays, steps)
+        result.numbers = unexplained(numbers_in(reads), recorded)
     except Exception as error:  # a file may hold anything
         result.checks = [counted("weights", [f"the weights could not be looked for in the file: {first_line(error)}"])]
         return result

@@ -1,9 +1,10 @@
 """The constants of a saved file against the model's weights, value by value: also those that no image reached.
 
-A wrong row of an embedding changes no output as long as no image asks for it. So every constant of the file is looked
-for among the weights (parameters, buffers, tables of integers), bit for bit, and among what the model makes of weights
-alone (a normalized weight, a mask), to ROUNDINGS eps; as it is or with the last two axes swapped, joined with others or
-cut. One that is none of these, and has most of its values in common with one, or the name of a weight, is wrong.
+A wrong row of an embedding changes no output as long as no image asks for it. So every constant of the file, and what
+it makes of constants alone where data meet that, is looked for among the weights (parameters, buffers, tables of
+integers), bit for bit, and among what the model makes of weights alone (a normalized weight, a mask), to ROUNDINGS eps;
+as it is or with the last two axes swapped, joined with others or cut. One that is none of these, and has most of its
+values in common with one, or the name of a weight, is wrong.
 
 What is left on either side is not shown to be right. A weight that the forward reads and that is nowhere, while the
 file has something else of its size, or more than UNSHOWN of all values that the forward reads, is no pass. Those that
@@ -38,6 +39,7 @@ from jumpout_export.verify.constants.matches import (
     same_values,
 )
 from jumpout_export.verify.constants.pieces import Pieces
+from jumpout_export.verify.constants.places import Misplaced
 from jumpout_export.verify.constants.shown import Read, weights_read
 
 # So much of a weight that is nowhere makes a constant of its size a wrong copy of it; of one that is one value
@@ -50,9 +52,14 @@ class Weights:
     """What of a model's weights is in a file."""
 
     found: set[str] = field(default_factory=set)  # names of those that the file holds
+    # what each constant of the file is, bit for bit or to some roundings, by its name
+    held: dict[str, tuple[Known, ...]] = field(default_factory=dict)
     made: set[int] = field(default_factory=set)  # operations on weights alone whose results it holds
     wrong: list[Wrong] = field(default_factory=list)  # constants that should be a known value and are not
+    misplaced: list[Misplaced] = field(default_factory=list)  # weights that others stand for
+    unplaced: list[str] = field(default_factory=list)  # those of which it is not clear where they are read, as phrases
     left: list[Constant] = field(default_factory=list)  # that nothing explains
+    unknown: list[Constant] = field(default_factory=list)  # that the file makes of others, nobody knows what
     missing: list[Known] = field(default_factory=list)  # weights that the forward reads and nothing shows
     share: float = 0.0  # of all values that the forward reads, that those have
     unread: list[str] = field(default_factory=list)  # names of weights that the forward does not read
@@ -66,7 +73,9 @@ class Weights:
     def unshown(self) -> list[str]:
         """Returns what is known by the outputs alone, weights and constants, with their sizes."""
         texts = [f"`{one.name}` ({_size(one.array.size, self.replaced(one))})" for one in self.missing]
-        return texts + [f"`{one.name}` of the file ({_size(one.size)})" for one in self.left]
+        texts += [f"`{one.name}` of the file ({_size(one.size)})" for one in self.left]
+        texts += [f"`{one.name}` of the file (it is made of constants there)" for one in self.unknown]
+        return texts + [f"where {one} is read" for one in self.unplaced]
 
     def check(self, problem: str) -> Check | None:
         """Returns the verdict, None for a model without weights; `problem` says why its forward is not known."""
@@ -74,7 +83,8 @@ class Weights:
             return None
         replaced = any(self.replaced(one) for one in self.missing)
         refused = replaced or self.share > UNSHOWN
-        parts = [joined([one.text for one in self.wrong])] if self.wrong else []
+        wrong = [*(one.text for one in self.wrong), *(one.text for one in self.misplaced)]
+        parts = [joined(wrong)] if wrong else []
         if refused:
             parts.append(f"not shown: {self.share:.2g} of all values that the forward reads, limit {UNSHOWN:g}")
             parts += [f"the forward could not be recorded: {problem}"] if problem else []
@@ -83,8 +93,8 @@ class Weights:
         unshown = self.unshown()
         parts += [f"known by the outputs alone: {joined(unshown)}"] if unshown else []
         parts += [f"not read by the forward: {joined([f'`{name}`' for name in self.unread])}"] if self.unread else []
-        verdict: CheckVerdict = "fail" if self.wrong else "not_run" if refused else "pass"
-        return Check(name="weights", measured=len(self.wrong), limit=0, verdict=verdict, note="; ".join(parts))
+        verdict: CheckVerdict = "fail" if wrong else "not_run" if refused else "pass"
+        return Check(name="weights", measured=len(wrong), limit=0, verdict=verdict, note="; ".join(parts))
 
 
 def find_weights(constants: list[Constant], model: nn.Module, recorded: Recorded, located: list[Located]) -> Weights:
@@ -99,6 +109,8 @@ def find_weights(constants: list[Constant], model: nn.Module, recorded: Recorded
     known = known_values(model, recorded, located)
     weights = {one.name: one for one in known if one.name}
     result = Weights(judged=[name for name, one in weights.items() if one.judged])
+    result.unknown = [one for one in constants if not one.is_known]
+    constants = [one for one in constants if one.is_known]
     wrong = _match([one for one in constants if not one.is_shape], known, result)
     if recorded.recording is not None:
         result.wrong = wrong
@@ -134,6 +146,7 @@ def _match(constants: list[Constant], known: list[Known], result: Weights) -> li
         match = matches(constant, candidates.get(constant.size, []))
         if not match.equal and match.wrong is None:
             match = Match(tuple(one for one in by_size.get(constant.size, []) if is_permuted(constant, one)))
+        result.held[constant.name] = match.equal
         for one in match.equal:
             result.found |= set(one.weights) if one.name or one.rearranged else set()
             result.made |= {one.operation} if one.operation is not None else set()
@@ -182,7 +195,7 @@ def _wrong_copy(constant: Constant, weight: Known) -> str:
     for layout in weight.layouts():
         wanted = layout.reshape(-1)
         same = same_values(values, wanted, None)
-        if same.mean() >= (_NEARLY_ALL if _is_one_value(weight) else _MOST):
+        if same.mean() >= (_NEARLY_ALL if weight.is_one_value else _MOST):
             return describe(constant, weight, layout, int((~same).sum()))
         size = float(np.linalg.norm(wanted.astype(np.float64)))
         error = float(np.linalg.norm(values.astype(np.float64) - wanted))
@@ -190,12 +203,6 @@ def _wrong_copy(constant: Constant, weight: Known) -> str:
             text = f"`{weight.name}` is off by {error / size:.2g} of its size in the file"
             return text + ("" if constant.name == weight.name else f", there `{constant.name}`")
     return ""
-
-
-def _is_one_value(weight: Known) -> bool:
-    """Whether a weight is one value throughout: exporters make a number of it, or leave zeros and ones out."""
-    first = weight.array.flat[0]
-    return bool((weight.array == first).all()) and (weight.array.size > 1 or first in (0, 1))
 
 
 def _number(constant: Constant) -> Iterator[object]:
@@ -208,7 +215,7 @@ def _number(constant: Constant) -> Iterator[object]:
 def _is_a_number(weight: Known, numbers: set[object]) -> bool:
     """Whether the file may have a weight as a number, one that it holds, or as nothing at all."""
     first = weight.array.flat[0]
-    return _is_one_value(weight) and (first in (0, 1) or first in numbers)
+    return weight.is_one_value and (first in (0, 1) or first in numbers)
 
 
 def _size(size: int, instead: list[Constant] | None = None) -> str:

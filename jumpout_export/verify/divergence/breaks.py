@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jumpout_export.onnxfile.load import inlined, load_onnx
+from jumpout_export.onnxfile.reference import ELEMENTWISE, Array, Runner
 from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, constants_of, default_opset
 from jumpout_export.runtime.session import Level
 from jumpout_export.tolerances import DIGITS_LOST, DIGITS_LOST_SHARE
@@ -19,19 +20,11 @@ from jumpout_export.verify.divergence.values import file_values
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-Array = np.ndarray[Any, Any]
-
 # So many nodes before one are worked out again with it: a digit is gone where 1 and a small number are added, and is
 # missed where the logarithm of that is taken.
 _BEFORE = 3
 # Of values with more elements nothing is worked out again.
 _MOST_ELEMENTS = 1 << 20
-# Operators that compute each value from those at its place; of others no node alone loses nearly all digits.
-_WORKED_OUT = frozenset({
-    "Abs", "Add", "Celu", "Cos", "Cosh", "Div", "Elu", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log",
-    "Max", "Mean", "Min", "Mish", "Mul", "Neg", "Pow", "Reciprocal", "Selu", "Sigmoid", "Sin", "Sinh", "Softplus",
-    "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu",
-})  # fmt: skip
 
 
 def first_not_finite(path: Path, provider: str, level: str, inputs: list[Tensor], usual: list[Tensor]) -> str:
@@ -86,7 +79,7 @@ def first_without_digits(path: Path, provider: str, level: str, inputs: list[Ten
 
 
 def _is_worked_out(node: NodeProto, values: Mapping[str, Array]) -> bool:
-    if node.op_type not in _WORKED_OUT or node.domain not in DEFAULT_DOMAINS or node.output[0] not in values:
+    if node.op_type not in ELEMENTWISE or node.domain not in DEFAULT_DOMAINS or node.output[0] not in values:
         return False
     arrays = [values.get(name) for name in (*node.input, node.output[0]) if name]
     return all(one is not None and one.dtype.kind == "f" and 0 < one.size <= _MOST_ELEMENTS for one in arrays)
@@ -96,27 +89,18 @@ class _Again:
     """Works values out again in float64."""
 
     def __init__(self, values: Mapping[str, Array], makers: Mapping[str, NodeProto], opset: int) -> None:
-        self._values, self._makers, self._opset = values, makers, opset
+        self._values, self._makers, self._run = values, makers, Runner(opset, _MOST_ELEMENTS)
 
     def worked_out(self, name: str, nodes: int) -> Array | None:
         """A value in float64, from those so many nodes before it; None where a node cannot be worked out."""
         node = self._makers.get(name)
         if node is None or not nodes:
             return self._values[name].astype(np.float64)
-        feeds = {one: self.worked_out(one, nodes - 1) for one in node.input if one}
-        known = {one: array for one, array in feeds.items() if array is not None}
-        return self._run(node, known) if len(known) == len(feeds) else None
-
-    def _run(self, node: NodeProto, feeds: dict[str, Array]) -> Array | None:
-        from onnx import helper
-        from onnx.reference import ReferenceEvaluator
-
-        given, made = ([helper.make_empty_tensor_value_info(name) for name in some] for some in (feeds, node.output))
+        given = [self.worked_out(one, nodes - 1) if one else None for one in node.input]
+        if any(array is None and one for array, one in zip(given, node.input, strict=True)):
+            return None
         try:
-            with np.errstate(all="ignore"):
-                graph = helper.make_graph([node], "one", given, made)
-                found: Any = ReferenceEvaluator(graph, opsets={"": self._opset}).run(None, feeds)
-                return np.asarray(found[0])
+            return np.asarray(self._run(node, given)[0])
         except Exception:  # whatever numpy or onnx say of a node; then nothing is said of it
             return None
 

@@ -24,11 +24,6 @@ from jumpout_export.verify.values.scale import in_images
 _STILL = 1e-9
 
 
-# Operators whose result depends on no value of what they are given.
-_SHAPE_ALONE = frozenset({"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like",
-                          "empty_like", "sym_size", "new_empty_strided"})  # fmt: skip
-
-
 class Moves:
     """Takes in what PyTorch gives, and knows which outputs had one value only."""
 
@@ -155,7 +150,7 @@ def _behind(model: nn.Module, image: Batch) -> dict[str, _Behind]:
         # More than results and weights: an input of the model.
         direct = read > len(set(one.inputs)) + len(recording.read_directly(index))
         by_results = any(data[number] for number in one.inputs)
-        data.append(one.from_data and one.name.split(".")[1] not in _SHAPE_ALONE and (direct or by_results))
+        data.append(one.from_data and one.reads_values and (direct or by_results))
     found = {}
     for output, at in pairs:
         left, seen = [at] if at is not None else [], set[int]()

@@ -1,0 +1,108 @@
+"""Whether a square weight is read along its own axes: the transposed one fits everywhere, too.
+
+Behind a gain of zero no output tells one from the other. A product sums over one axis of a weight, whatever side it
+stands on and however it is stored; anything else reads it as it is. Both have to be so in PyTorch and in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from jumpout_export.model.operations import Recording
+from jumpout_export.onnxfile.constants import Array
+from jumpout_export.onnxfile.steps import Step
+from jumpout_export.verify.constants.matches import Known
+from jumpout_export.verify.constants.places import Misplaced
+
+# How a weight is read: in a product that sums over this one of its last two axes, or as it is, or with them swapped.
+Way = tuple[Literal["sums over", "is"], int]
+
+# Of PyTorch's products the numbers of the factors' arguments.
+_PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "mv": (0, 1), "dot": (0, 1)}
+# Of ONNX's operators those that read a weight as it is.
+_AS_IT_IS = frozenset({"Conv", "ConvTranspose", "Mul", "Add", "Sub", "Div", "Where", "Gather"})
+
+
+def turned(
+    recording: Recording,
+    run: nn.Module,
+    held: Mapping[str, tuple[Known, ...]],
+    arrays: Mapping[str, Array],
+    steps: Sequence[Step],
+) -> list[Misplaced]:
+    """Returns the weights that the file reads with their last two axes swapped.
+
+    Args:
+        recording: of the model.
+        run: the copy of it that ran.
+        held: what each constant of the file is, by name.
+        arrays: the values of constants, flat, by name; of those that are square weights.
+        steps: of the file.
+    """
+    weights = {**dict(run.named_parameters()), **dict(run.named_buffers())}
+    wrong = []
+    for name, array in arrays.items():
+        names = [one.name for one in held.get(name, ()) if one.name]
+        known = next((one.array for one in held.get(name, ()) if one.name), None)
+        if len(names) != 1 or known is None or np.array_equal(known, known.swapaxes(-1, -2), equal_nan=True):
+            continue
+        is_swapped = not np.array_equal(array, known.reshape(-1), equal_nan=True)
+        theirs = set(_ways_in_file(name, is_swapped, steps))
+        ours = set(_ways(recording, weights[names[0]]))
+        # What a file computes in other operators than PyTorch cannot be told apart like this.
+        if theirs and ours and {kind for kind, _ in theirs} == {kind for kind, _ in ours} and theirs != ours:
+            wrong.append(Misplaced((names[0],), f"the file reads `{names[0]}` with its last two axes swapped"))
+    return wrong
+
+
+def squares(held: Mapping[str, tuple[Known, ...]]) -> list[str]:
+    """Returns the names of the constants of a file that are square weights."""
+    return [
+        name
+        for name, equal in held.items()
+        if any(one.name and one.array.ndim > 1 and 1 < one.array.shape[-1] == one.array.shape[-2] for one in equal)
+    ]
+
+
+def _ways_in_file(name: str, is_swapped: bool, steps: Iterable[Step]) -> Iterator[Way]:
+    for step in steps:
+        node = step.node
+        flags = {attribute.name: bool(attribute.i) for attribute in node.attribute}
+        for place, source in step.reads:
+            if source.name != name:
+                continue
+            if node.op_type in ("MatMul", "Gemm") and place in (0, 1):
+                turned = flags.get(("transA", "transB")[place], False)
+                yield "sums over", (1 - place) ^ turned ^ is_swapped
+            elif node.op_type in _AS_IT_IS and node.input[place] == name:
+                yield "is", int(is_swapped)
+
+
+def _ways(recording: Recording, weight: Tensor) -> Iterator[Way]:
+    for index in recording.live():
+        operation = recording.operations[index]
+        if not operation.from_data:
+            continue
+        factors = _PRODUCTS.get(operation.short_name, ())
+        for place, argument in enumerate(operation.arguments):
+            for leaf in pytree.tree_leaves(argument):
+                if not _is_view(leaf, weight):
+                    continue
+                is_swapped = leaf.stride()[-2:] != weight.stride()[-2:]
+                if place in factors:
+                    yield "sums over", (1 - factors.index(place)) ^ is_swapped
+                else:
+                    yield "is", int(is_swapped)
+
+
+def _is_view(leaf: object, weight: Tensor) -> bool:
+    """Whether a tensor has the last two axes of a weight, in either order, and perhaps more in front."""
+    if not isinstance(leaf, Tensor) or leaf.ndim < 2 or leaf.shape[-2:] != weight.shape[-2:]:
+        return False
+    same = leaf.untyped_storage()._cdata == weight.untyped_storage()._cdata
+    return same and sorted(leaf.stride()[-2:]) == sorted(weight.stride()[-2:])

@@ -1,0 +1,51 @@
+"""Numbers of a file that PyTorch's program has not: integers are tried on both sides, the others are listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from jumpout_export.model.batches import Batch
+from jumpout_export.model.signature import tensors, with_tensors
+from jumpout_export.onnxfile.numbers import Number
+from jumpout_export.report import Check
+from jumpout_export.text import joined
+
+NAME = "numbers"
+# Of one file so many are tried; a converter adds none.
+_MOST = 4
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+
+
+def around(batch: Batch, names: Sequence[str], numbers: Sequence[Number]) -> Iterator[tuple[Number, str, Batch]]:
+    """Yields each of the integers among the numbers, a name, and the batch with an input that is it or next to it.
+
+    Args:
+        batch: at least one image.
+        names: of its inputs.
+        numbers: of the file.
+    """
+    for number in [one for one in numbers if one.is_integer and one.value > 1][:_MOST]:
+        near = [int(number.value) + shift for shift in (-1, 0, 1)]
+        for place, value in enumerate(tensors(batch)):
+            if value.dtype in _INTEGERS and value.numel() and near[-1] <= torch.iinfo(value.dtype).max:
+                moved = list(tensors(batch))
+                moved[place] = torch.tensor(near, dtype=value.dtype)[torch.arange(value.numel()) % 3].view(value.shape)
+                yield number, f"{names[place]}={near[0]}..{near[-1]}", with_tensors(batch, moved)
+
+
+def numbers_check(numbers: Sequence[Number], tried: Sequence[Number]) -> tuple[Check | None, list[str]]:
+    """Returns what is said of the numbers, None if there are none, and a note on those that are not shown.
+
+    Args:
+        numbers: of the file, that PyTorch's program has not.
+        tried: those of which both sides were compared.
+    """
+    if not numbers:
+        return None, []
+    left = [str(one) for one in numbers if one not in tried]
+    parts = [f"compared on both sides: {joined([str(one) for one in tried])}"] if tried else []
+    parts += [f"not in PyTorch's program, known by the outputs alone: {joined(left)}"] if left else []
+    note = f"numbers of the file that PyTorch's program has not, known by the outputs alone: {joined(left)}"
+    return Check(name=NAME, verdict="pass", note="; ".join(parts)), [note] if left else []
