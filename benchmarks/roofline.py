@@ -49,7 +49,7 @@ def attainable(entry: dict[str, float], gpu: Gpu, moved: float) -> float:
 def kernels(size: int) -> dict[str, tuple[str, float]]:
     """Returns the kernels' names in the JSON and the bytes that each moves per element, by title."""
     return {
-        "count": ("count {} aligned", size),
+        "count": ("count {} aligned by block", size),
         "apply": ("apply {} aligned", 2 * size + 1 / 8),
         "apply with ReLU": ("apply {} aligned relu", 2 * size + 1 / 8),
         "backward": ("backward {} aligned", 2 * size + 1 / 8),

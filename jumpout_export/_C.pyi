@@ -31,8 +31,7 @@ def forward_cpu(
 def backward_cpu(dy: int, keep_bits: int, stats: int, dx: int, n: int, rows: int, dtype: int, threads: int) -> None: ...
 
 # Only in a build with CUDA.
-CUDA_SCRATCH: int
-
+def scratch_cuda(n: int, rows: int, device: int) -> int: ...
 def forward_cuda(
     x: int,
     y: int,

@@ -251,8 +251,11 @@ def _run_into(y: Tensor, x: Tensor, seed: Tensor, settings: Settings) -> tuple[T
     pointers = x.data_ptr(), y.data_ptr(), keep_bits.data_ptr(), stats.data_ptr(), seed.data_ptr()
     what = x.numel(), stats.shape[0], _DTYPES[x.dtype], _packed(settings)
     if x.is_cuda:
-        scratch = torch.empty(_C.CUDA_SCRATCH, dtype=torch.int64, device=x.device)
-        _C.forward_cuda(*pointers, scratch.data_ptr(), *what, *_device_and_stream(x))
+        # torch's guard restores the device that was current without creating a context there.
+        with torch.cuda.device(x.device.index):
+            size = _C.scratch_cuda(x.numel(), stats.shape[0], x.device.index)
+            scratch = torch.empty(size, dtype=torch.float64, device=x.device) if size else stats  # not used
+            _C.forward_cuda(*pointers, scratch.data_ptr(), *what, *_device_and_stream(x))
     else:
         _C.forward_cpu(*pointers, *what, torch.get_num_threads())
     return keep_bits, stats
@@ -272,7 +275,8 @@ def _backward(dy: Tensor, keep_bits: Tensor, stats: Tensor, stride: list[int]) -
     pointers = dy.data_ptr(), keep_bits.data_ptr(), stats.data_ptr(), dx.data_ptr()
     what = dy.numel(), stats.shape[0], _DTYPES[dy.dtype]
     if dy.is_cuda:
-        _C.backward_cuda(*pointers, *what, *_device_and_stream(dy))
+        with torch.cuda.device(dy.device.index):
+            _C.backward_cuda(*pointers, *what, *_device_and_stream(dy))
     else:
         _C.backward_cpu(*pointers, *what, torch.get_num_threads())
     return dx

@@ -33,14 +33,19 @@ ALU = re.compile(
 INEXACT = re.compile(r"\bfma\b|\bmad\.(?:r[nzmp]|ftz|f\d)|\.ftz\b|\.approx\b|\bdiv\.full\b|\.sat\.f\d")
 DTYPES = {"f": "float32", "d": "float64", "13__nv_bfloat16": "bfloat16", "6__half": "float16"}
 SIZES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
-# What a kernel's template arguments after the type mean, and how many packs of eight a thread takes at a time.
-KERNELS: dict[str, tuple[tuple[str, ...], int]] = {
-    "count": (("aligned",), 1),
-    "apply": (("aligned",), 1),
-    "rows": ((), 0),
-    "apply_rows": (("aligned",), 1),
-    "backward": (("aligned",), 1),
+# Packs of eight that a thread takes at a time in the main loop; 0 where there are none.
+PACKS = {
+    "count": 4,
+    "count_all": 4,
+    "rate": 0,
+    "apply": 2,
+    "apply_rows": 1,
+    "backward": 2,
+    "backward_rows": 1,
 }
+# What template arguments after the type mean: those that are true, and the threads of a group.
+FLAGS = ("aligned", "relu")
+GROUPS = {"256": "by block", "32": "by warp", "1": "by thread"}
 
 
 def main() -> int:
@@ -90,19 +95,19 @@ def measure_architecture(library: Path, arch: str) -> dict[str, dict[str, float]
             "registers": registers[name],
             "instructions": sum(instruction.base != "NOP" for instruction in code),
         }
-        packs = KERNELS[kernel][1]
-        if packs and "aligned" in flags:
-            entry |= per_pack(code, kernel, dtype, packs)
-        kernels[" ".join([kernel, dtype, *flags])] = entry
+        if "aligned" in flags:
+            entry |= per_pack(code, kernel, dtype)
+        kernels[title(kernel, dtype, flags)] = entry
     return dict(sorted(kernels.items()))
 
 
-def per_pack(code: list[Instruction], kernel: str, dtype: str, packs: int) -> dict[str, float]:
+def per_pack(code: list[Instruction], kernel: str, dtype: str) -> dict[str, float]:
     """Returns the instructions per eight elements on the common path of a kernel's loop, by pipe."""
+    packs = PACKS[kernel]
     pieces = packs * SIZES[dtype] // 2  # of 16 bytes
-    path = common_path(code, pieces, *((0, 0) if kernel == "count" else (pieces, 8 * packs)))
+    path = common_path(code, pieces, *((0, 0) if kernel.startswith("count") else (pieces, 8 * packs)))
     if path is None:
-        raise ValueError(f"no loop of {kernel} for {dtype} moves {packs} packs at a time: is KERNELS up to date?")
+        raise ValueError(f"no loop of {kernel} for {dtype} moves {packs} packs at a time: is PACKS up to date?")
     count = collections.Counter(instruction.base for instruction in path)
     wide = sum(instruction.name.startswith(("IMAD.WIDE", "IMAD.HI")) for instruction in path)
     return {
@@ -114,14 +119,18 @@ def per_pack(code: list[Instruction], kernel: str, dtype: str, packs: int) -> di
 
 
 def described(symbol: str) -> tuple[str, str, list[str]]:
-    """Returns kernel, dtype and what is true of the template's arguments, from a mangled name."""
-    match = re.search(r"\d+([a-z_]+)_kernelI(f|d|13__nv_bfloat16|6__half)((?:Lb[01]E)*)E", symbol)
-    if match is None:
+    """Returns kernel, dtype (none of `rate`) and what is true of the template's arguments, from a mangled name."""
+    match = re.search(r"\d+([a-z_]+)_kernelI(f|d|13__nv_bfloat16|6__half|)((?:L[bi]\d+E)+)E", symbol)
+    if match is None or match[1] not in PACKS:
         raise ValueError(f"{symbol} is no kernel that tools/sass.py knows")
-    kernel, dtype, flags = match.groups()
-    values = re.findall(r"Lb([01])E", flags)
-    names = KERNELS[kernel][0]
-    return kernel, DTYPES[dtype], [name for name, value in zip(names, values, strict=True) if value == "1"]
+    kernel, dtype, arguments = match.groups()
+    flags = [name for name, value in zip(FLAGS, re.findall(r"Lb(\d)E", arguments), strict=False) if value == "1"]
+    return kernel, DTYPES[dtype] if dtype else "", flags + [GROUPS[n] for n in re.findall(r"Li(\d+)E", arguments)]
+
+
+def title(kernel: str, dtype: str, flags: list[str]) -> str:
+    """Returns the name of a kernel in the JSON file."""
+    return " ".join(word for word in (kernel, dtype, *flags) if word)
 
 
 def resources(library: Path, arch: str) -> dict[str, dict[str, int]]:
@@ -135,10 +144,9 @@ def spilled(library: Path) -> list[str]:
     """Returns kernels with a stack or local memory, on any architecture."""
     architectures = sorted(set(re.findall(r"\bsm_\d+", run("cuobjdump", "-lelf", library))))
     return [
-        f"{' '.join([kernel, dtype, *flags])}, {arch}: {usage['STACK']} bytes of stack, {usage['LOCAL']} local"
+        f"{title(*described(name))}, {arch}: {usage['STACK']} bytes of stack, {usage['LOCAL']} local"
         for arch in architectures
         for name, usage in resources(library, arch).items()
-        for kernel, dtype, flags in [described(name)]
         if usage["STACK"] or usage["LOCAL"]
     ]
 

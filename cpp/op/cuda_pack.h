@@ -30,48 +30,54 @@ __device__ __forceinline__ void narrow(double x, double* out) { *out = x; }
 __device__ __forceinline__ void narrow(float x, __half* out) { *out = __float2half_rn(x); }
 __device__ __forceinline__ void narrow(float x, __nv_bfloat16* out) { *out = __float2bfloat16_rn(x); }
 
-// Eight elements, moved in pieces of 16 bytes where the address allows it.
+// Eight elements. Pack number i holds elements 8 i to 8 i + 7 of a tensor, its last one perhaps fewer.
 template <typename T>
 struct alignas(16) Pack {
   T value[kBlock];
 };
 
-template <typename T, bool kAligned>
-__device__ __forceinline__ Pack<T> load(const T* x, int64_t block, int64_t n) {
+// A whole pack in pieces of 16 bytes, to which x must be aligned.
+template <typename T>
+__device__ __forceinline__ Pack<T> load_whole(const T* x, int64_t index) {
   Pack<T> pack;
-  const int64_t first = block * kBlock;
-  if (kAligned && first + kBlock <= n) {
-    const auto* from = reinterpret_cast<const uint4*>(x + first);
-    auto* to = reinterpret_cast<uint4*>(&pack);
+  const auto* from = reinterpret_cast<const uint4*>(x + index * kBlock);
+  auto* to = reinterpret_cast<uint4*>(&pack);
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(pack) / sizeof(uint4)); ++i) to[i] = from[i];
-  } else {
+  for (int i = 0; i < static_cast<int>(sizeof(pack) / sizeof(uint4)); ++i) to[i] = from[i];
+  return pack;
+}
+
+// Evict first: nobody reads y again before much else has passed through the cache.
+template <typename T>
+__device__ __forceinline__ void store_whole(T* y, int64_t index, const Pack<T>& pack) {
+  auto* to = reinterpret_cast<uint4*>(y + index * kBlock);
+  const auto* from = reinterpret_cast<const uint4*>(&pack);
 #pragma unroll
-    for (int i = 0; i < kBlock; ++i) {
-      if (first + i < n) {
-        pack.value[i] = x[first + i];
-      } else {
-        narrow(0, &pack.value[i]);
-      }
+  for (int i = 0; i < static_cast<int>(sizeof(pack) / sizeof(uint4)); ++i) __stcs(to + i, from[i]);
+}
+
+// Any pack of n elements at any address; zeros where there is none.
+template <typename T>
+__device__ __forceinline__ Pack<T> load_any(const T* x, int64_t index, int64_t n) {
+  Pack<T> pack;
+  const int64_t first = index * kBlock;
+#pragma unroll
+  for (int i = 0; i < kBlock; ++i) {
+    if (first + i < n) {
+      pack.value[i] = x[first + i];
+    } else {
+      narrow(0, &pack.value[i]);
     }
   }
   return pack;
 }
 
-// Evict first: nobody reads y again before much else has passed through the cache.
-template <typename T, bool kAligned>
-__device__ __forceinline__ void store(T* y, int64_t block, int64_t n, const Pack<T>& pack) {
-  const int64_t first = block * kBlock;
-  if (kAligned && first + kBlock <= n) {
-    auto* to = reinterpret_cast<uint4*>(y + first);
-    const auto* from = reinterpret_cast<const uint4*>(&pack);
+template <typename T>
+__device__ __forceinline__ void store_any(T* y, int64_t index, int64_t n, const Pack<T>& pack) {
+  const int64_t first = index * kBlock;
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(pack) / sizeof(uint4)); ++i) __stcs(to + i, from[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kBlock; ++i) {
-      if (first + i < n) y[first + i] = pack.value[i];
-    }
+  for (int i = 0; i < kBlock; ++i) {
+    if (first + i < n) y[first + i] = pack.value[i];
   }
 }
 

@@ -43,7 +43,7 @@ void forward_cuda(uintptr_t x, uintptr_t y, uintptr_t keep_bits, uintptr_t stats
                   int64_t n, int64_t rows, int dtype, const Settings& settings, int device, uintptr_t stream) {
   py::gil_scoped_release release;
   jumpout_forward_cuda(at<void>(x), at<void>(y), at<uint8_t>(keep_bits), at<Stats>(stats), at<uint64_t>(seed),
-                       at<int64_t>(scratch), n, rows, static_cast<DType>(dtype), settings, device, at<void>(stream));
+                       at<double>(scratch), n, rows, static_cast<DType>(dtype), settings, device, at<void>(stream));
 }
 
 void backward_cuda(uintptr_t dy, uintptr_t keep_bits, uintptr_t stats, uintptr_t dx, int64_t n, int64_t rows, int dtype,
@@ -96,7 +96,7 @@ PYBIND11_MODULE(_C, m) {
 #ifdef JUMPOUT_CUDA
   m.def("forward_cuda", &forward_cuda);
   m.def("backward_cuda", &backward_cuda);
-  m.attr("CUDA_SCRATCH") = kCudaScratch;
+  m.def("scratch_cuda", &jumpout_scratch_cuda);
 #endif
 
   m.def("philox", &philox_reference, "Philox-4x32 of a counter and a key, for tests against published vectors");

@@ -43,8 +43,11 @@ def test_the_common_path_is_the_one_that_moves_whole_packs():
 
 
 def test_a_kernel_is_read_from_its_symbol():
-    symbol = "_ZN7jumpout48_GLOBAL__N__2613ae2c_15_jumpout_cuda_cu_e430659c12count_kernelI13__nv_bfloat16Lb1EEEvPKT_Pll"
-    assert sass.described(symbol) == ("count", "bfloat16", ["aligned"])
+    symbol = (
+        "_ZN7jumpout48_GLOBAL__N__2613ae2c_15_jumpout_cuda_cu_e430659c12count_kernelI13__nv_bfloat16Lb1ELi32EEEvPKT_Pll"
+    )
+    assert sass.described(symbol) == ("count", "bfloat16", ["aligned", "by warp"])
+    assert sass.described("_ZN7jumpout1_11rate_kernelILi1EEEvPKd") == ("rate", "", ["by thread"])
     with pytest.raises(ValueError, match=r"_Z5otherv is no kernel that tools/sass.py knows"):
         sass.described("_Z5otherv")
 
@@ -74,12 +77,12 @@ def test_a_kernel_that_grew_is_found():
     before = json.loads(sass.RESULT.read_text())
     assert sass.grown(before, before) == []
     now = copy.deepcopy(before)
-    entry = now["architectures"]["sm_90"]["count float32 aligned"]
+    entry = now["architectures"]["sm_90"]["count float32 aligned by block"]
     entry["issued"] *= 1.09
     assert sass.grown(before, now) == []
     entry["registers"] = 2 * entry["registers"]
     (line,) = sass.grown(before, now)
-    assert line.startswith("count float32 aligned, sm_90: ")
+    assert line.startswith("count float32 aligned by block, sm_90: ")
     now["architectures"]["sm_90"]["one more"] = entry
     assert "one more, sm_90: new; make cuda-sass writes the file anew" in sass.grown(before, now)
 

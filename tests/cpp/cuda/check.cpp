@@ -51,14 +51,16 @@ const Setting kSettings[] = {
 struct Size {
   int64_t n, rows;
 };
-// Around a block of eight, a warp's 256 elements, a thread block's 2048, the emulated grid's 16384; rows shorter and
-// longer than each, no multiple of eight, more than the grid has thread blocks.
+// Around a pack of eight, what a warp takes at a time (256 elements, 1024 to count), a thread block (4096, 8192) and
+// the four thread blocks of the emulated device; rows that are no multiple of eight, shorter than a pack, longer than
+// what a warp counts, in parts, and more than there are thread blocks.
 const Size kSizes[] = {
-    {0, 1},         {1, 1},        {7, 1},    {8, 1},         {9, 1},       {15, 1},       {16, 1},    {17, 1},
-    {63, 1},        {64, 1},       {65, 1},   {255, 1},       {256, 1},     {257, 1},      {2047, 1},  {2048, 1},
-    {2049, 1},      {4095, 1},     {4096, 1}, {4097, 1},      {16383, 1},   {16384, 1},    {16385, 1}, {40001, 1},
-    {0, 3},         {5, 5},        {10, 2},   {24, 3},        {35, 5},      {105, 5},      {60, 60},   {645, 5},
-    {64 * 255, 64}, {3 * 5001, 3}, {5670, 5}, {2 * 16384, 2}, {9 * 90, 90}, {17 * 70, 70},
+    {0, 1},        {1, 1},       {7, 1},         {8, 1},        {9, 1},    {15, 1},       {16, 1},       {17, 1},
+    {63, 1},       {64, 1},      {65, 1},        {255, 1},      {256, 1},  {257, 1},      {2047, 1},     {2048, 1},
+    {2049, 1},     {4095, 1},    {4096, 1},      {4097, 1},     {8191, 1}, {8192, 1},     {8193, 1},     {16384, 1},
+    {16385, 1},    {40001, 1},   {0, 3},         {5, 5},        {10, 2},   {24, 3},       {35, 5},       {105, 5},
+    {60, 60},      {645, 5},     {64 * 255, 64}, {3 * 1025, 3}, {5670, 5}, {2 * 4096, 2}, {3 * 4097, 3}, {2 * 16387, 2},
+    {7 * 4099, 7}, {1 * 20, 20}, {9 * 90, 90},   {17 * 70, 70},
 };
 
 struct Case {
@@ -68,6 +70,7 @@ struct Case {
   size_t misalign;  // of x, y, dy and dx from an aligned address, in elements
   bool inplace;
   uint64_t seed;
+  int device = 0;
 };
 
 long cases = 0, differences = 0;
@@ -108,14 +111,14 @@ void check_case(const Case& c, bool exact, std::mt19937_64& random) {
   DeviceArray x_there(x, offset, exact), y_there(filled(y, 0x5A), offset, exact), seed_there(seed, 0, exact);
   DeviceArray dy_there(dy, offset, exact), dx_there(filled(dx, 0x5A), offset, exact);
   DeviceArray keep_there(filled(keep, 0xFF), 0, exact), stats_there(filled(stats, 0xEE), 0, exact);
-  DeviceArray scratch_there(Bytes(kCudaScratch * sizeof(int64_t), 0xEE), 0, exact);
+  DeviceArray scratch_there(Bytes(jumpout_scratch_cuda(n, rows, c.device) * sizeof(double), 0xEE), 0, exact);
   DeviceArray& y_at = c.inplace ? x_there : y_there;
   DeviceArray& dx_at = c.inplace ? dy_there : dx_there;
   jumpout_forward_cuda(x_there.at(), y_at.at(), keep_there.at<uint8_t>(), stats_there.at<Stats>(),
-                       seed_there.at<uint64_t>(), scratch_there.at<int64_t>(), n, rows, c.dtype, c.setting.values, 0,
-                       nullptr);
+                       seed_there.at<uint64_t>(), scratch_there.at<double>(), n, rows, c.dtype, c.setting.values,
+                       c.device, nullptr);
   jumpout_backward_cuda(dy_there.at(), keep_there.at<uint8_t>(), stats_there.at<Stats>(), dx_at.at(), n, rows, c.dtype,
-                        0, nullptr);
+                        c.device, nullptr);
 
   ++cases;
   bool intact = true;
@@ -147,13 +150,16 @@ void check_all(const Options& options) {
   }
 }
 
-// As many thread blocks as there is scratch for, and a little more than one turn of each.
-void check_many_blocks(const Options& options) {
+// A little more than one turn of as many thread blocks as fill the device, in one row and in few.
+void check_many_blocks(const Options& options, int device) {
   std::mt19937_64 random(options.seed);
-  constexpr int64_t kTurn = int64_t{kCudaScratch} * 256 * kBlock;
+  constexpr int64_t kTurn = 80 * 256 * 4 * kBlock;  // of the emulated device, which has 80 thread blocks
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    const Setting& setting = kSettings[random() % 5];
-    check_case({dtype, {kTurn + 2405, 1}, setting, 0, false, random()}, options.exact, random);
+    for (const int64_t rows : {1, 5}) {
+      const Setting& setting = kSettings[random() % 5];
+      const Size size{(kTurn + 2405) / rows * rows, rows};
+      check_case({dtype, size, setting, 0, false, random(), device}, options.exact, random);
+    }
   }
 }
 
@@ -187,15 +193,16 @@ Options parse(int count, char** arguments) {
 
 int main(int count, char** arguments) {
   const Options options = parse(count, arguments);
+  int large = 0;
 #ifndef __CUDACC__
   emulator::configure(options.seed, options.workers);
-  emulator::device.multiprocessors = 1;
+  large = 1;
 #endif
   check_all(options);
-#ifndef __CUDACC__
-  emulator::device.multiprocessors = 132;
-#endif
-  if (!options.small) check_many_blocks(options);
+  if (!options.small) {
+    must(cudaSetDevice(large), "cudaSetDevice");
+    check_many_blocks(options, large);
+  }
   std::printf("%ld cases, %ld differences\n", cases, differences);
   std::fflush(stdout);
   std::_Exit(differences != 0);  // without waiting for the emulator's threads

@@ -247,7 +247,7 @@ void configure(uint64_t seed, int threads) {
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
   const dim3 blocks = config.gridDim, threads = config.blockDim;
-  if (blocks.x == 0 || threads.x == 0 || threads.x > 1024) return cudaErrorInvalidConfiguration;
+  if (const cudaError_t error = refusal(config); error != cudaSuccess) return error;
   if (blocks.y * blocks.z * threads.y * threads.z != 1) fail("only one-dimensional launches");
   static Pool& pool = *new Pool(workers);
   ++launches;

@@ -58,7 +58,7 @@ T shuffle_down(uint32_t mask, T value, int delta) {
   return value;
 }
 
-// Waits for the end of the launch. A launch the device would refuse is refused.
+// Waits for the end of the launch.
 cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
 
 template <typename... Parameters, typename... Arguments>
@@ -69,11 +69,16 @@ cudaError_t launch_kernel(const cudaLaunchConfig_t* config, void (*kernel)(Param
   }(std::forward<Arguments>(arguments)...);
 }
 
-// What the runtime says of the device: a small one makes thread blocks walk their loops several times.
+// What the runtime says of the devices.
 struct Device {
-  int multiprocessors = 1;
+  int multiprocessors, threads;  // threads resident on each
 };
-extern Device device;
+constexpr int kDevices = 2;
+extern Device devices[kDevices];
+extern cudaError_t next_launch;  // what the next launch returns in place of running, if it is no success
+
+// Why the device refuses a launch, or success.
+cudaError_t refusal(const cudaLaunchConfig_t& config);
 
 void configure(uint64_t seed, int workers);  // seed of all orders; OS threads that run blocks, as of the first launch
 extern long launches, switches;

@@ -5,26 +5,61 @@
 #include "emulator.h"
 
 namespace emulator {
-Device device;
-}
+// The small one makes thread blocks walk their loops several times.
+Device devices[] = {{1, 1024}, {10, 2048}};
+cudaError_t next_launch = cudaSuccess;
+}  // namespace emulator
+
+namespace {
+
+cudaError_t last_error = cudaSuccess;
+int current = 0;
+
+cudaError_t failed(cudaError_t error) { return last_error = error; }
+
+}  // namespace
 
 extern "C" {
 
-cudaError_t cudaGetDevice(int* index) { return *index = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int index) { return index == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
-
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  if (attribute != cudaDevAttrMultiProcessorCount) return cudaErrorInvalidValue;
-  return *value = emulator::device.multiprocessors, cudaSuccess;
+cudaError_t cudaGetDevice(int* index) { return *index = current, cudaSuccess; }
+cudaError_t cudaSetDevice(int index) {
+  if (index < 0 || index >= emulator::kDevices) return failed(cudaErrorInvalidDevice);
+  return current = index, cudaSuccess;
 }
 
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorString(cudaError_t) { return "an error of the emulator"; }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int index) {
+  if (index < 0 || index >= emulator::kDevices) return failed(cudaErrorInvalidDevice);
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      return *value = emulator::devices[index].multiprocessors, cudaSuccess;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      return *value = emulator::devices[index].threads, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      return *value = 7, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      return *value = 5, cudaSuccess;
+    default:
+      return failed(cudaErrorInvalidValue);
+  }
+}
+
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads, size_t) {
+  return *blocks = emulator::devices[current].threads / threads, cudaSuccess;
+}
+
+cudaError_t cudaPeekAtLastError() { return last_error; }
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = last_error;
+  last_error = cudaSuccess;
+  return error;
+}
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "an error of the emulator";
+}
 
 // Ends where it is said to, so that AddressSanitizer sees the first byte beyond it.
 cudaError_t cudaMalloc(void** memory, size_t size) {
-  return posix_memalign(memory, 256, size) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
+  return posix_memalign(memory, 256, size) == 0 ? cudaSuccess : failed(cudaErrorMemoryAllocation);
 }
 cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) {
@@ -32,3 +67,17 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) 
 }
 
 }  // extern "C"
+
+namespace emulator {
+
+cudaError_t refusal(const cudaLaunchConfig_t& config) {
+  if (next_launch != cudaSuccess) {
+    const cudaError_t error = next_launch;
+    next_launch = cudaSuccess;
+    return failed(error);
+  }
+  const unsigned blocks = config.gridDim.x, threads = config.blockDim.x;
+  return blocks == 0 || threads == 0 || threads > 1024 ? failed(cudaErrorInvalidConfiguration) : cudaSuccess;
+}
+
+}  // namespace emulator
