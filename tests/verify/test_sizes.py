@@ -94,7 +94,24 @@ class Merged(nn.Module):
         return self.fc(x).reshape(-1).tanh().reshape(-1, 3)
 
 
-def test_an_axis_made_of_images_and_others_is_listed(tmp_path):
+def test_an_axis_made_of_images_and_others_is_no_matter_by_itself(tmp_path):
     report = export_onnx(Merged().eval(), tmp_path / "m.onnx", torch.randn(2, 4))
     assert report
-    assert "makes one axis of images and others" in note(report, "sizes")
+    assert note(report, "sizes") == "nothing that the file computes from sizes decides anything but shapes"
+
+
+# Ones that are added up along the height, and doubled where they come to more than 32.
+COUNTED = (
+    "z = Mul (h, none) o = Add (z, one) c = CumSum (o, rows) m = ReduceMax <keepdims = 0> (c) b = Greater (m, k) "
+    "f0 = Cast <to = 1> (b) f = Add (f0, one) output = Mul (h, f)"
+)
+
+
+@pytest.mark.parametrize("body", ["output = Identity (h)", COUNTED], ids=["right", "doubled from a height of 33 on"])
+def test_a_file_that_counts_rows_in_its_data_is_tried_on_both_sides(body, tmp_path):
+    """What it counts are ones that it makes of the image."""
+    constants = {"none": np.float32(0), "k": np.float32(32), "rows": np.int64(2)}
+    report = verified(tmp_path, body, **constants)
+    assert bool(report) == ("Identity" in body)
+    failed = [check.name for check in report.checks if check.verdict == "fail"]
+    assert bool(report) or any("height=33" in name or "height=34" in name for name in failed), failed

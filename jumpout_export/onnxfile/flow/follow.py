@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jumpout_export.onnxfile.flow.evaluate import Evaluator
-from jumpout_export.onnxfile.flow.places import fixed_places, merges, mixes
+from jumpout_export.onnxfile.flow.places import fixed_places, joined_axes, mixes
 from jumpout_export.onnxfile.flow.rules import (
     DECIDES,
     ENTERS,
@@ -63,7 +63,7 @@ class Flow:
     Attributes:
         meetings: in the order of the nodes.
         complete: whether these are all.
-        merged: nodes that make one axis of images and others, which is not followed.
+        together: how many elements lie behind one entry of an open axis where it is joined with others.
     """
 
     def __init__(self, model: ModelProto, dims: Mapping[str, Dims], batch: str | None, evaluator: Evaluator) -> None:
@@ -77,7 +77,7 @@ class Flow:
         """
         self.meetings: list[Meeting] = []
         self.complete = True
-        self.merged: list[str] = []
+        self.together = {1}
         self._dims, self._batch, self._evaluator = dims, batch, evaluator
         self._all = frozenset(one for shape in dims.values() for one in shape if isinstance(one, str))
         self._count, self._repeats, self._met = 0, 0, set[int]()
@@ -129,10 +129,12 @@ class Flow:
             shape = (len(dims),) if dims is not None else ()
         elif any(one.kind == "data" for one in given) or not (given or node.op_type == "Constant"):
             self._beside_data(node, inputs, where)
-            mixed = mixes(node, inputs, self._dims_of(inputs), self._batch, self._evaluator)
-            if merges(self._dims_of(inputs), self._dims.get(node.output[0]), self._batch):
-                self.merged.append(where)
-            return [self._new("data", node=node, inputs=inputs, axes=axes, mixes=mixed) for _ in node.output]
+            shapes = [self._dims_of([one]) for one in inputs]
+            mixed = mixes(node, inputs, shapes, self._batch, self._evaluator)
+            joined, others = joined_axes(inputs, shapes, self._dims.get(node.output[0]))
+            self.together |= {others}
+            more = {"node": node, "inputs": inputs, "axes": axes, "mixes": mixed, "joined": joined}
+            return [self._new("data", **more) for _ in node.output]
         elif kind == "opaque":
             kind = "opaque" if axes else "constant"
             for one in given:
@@ -202,16 +204,14 @@ class Flow:
                 self._met.add(one.number)
                 self.meetings.append(Meeting(where, _ENTERS, None, one.axes, frozenset(), enters=True))
         kinds = {one.kind for one in inputs if one is not None}
-        mixed = frozenset(name for one in inputs if one is not None and one.mixes for name in [self._batch] if name)
+        mixed = frozenset[str]().union(*(one.mixes for one in inputs if one is not None))
         sizes = frozenset(name for one in inputs if one is not None and one.kind == "plain" for name in one.axes)
         decides = node.op_type in DECIDES
-        if mixed:
-            self._may_decide(
-                where,
-                "compares what several images give",
-                mixed,
-                (one for one in inputs if one is not None and not one.mixes),
-            )
+        # Along other axes than the batch every network makes one of several entries, and multiplies that with numbers.
+        counted = mixed if decides else mixed & {self._batch}
+        if counted:
+            given = (one for one in inputs if one is not None and not one.mixes)
+            self._may_decide(where, "compares what several entries give", counted, given)
         elif decides and "plain" in kinds:
             self._may_decide(where, "compares a size with data", sizes, inputs)
         for axis, places in fixed_places(node, inputs, self._dims_of(inputs), self._evaluator):

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 # The result of several entries.
 _MIXES = REDUCES | NORMS | {"CumSum", "ArgMax", "ArgMin", "TopK", "NonZero", "Unique", "Compress"}
 _MIXES |= {"Softmax", "LogSoftmax", "Hardmax"}
-# The same, along the axes behind channels.
-_SPATIAL = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "AveragePool", "MaxPool", "LpPool", "LRN",
-                      "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "InstanceNormalization", "Resize",
-                      "GridSample", "GroupNormalization"})  # fmt: skip
+# The same, along all axes behind channels.
+_POOLS = frozenset({"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
+# Of neighbours there, or in a way in which nothing is counted: that matters where images lie along these axes.
+_NEARBY = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "AveragePool", "MaxPool", "LpPool", "LRN",
+                     "InstanceNormalization", "Resize", "GridSample", "GroupNormalization"})  # fmt: skip
+_WEIGHED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _RECURRENT = frozenset({"RNN", "GRU", "LSTM"})
 _INDEX = frozenset({"Gather", "Slice", "GatherND", "ScatterND", "GatherElements", "ScatterElements", "TopK"})
 # More indices than these are no places, but a table of neighbours.
@@ -36,7 +38,8 @@ def fixed_places(
 
     `dims` is the shape of the data, None where it is not known.
     """
-    if dims is None:
+    first = inputs[0] if inputs else None
+    if dims is None or first is None:
         return
     if node.op_type in _DISTANCES:
         yield from _distances(node, inputs, dims, evaluator)
@@ -55,10 +58,9 @@ def fixed_places(
     else:
         found = [(attribute(node, "axis", -1 if node.op_type == "TopK" else 0), constants[0])]
     for axis, places in found:
-        name = dims[axis] if -len(dims) <= axis < len(dims) else None
-        if isinstance(name, str):
-            exact = node.op_type in ("Slice", "TopK")  # bounds and a number; else indices, which count from 0
-            yield name, [abs(int(i)) if exact or i < 0 else int(i) + 1 for i in places.flat]
+        exact = node.op_type in ("Slice", "TopK")  # bounds and a number; else indices, which count from 0
+        numbers = [abs(int(i)) if exact or i < 0 else int(i) + 1 for i in places.flat]
+        yield from ((name, numbers) for name in sorted(_names_at(first, dims, axis)))
 
 
 # Operators that move values along an axis, or weigh those that lie so far away.
@@ -90,54 +92,115 @@ def _distances(
             yield name, places
 
 
-def merges(dims: Dims | None, made: Dims | None, batch: str | None) -> bool:
-    """Returns whether a node takes data with an axis of images, and what it makes has none that is known as such."""
-    if dims is None or made is None or batch not in dims or batch in made or list(made).count(None) != 1:
-        return False
-    others = [[one for one in each if one not in (batch, None)] for each in (dims, made)]
-    # With -1 in its place, the images still have an axis to themselves: as many values lie behind it as before.
-    sizes = [math.prod(one for one in each if isinstance(one, int)) for each in others]
-    return None not in dims and sizes[0] != sizes[1]
+def joined_axes(
+    inputs: Sequence[Value | None], shapes: Sequence[Dims | None], made: Dims | None
+) -> tuple[frozenset[str], int]:
+    """Returns the open axes that an axis without a name may be made of, in what a node makes, and how many others.
+
+    Args:
+        inputs: of the node.
+        shapes: of these, None where they are not known.
+        made: the shape of what it makes.
+    """
+    names: set[str] = set()
+    others = 1
+    for value, dims in zip(inputs, shapes, strict=True):
+        if value is None or value.kind != "data":
+            continue
+        names |= value.joined
+        gone = {one for one in dims or () if isinstance(one, str)} - set(made or ())
+        if made is None or None in made:
+            names |= gone
+            counts = [math.prod(one for one in each if isinstance(one, int)) for each in (dims or (), made or ())]
+            others = max(others, counts[0] // max(counts[1], 1)) if gone else others
+    known = made is not None and None not in made
+    return frozenset() if known else frozenset(names - set(made or ())), others
 
 
 def mixes(
-    node: NodeProto, inputs: Sequence[Value | None], dims: Dims | None, batch: str | None, evaluator: Evaluator
-) -> bool:
-    """Returns whether what a node makes of data depends on several images of a batch, or already did."""
-    if any(one is not None and one.mixes for one in inputs):
-        return True
-    if batch is None or dims is None or batch not in dims:
-        return False
-    if node.op_type in ("MatMul", "Einsum", "Gemm", "SplitToSequence"):
-        return _contracts(node, dims, batch)
-    if node.op_type in _SPATIAL:
-        return batch in dims[2:]
-    if node.op_type in _RECURRENT:
-        return batch in dims[attribute(node, "layout", 0) :][:1]
-    if node.op_type == "Trilu":
-        return batch in dims[-2:]
-    if node.op_type == "Pad":
-        return any(name == batch for name, _ in _distances(node, inputs, dims, evaluator))
-    if node.op_type not in _MIXES:
-        return False
-    axes: Iterable[int] = [one.i for one in node.attribute if one.name == "axis"]
-    axes = [*axes, *(i for one in node.attribute if one.name == "axes" for i in one.ints)]
-    if len(inputs) > 1 and node.op_type in REDUCES | NORMS | {"CumSum"} and inputs[1] is not None:
+    node: NodeProto,
+    inputs: Sequence[Value | None],
+    shapes: Sequence[Dims | None],
+    batch: str | None,
+    evaluator: Evaluator,
+) -> frozenset[str]:
+    """Returns the open axes along which several entries are made one, in what a node makes of data or before.
+
+    Args:
+        node: with data among its inputs.
+        inputs: of it.
+        shapes: of these, None where they are not known.
+        batch: the name of the batch's axis, None where its size is fixed.
+        evaluator: for constants.
+    """
+    found = frozenset[str]().union(*(one.mixes for one in inputs if one is not None))
+    if node.op_type in _WEIGHED and any(one is not None and _is_table(one) for one in inputs):
+        # No count any more, but what a layer makes of means over an image; a table that is no weight, others list.
+        found &= {batch}
+    for place, (value, dims) in enumerate(zip(inputs, shapes, strict=True)):
+        if value is None or value.kind != "data":
+            continue
+        if dims is None:
+            found |= value.joined if node.op_type in _MIXES | _POOLS else frozenset()
+            continue
+        for axis in _mixed(node, place, dims, inputs, evaluator):
+            found |= _names_at(value, dims, axis)
+        if batch is not None and batch in dims and batch in _nearby(node, inputs, dims, evaluator):
+            found |= {batch}
+    return found
+
+
+def _is_table(value: Value) -> bool:
+    return value.kind == "constant" and (value.tensor is None or math.prod(value.tensor.dims) > 1)
+
+
+def _names_at(value: Value, dims: Dims, axis: int) -> frozenset[str]:
+    """The open axes that an axis of data is, or may be made of."""
+    name = dims[axis] if -len(dims) <= axis < len(dims) else 0
+    return value.joined if name is None else frozenset({name} if isinstance(name, str) else ())
+
+
+def _mixed(
+    node: NodeProto, place: int, dims: Dims, inputs: Sequence[Value | None], evaluator: Evaluator
+) -> Iterable[int]:
+    """The axes of one of a node's inputs along which it makes one of several entries, as far as they may be counted."""
+    kind, rank = node.op_type, len(dims)
+    if kind in ("MatMul", "Gemm"):
+        is_second = bool(place) and rank > 1
+        turned = attribute(node, "transB" if place else "transA", 0) if kind == "Gemm" else 0
+        return [] if place > 1 else [-1 - (is_second ^ bool(turned))]
+    if kind == "Einsum":
+        equation = next((one.s.decode(errors="replace") for one in node.attribute if one.name == "equation"), "")
+        terms, _, result = equation.replace(" ", "").partition("->")
+        term = terms.split(",")[place] if place < len(terms.split(",")) else ""
+        return [axis for axis, letter in enumerate(term) if letter not in result] if len(term) == rank else []
+    if place:
+        return []
+    if kind == "SplitToSequence":
+        return [attribute(node, "axis", 0)]
+    if kind in _POOLS:
+        return range(2, rank)
+    if kind in _RECURRENT:
+        return [attribute(node, "layout", 0)]
+    if kind not in _MIXES:
+        return []
+    axes: list[int] = [one.i for one in node.attribute if one.name == "axis"]
+    axes += [i for one in node.attribute if one.name == "axes" for i in one.ints]
+    if len(inputs) > 1 and kind in REDUCES | NORMS | {"CumSum"} and inputs[1] is not None:
         array = evaluator.constant(inputs[1])
-        axes = range(len(dims)) if array is None else [int(i) for i in array.flat]
-    elif not axes:
-        last = node.op_type == "TopK" or "max" in node.op_type
-        axes = [0] if node.op_type in ("ArgMax", "ArgMin") else [-1] if last else range(len(dims))
-    return any(-len(dims) <= axis < len(dims) and dims[axis] == batch for axis in axes)
+        return range(rank) if array is None else [int(i) for i in array.flat]
+    if axes:
+        return axes
+    last = kind == "TopK" or "max" in kind
+    return [0] if kind in ("ArgMax", "ArgMin") else [-1] if last else range(rank)
 
 
-def _contracts(node: NodeProto, dims: Dims, batch: str) -> bool:
-    """Whether a product sums over the batch, which its first factor has; a sequence of images may be counted."""
-    if node.op_type in ("MatMul", "Gemm"):
-        return dims[-1 if not attribute(node, "transA", 0) else 0] == batch
-    if node.op_type == "SplitToSequence":
-        return True
-    equation = next((one.s.decode(errors="replace") for one in node.attribute if one.name == "equation"), "")
-    terms, _, result = equation.replace(" ", "").partition("->")
-    first = terms.split(",")[0]
-    return len(first) == len(dims) and first[dims.index(batch)] not in result
+def _nearby(
+    node: NodeProto, inputs: Sequence[Value | None], dims: Dims, evaluator: Evaluator
+) -> Iterable[int | str | None]:
+    """The axes of a node's first input along which it makes one of neighbours, by name or size."""
+    if node.op_type in _NEARBY:
+        return dims[2:]
+    if node.op_type == "Trilu":
+        return dims[-2:]
+    return [name for name, _ in _distances(node, inputs, dims, evaluator)] if node.op_type == "Pad" else []

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 # Work of all functions together, about a second; what is left then is not followed.
 _MOST_STEPS = 10_000
-_MERGES = "makes one axis of images and others, and what is computed along that is not looked at"
 # A size at which it shows that a size is part of the values, if it should not be.
 _DRIFT = 128
 
@@ -136,7 +135,7 @@ def _uses(model: ModelProto, opened: Sequence[Mapping[int, str]], known: Sizes, 
     evaluator = Evaluator(Runner(default_opset(model)), shapes)
     flow = Flow(model, shapes.symbolic, batch, evaluator)
     shapes.keep({value.name for meeting in flow.meetings if meeting.value for value in _measured(meeting.value)})
-    search = _Search(evaluator, known, batch, _elements(bare, known, batch))
+    search = _Search(evaluator, known, batch, _elements(bare, known, batch) | flow.together)
     found: dict[tuple[object, ...], SizeUse] = {}
     # Shapes last: there are many of them, and a wrong one hardly goes unnoticed.
     for meeting in sorted(flow.meetings, key=lambda one: (one.value is not None, one.shapes)):
@@ -144,10 +143,8 @@ def _uses(model: ModelProto, opened: Sequence[Mapping[int, str]], known: Sizes, 
             found.setdefault((use.axes, use.sizes, use.followed), use)  # of what many nodes read, the first is named
     told = {use.axes for use in found.values() if use.sizes and not use.followed}
     more = [] if flow.complete and not search.left else list(known)
-    merged = [SizeUse(flow.merged[0], _MERGES, (batch,), (), followed=False)] if flow.merged and batch else []
     return [
         *(use for use in found.values() if use.sizes or use.axes not in told),
-        *merged,
         *(
             SizeUse("what further nodes", "do with sizes is not looked at", (name,), (), followed=False)
             for name in more

@@ -33,7 +33,8 @@ class Value:
         dims: of sizes that were picked from shapes, one by one: numbers, names of open axes, None for what has to be
             measured.
         shape: of those.
-        mixes: whether it is data and several entries of the batch were made one.
+        mixes: of data, the names of the open axes along which several entries were made one.
+        joined: of data, the names of the open axes that an axis without a name may be made of.
         node: that makes it, None for a tensor and an input.
         inputs: of that node; None for one that is left out.
         index: which output of the node it is.
@@ -50,7 +51,8 @@ class Value:
     whole: bool = False
     dims: Dims | None = None
     shape: tuple[int, ...] = ()
-    mixes: bool = False
+    mixes: frozenset[str] = frozenset()
+    joined: frozenset[str] = frozenset()
     node: NodeProto | None = None
     inputs: tuple[Value | None, ...] = ()
     index: int = 0

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from jumpout_export.model.operations import Recording
+from jumpout_export.model.operations import Operation, Recording
 from jumpout_export.onnxfile.constants import Array
 from jumpout_export.onnxfile.steps import Step
 from jumpout_export.verify.constants.matches import Known
@@ -45,6 +45,7 @@ def turned(
         steps: of the file.
     """
     weights = {**dict(run.named_parameters()), **dict(run.named_buffers())}
+    read = _read_by_operations(recording) if arrays else {}
     wrong = []
     for name, array in arrays.items():
         names = [one.name for one in held.get(name, ()) if one.name]
@@ -53,7 +54,8 @@ def turned(
             continue
         is_swapped = not np.array_equal(array, known.reshape(-1), equal_nan=True)
         theirs = set(_ways_in_file(name, is_swapped, steps))
-        ours = set(_ways(recording, weights[names[0]]))
+        weight = weights[names[0]]
+        ours = set(_ways(read.get(_storage(weight), []), weight))
         # What a file computes in other operators than PyTorch cannot be told apart like this.
         if theirs and ours and {kind for kind, _ in theirs} == {kind for kind, _ in ours} and theirs != ours:
             wrong.append(Misplaced((names[0],), f"the file reads `{names[0]}` with its last two axes swapped"))
@@ -83,26 +85,30 @@ def _ways_in_file(name: str, is_swapped: bool, steps: Iterable[Step]) -> Iterato
                 yield "is", int(is_swapped)
 
 
-def _ways(recording: Recording, weight: Tensor) -> Iterator[Way]:
+def _read_by_operations(recording: Recording) -> dict[int, list[tuple[Operation, int, Tensor]]]:
+    """What operations on data read, by its storage: the operation, the number of its argument, and the tensor."""
+    found: dict[int, list[tuple[Operation, int, Tensor]]] = {}
     for index in recording.live():
         operation = recording.operations[index]
-        if not operation.from_data:
-            continue
-        factors = _PRODUCTS.get(operation.short_name, ())
-        for place, argument in enumerate(operation.arguments):
+        for place, argument in enumerate(operation.arguments) if operation.from_data else ():
             for leaf in pytree.tree_leaves(argument):
-                if not _is_view(leaf, weight):
-                    continue
-                is_swapped = leaf.stride()[-2:] != weight.stride()[-2:]
-                if place in factors:
-                    yield "sums over", (1 - factors.index(place)) ^ is_swapped
-                else:
-                    yield "is", int(is_swapped)
+                if isinstance(leaf, Tensor):
+                    found.setdefault(_storage(leaf), []).append((operation, place, leaf))
+    return found
 
 
-def _is_view(leaf: object, weight: Tensor) -> bool:
-    """Whether a tensor has the last two axes of a weight, in either order, and perhaps more in front."""
-    if not isinstance(leaf, Tensor) or leaf.ndim < 2 or leaf.shape[-2:] != weight.shape[-2:]:
-        return False
-    same = leaf.untyped_storage()._cdata == weight.untyped_storage()._cdata
-    return same and sorted(leaf.stride()[-2:]) == sorted(weight.stride()[-2:])
+def _ways(reads: Iterable[tuple[Operation, int, Tensor]], weight: Tensor) -> Iterator[Way]:
+    for operation, place, leaf in reads:
+        # The last two axes of the weight, in either order, and perhaps more in front.
+        if leaf.shape[-2:] != weight.shape[-2:] or sorted(leaf.stride()[-2:]) != sorted(weight.stride()[-2:]):
+            continue
+        is_swapped = leaf.stride()[-2:] != weight.stride()[-2:]
+        factors = _PRODUCTS.get(operation.short_name, ())
+        if place in factors:
+            yield "sums over", (1 - factors.index(place)) ^ is_swapped
+        else:
+            yield "is", int(is_swapped)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

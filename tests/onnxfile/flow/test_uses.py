@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 from support.onnx_files import parsed
 
 from jumpout_export.onnxfile.flow.uses import size_uses, sizes_to_try
@@ -174,6 +175,94 @@ def test_a_function_is_looked_into():
     assert tried(model("y = local.twice (x)", functions=text)) == {64, 65, 66}
 
 
+COUNTS = {
+    "added up": "c = CumSum (o, two2) n = ReduceMax (c, all)",
+    "summed": "n = ReduceSum (o, both)",
+    "a mean of a mark": "p = Pad (o, pads) m = ReduceMean (p, both) n = Reciprocal (m)",
+    "a softmax": "q = Softmax <axis = 2> (o) m = ReduceMax (q, all) n = Reciprocal (m)",
+    "a product": "q = MatMul (o, t) n = ReduceMax (q, all)",
+    "a pool": "p = Pad (o, pads) q = GlobalAveragePool (p) n = Reciprocal (q)",
+    "found": "d = Cast <to = 9> (o) i = NonZero (d) r = Gather (i, two2) n0 = ReduceMax <keepdims = 0> (r) "
+    "n = Cast <to = 1> (n0)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("conv", [False, True], ids=["of the input", "behind a convolution"])
+def test_what_is_counted_along_height_or_width_is_tried(name, conv):
+    made = "h = Conv <pads = [1, 1, 1, 1]> (x, w)" if conv else "h = Identity (x)"
+    text = f"""g (float[n,1,h,w] x) => (float[n,1,a,b] y) {{
+        {made}
+        z = Mul (h, nothing)
+        o = Add (z, one)
+        t = Transpose <perm = [0, 1, 3, 2]> (o)
+        {COUNTS[name]}
+        b = Greater (n, k20)
+        f = Where (b, two, one)
+        y = Mul (h, f)
+    }}"""
+    more = {
+        "w": np.ones((1, 1, 3, 3), np.float32),
+        "two2": np.int64(2),
+        "all": np.array([0, 1, 2, 3]),
+        "both": np.array([2, 3]),
+        "pads": np.array([0, 0, 0, 0, 0, 0, 1, 0]),
+        "k20": np.float32(20),
+    }
+    proto = parsed(text, {**CONSTANTS, **more}, check=False)
+    opened = ({0: "batch", 2: "height", 3: "width"},)
+    found = size_uses(proto, opened, {"batch": 2, "height": 12, "width": 12}, "batch")
+    tried = {axis: {size for use in found if use.axes == (axis,) for size in use.sizes} for axis in opened[0].values()}
+    assert any(tried[axis] >= {20, 21, 22} for axis in ("height", "width")), found
+
+
+def test_what_layers_make_of_a_mean_over_an_image_is_no_count():
+    """As in squeeze and excite, whose gate is bounded by 6."""
+    text = """g (float[n,4,h,w] x) => (float[n,4,h,w] y) {
+        m = ReduceMean (x, both)
+        d = Conv (m, w)
+        r = Clip (d, nothing, six)
+        y = Mul (x, r)
+    }"""
+    more = {"w": np.ones((4, 4, 1, 1), np.float32), "both": np.array([2, 3]), "six": np.float32(6)}
+    proto = parsed(text, {**CONSTANTS, **more}, check=False)
+    opened = ({0: "batch", 2: "height", 3: "width"},)
+    known = {"batch": 2, "height": 12, "width": 12}
+    assert size_uses(proto, opened, known, "batch") == []
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "w")
+    weight.CopyFrom(numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "w"))
+    assert size_uses(proto, opened, known, "batch")
+
+
+MERGED = {
+    "all in one": ("h = Reshape (x, last)", "k128"),
+    "rows of some": ("h = Reshape (x, four)", "k32"),
+    "rows of one": ("h = Reshape (x, eight)", "k"),
+    "flattened": ("h = Flatten <axis = 2> (x3)", "k32"),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_what_is_counted_along_images_and_others_is_tried_at_the_number_of_images(name):
+    body, constant = MERGED[name]
+    text = f"""g (float[n,8] x) => (float[n,8] y) {{
+        x3 = Reshape (x, three)
+        {body}
+        a = Mul (h, nothing)
+        o = Add (a, one)
+        c = ReduceSum (o, first)
+        b0 = Greater (c, {constant})
+        m = Cast <to = 1> (b0)
+        v = ReduceMax <keepdims = 0> (m)
+        f = Add (v, one)
+        y = Mul (x, f)
+    }}"""
+    more = {"k128": np.float32(128), "k32": np.float32(32), "k": np.float32(16), "three": np.array([0, 2, 4])}
+    more |= {"four": np.array([-1, 4]), "eight": np.array([-1, 8])}
+    found = size_uses(parsed(text, {**CONSTANTS, **more}, check=False), ({0: "batch"},), {"batch": 2}, "batch")
+    assert {16, 17} <= {size for use in found for size in use.sizes}, found
+
+
 HARMLESS = {
     "a shape that is handed on": "s = Shape (x) p = Gather (s, first) "
     "t = Concat <axis = 0> (p, last) y = Reshape (x, t)",
@@ -183,6 +272,9 @@ HARMLESS = {
     "t = Expand (one, w) y = Add (x, t)",
     "a small constant": SIZE + "b = GreaterOrEqual (n, step)" + FACTOR,
     "a threshold of the data": "b = Greater (x, six)" + FACTOR,
+    "images and others in one axis": "h = Reshape (x, last) b0 = Greater (h, six) b1 = Cast <to = 1> (b0) "
+    "y = Reshape (b1, rows)",
+    "a mean of an image": "m = ReduceMean (x, step1) b = Greater (m, six)" + FACTOR,
     "the last of them": SIZE + "o = Sub (n, step) i = Unsqueeze (o, first) r = Gather (x, i) y = Sub (x, r)",
     "a mask of lengths": SIZE + "r = Range (zero, n, step) l = Cast <to = 7> (x) u = Unsqueeze (r, last) "
     "b = Less (u, l)" + FACTOR,
@@ -191,7 +283,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_only_follows_sizes_is_not_reported(name):
-    assert uses(model(HARMLESS[name], six=np.float32(6))) == []
+    assert uses(model(HARMLESS[name], six=np.float32(6), rows=np.array([-1, 8]), step1=np.array([1]))) == []
 
 
 @pytest.mark.parametrize(
