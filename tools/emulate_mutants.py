@@ -15,7 +15,7 @@ from support import emulated
 from support.mutants import Mutant, mutants, write_mutant
 
 RUNS = {
-    "plain": [["--small", "--one-in", 6], ["--one-in", 1]],
+    "plain": [["--small", "--one-in", 6], ["--refuse", 209], ["--one-in", 1]],
     "asan": [["--exact", "--small", "--one-in", 6]],
     "tsan": [["--small", "--one-in", 24, "--workers", 3]],
 }

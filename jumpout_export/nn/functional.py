@@ -106,7 +106,9 @@ def jumpout_with_statistics(
         return (torch.relu_(x) if inplace else torch.relu(x)) if settings.relu else x, None
     _check_input(x, settings)
     if seed is None:
-        seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=x.device)
+        # Inductor computes high - low in 64 bits, which the widest range overflows.
+        low = 0 if torch.compiler.is_compiling() else -(2**63)
+        seed = torch.randint(low, 2**63 - 1, (), dtype=torch.int64, device=x.device)
     else:
         _check_seed(seed, x)
     return ops.apply(x, seed, settings, inplace)

@@ -14,13 +14,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    folders = {}
+    programs = {}
 
     def build(kind, op=emulated.OP):
-        if kind not in folders:
-            folders[kind] = tmp_path_factory.mktemp(kind)
-            emulated.build_rest(folders[kind], kind)
-        return emulated.build_kernels(folders[kind], kind, op)
+        if (kind, op) not in programs:
+            folder = tmp_path_factory.mktemp(kind)
+            emulated.build_rest(folder, kind)
+            programs[kind, op] = emulated.build_kernels(folder, kind, op)
+        return programs[kind, op]
 
     return build
 
@@ -43,6 +44,21 @@ def test_no_kernel_reads_or_writes_outside_its_arrays_or_does_what_is_undefined(
 
 def test_no_two_threads_race(build):
     assert cases(emulated.check(build("tsan"), "--small", "--one-in", 12, "--workers", 3)) > 120
+
+
+REFUSALS = {
+    35: r"the NVIDIA driver is too old for the CUDA \d+\.\d that jumpout was compiled with: update the driver, .*",
+    209: r"jumpout was not compiled for this GPU \(sm_75\): build it with .*CMAKE_CUDA_ARCHITECTURES=75",
+    700: r"an earlier CUDA operation failed, not jumpout \(.*\): set CUDA_LAUNCH_BLOCKING=1 to see which one, .*",
+    9: r"jumpout could not launch a CUDA kernel: .*",
+}
+
+
+@pytest.mark.parametrize("error", REFUSALS)
+def test_a_refused_launch_says_in_one_line_what_to_do_and_leaves_no_error_behind(build, error):
+    done = emulated.check(build("plain"), "--refuse", error)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(REFUSALS[error] + "\n", done.stdout)
 
 
 def test_every_mutant_still_applies():

@@ -1,8 +1,9 @@
 // Every CUDA kernel against the CPU kernels, bit for bit: y, keep bits, statistics, dx, and the bytes around them. On
 // the emulator, or compiled with nvcc on a device; needs neither Python nor torch. Prints the first differences on
 // stderr and ends with 1 if there are any; a summary on stdout.
-//   check [--seed N] [--one-in N] [--small] [--exact] [--workers N]
-// One case in N, chosen by the seed; --small: none of many thread blocks; --exact: see arrays.h.
+//   check [--seed N] [--one-in N] [--small] [--exact] [--workers N] | --refuse ERROR
+// One case in N, chosen by the seed; --small: none of many thread blocks; --exact: see arrays.h. --refuse prints what
+// is thrown where the emulated device refuses a launch with this number of cudaError_t; ends with 1 if the error stays.
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #else
@@ -14,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -33,6 +35,7 @@ struct Options {
   uint64_t one_in = 1;
   int workers = 2;
   bool small = false, exact = false;
+  int refuse = 0;
 };
 
 struct Setting {
@@ -163,6 +166,24 @@ void check_many_blocks(const Options& options, int device) {
   }
 }
 
+#ifndef __CUDACC__
+int report_refusal(int error) {
+  cudaSetDevice(emulator::kDevices);  // an error of somebody else, which is not ours to report or to clear
+  std::mt19937_64 random(1);
+  const Case c{DType::kFloat32, {100, 1}, kSettings[0], 0, false, 1};
+  check_case(c, false, random);
+  if (cudaGetLastError() != cudaErrorInvalidDevice) return 1;
+  emulator::next_launch = static_cast<cudaError_t>(error);
+  try {
+    check_case(c, false, random);
+  } catch (const std::runtime_error& thrown) {
+    std::printf("%s\n", thrown.what());
+    return cudaPeekAtLastError() != cudaSuccess;
+  }
+  return 1;
+}
+#endif
+
 Options parse(int count, char** arguments) {
   Options options;
   for (int i = 1; i < count; ++i) {
@@ -174,6 +195,8 @@ Options parse(int count, char** arguments) {
       options.one_in = number();
     } else if (name == "--workers") {
       options.workers = static_cast<int>(number());
+    } else if (name == "--refuse") {
+      options.refuse = static_cast<int>(number());
     } else if (name == "--small") {
       options.small = true;
     } else if (name == "--exact") {
@@ -183,7 +206,7 @@ Options parse(int count, char** arguments) {
     }
   }
   if (options.one_in == 0 || options.workers < 1) {
-    std::fprintf(stderr, "usage: check [--seed N] [--one-in N] [--small] [--exact] [--workers N]\n");
+    std::fprintf(stderr, "usage: check [--seed N] [--one-in N] [--small] [--exact] [--workers N] | --refuse ERROR\n");
     std::exit(2);
   }
   return options;
@@ -196,6 +219,11 @@ int main(int count, char** arguments) {
   int large = 0;
 #ifndef __CUDACC__
   emulator::configure(options.seed, options.workers);
+  if (options.refuse) {
+    const int status = report_refusal(options.refuse);
+    std::fflush(stdout);
+    std::_Exit(status);
+  }
   large = 1;
 #endif
   check_all(options);
