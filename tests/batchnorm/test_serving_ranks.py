@@ -1,9 +1,7 @@
 """Serving statistics of several processes: together they are those of one, and one alone gets an error, not a hang."""
 
-import subprocess
-import sys
-
 import pytest
+from support.ranks import run_ranks
 
 WORKER = """
 import datetime, os, sys
@@ -105,7 +103,6 @@ os._exit(0)  # gloo's threads sometimes abort in the destructors of a process th
 def test_two_processes_have_the_statistics_of_one_and_one_alone_does_not_hang(tmp_path):
     script = tmp_path / "serve.py"
     script.write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("done") == 2
+    ranks = run_ranks(2, script)
+    assert [code for code, _, _ in ranks] == [0, 0], [err[-3000:] for _, _, err in ranks]
+    assert [out for _, out, _ in ranks] == ["rank 0 done\n", "rank 1 done\n"]

@@ -2,13 +2,12 @@
 
 import copy
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from support.monitored import Augmented, Training, by_look, held_out, images, labels, network, random_loader
+from support.ranks import run_ranks
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -238,7 +237,6 @@ os._exit(0)  # gloo's threads sometimes abort in the destructors of a process th
 def test_two_processes_train_bitwise_the_same(tmp_path, kind):
     script = tmp_path / "train.py"
     script.write_text(DISTRIBUTED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), kind]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("done") == 2
+    ranks = run_ranks(2, script, kind)
+    assert [code for code, _, _ in ranks] == [0, 0], [err[-3000:] for _, _, err in ranks]
+    assert [out for _, out, _ in ranks] == ["rank 0 done\n", "rank 1 done\n"]

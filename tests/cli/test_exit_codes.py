@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import pytest
 from support.commands import process
+from support.warm import warm_python
 
 from jumpout_export import signals
 from jumpout_export.cli.errors import run as run_app
@@ -92,7 +94,7 @@ def test_a_process_that_the_models_code_ends_has_no_verdict(factories, factory, 
 
 def test_a_verdict_stays_one_however_the_process_ends_after_it(factories):
     for end in ("os._exit(7)", "os.abort()"):
-        done = process(["--help"], before=f"atexit.register(lambda: {end})")
+        done = process(["--help"], before=f"atexit.register(lambda: {end})", python=[sys.executable])
         assert done.returncode == PASSED, done.stderr
 
 
@@ -104,15 +106,15 @@ def test_the_parent_is_light_and_the_work_is_done_by_its_child(factories):
         "    return real(*arguments)\n"
         "os.waitpid = waitpid"
     )
-    done = process(["--help"], before=watch)
+    done = process(["--help"], before=watch, python=[sys.executable])
     assert done.returncode == PASSED
     assert "parent 0 True" in done.stderr.splitlines()
 
 
 @contextlib.contextmanager
-def running(**settings):
+def running(python=(sys.executable,), **settings):
     """A command that is in the model's forward, with the process that does the work."""
-    command = [sys.executable, "-m", "jumpout_export", *export("slow")]
+    command = [*python, "-m", "jumpout_export", *export("slow")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings) as parent:
         line = next(line for line in iter(parent.stderr.readline, "") if line.startswith("running"))
         try:
@@ -215,10 +217,11 @@ def test_only_a_number_is_a_code(code, expected, capsys):
 
 
 def shell(line):
+    line = line.replace("PYTHON", shlex.join(warm_python()))
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=100)
 
 
-COMMAND = f"{sys.executable} -m jumpout_export"
+COMMAND = "PYTHON -m jumpout_export"
 EXPORT = f"{COMMAND} {' '.join(export('model'))}"
 
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import helper
 from support.commands import EXPORT, process, random_file, signal_at
+from support.warm import warm_python
 
 from jumpout_export.exit_codes import NOT_VERIFIED, PASSED, WRONG_USAGE
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_ctrl_c_ends_with_130_and_leaves_nothing(folder):
-    command = [sys.executable, "-m", "jumpout_export", "export", "cli_factories:slow", "m.onnx", "--input-shape", "1,4"]
+    command = [*warm_python(), "-m", "jumpout_export", "export", "cli_factories:slow", "m.onnx", "--input-shape", "1,4"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert "running\n" in iter(process.stderr.readline, "")
         before = time.monotonic()
@@ -52,7 +53,8 @@ def test_a_signal_once_the_file_is_being_published_does_not_change_the_exit_code
 
 def test_a_signal_at_the_very_end_of_the_process_does_not_change_the_exit_code(folder):
     # Registered first, it runs last: Python has left our code, and takes the signal handlers away next.
-    done = process(EXPORT[:-2], before="atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))")
+    at_the_end = "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))"
+    done = process(EXPORT[:-2], before=at_the_end, python=[sys.executable])
     assert done.returncode == PASSED, done.stderr
     assert (folder / "m.onnx").exists()
 
@@ -83,7 +85,7 @@ def test_a_signal_while_another_command_puts_its_file_in_place_comes_too_late(fo
 
 
 def test_ctrl_c_during_the_long_imports_is_one_line(folder):
-    done = process(["info"], before=signal_at(signal.SIGINT, "import", "typer"))
+    done = process(["info"], before=signal_at(signal.SIGINT, "import", "typer"), python=[sys.executable])
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
@@ -92,6 +94,7 @@ def test_python_m_and_the_script_start_with_the_signal_handlers(folder):
         ["info"],
         before=signal_at(signal.SIGINT, "import", "typer"),
         entry="import runpy; runpy.run_module('jumpout_export', run_name='__main__')",
+        python=[sys.executable],
     )
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 

@@ -19,12 +19,13 @@ from jumpout_export.verify.precision import dtypes
 HEAVY = {"torch", "numpy", "rich", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "jinja2", "matplotlib"}
 # Printed by the process that does the work as it ends.
 IMPORTED = "atexit.register(lambda: print('IMPORTED', *sys.modules, file=sys.stderr))"
+FRESH = [sys.executable]
 GROUP = typer.main.get_command(app)
 
 
 def command(arguments, **options):
     """A finished process, and the modules that it had imported."""
-    done = process(arguments, before=IMPORTED, **options)
+    done = process(arguments, before=IMPORTED, python=FRESH, **options)
     lines = [line.split()[1:] for line in done.stderr.splitlines() if line.startswith("IMPORTED")]
     assert len(lines) == 1, done.stderr
     return done, set(lines[0])
@@ -130,13 +131,15 @@ def test_what_is_asked_for_a_type_is_what_precisions_are():
 
 @pytest.mark.integration
 def test_ctrl_c_while_a_command_imports_torch_is_one_line(folder):
-    done = process(["check-bn", "zoo:net", "--data", "d"], before=signal_at(signal.SIGINT, "import", "torch"))
+    done = process(
+        ["check-bn", "zoo:net", "--data", "d"], before=signal_at(signal.SIGINT, "import", "torch"), python=FRESH
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.integration
 def test_a_package_that_is_missing_is_one_line_in_a_command(folder):
-    done = process(["inspect", "m.onnx"], before="sys.modules['onnx'] = None")
+    done = process(["inspect", "m.onnx"], before="sys.modules['onnx'] = None", python=FRESH)
     assert (done.returncode, done.stdout) == (NOT_VERIFIED, "")
     assert done.stderr.startswith("error: onnx cannot be imported")
     assert done.stderr.count("\n") == 1
@@ -145,7 +148,7 @@ def test_a_package_that_is_missing_is_one_line_in_a_command(folder):
 @pytest.mark.integration
 def test_a_shell_completes_what_the_program_prints_for_it(folder):
     """bash itself asks the program, by the script that `--show-completion` prints."""
-    done = process(["--show-completion", "bash"])
+    done = process(["--show-completion", "bash"], python=FRESH)
     assert done.returncode == PASSED
     (folder / "jumpout-export").write_text(f"#!{sys.executable}\nfrom jumpout_export.__main__ import main\nmain()\n")
     (folder / "jumpout-export").chmod(0o755)

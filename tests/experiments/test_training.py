@@ -9,6 +9,8 @@ import pytest
 import torch
 from support.experiments_data import write_folders
 from support.project import PROJECT
+from support.ranks import run_ranks
+from support.warm import warm_python
 from torch import nn
 
 from experiments.config import Config
@@ -230,21 +232,11 @@ TOML = (
 def test_two_processes_share_every_batch(tmp_path):
     data = write_folders(tmp_path / "digits")
     (tmp_path / "dropout.toml").write_text(TOML.format(name="dropout", kind='{ kind = "dropout", p = 0.1 }'))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [
-        "-m",
-        "experiments.run",
-        tmp_path / "dropout.toml",
-        "--data",
-        data,
-        "--out",
-        tmp_path,
-        "--device",
-        "cpu",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("dropout seed 0: test accuracy") == 1  # the first process speaks for both
+    command = ["-m", "experiments.run", tmp_path / "dropout.toml", "--data", data, "--out", tmp_path, "--device", "cpu"]
+    ranks = run_ranks(2, *command, cwd=PROJECT)
+    assert [code for code, _, _ in ranks] == [0, 0], [err for _, _, err in ranks]
+    said = [out.count("dropout seed 0: test accuracy") for _, out, _ in ranks]
+    assert said == [1, 0]  # the first process speaks for both
     result = read_result(tmp_path / "dropout-0.json")
     assert result.served.exported, result.served.export_problem
     assert result.epochs[0].train_accuracy <= 1
@@ -265,8 +257,14 @@ def write_protocol(folder: Path) -> Path:
 @pytest.mark.slow
 def test_the_protocol_runs_to_its_tables_and_repeats_nothing(tmp_path, monkeypatch, capsys):
     data, configs, out = write_folders(tmp_path / "digits"), write_protocol(tmp_path / "configs"), tmp_path / "out"
-    command = [sys.executable, "-m", "experiments.paper", "--data", data, "--configs", configs, "--out", out]
-    first = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
+    words = ["--data", data, "--configs", configs, "--out", out]
+    first = subprocess.run(
+        [*warm_python(), "-m", "experiments.paper", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        check=False,
+    )
     assert first.returncode == 0, first.stderr
     assert "0 of 2 runs are there" in first.stderr
     text = (out / "README.md").read_text()
@@ -276,7 +274,7 @@ def test_the_protocol_runs_to_its_tables_and_repeats_nothing(tmp_path, monkeypat
     assert f"| dropout | 86.50 | 0.10 | {100 * accuracy:.1f} (1) |" in text
     assert (out / "figures" / "cpu" / "fig2.svg").read_text().startswith("<?xml")
 
-    monkeypatch.setattr(sys, "argv", [str(word) for word in command[2:]])
+    monkeypatch.setattr(sys, "argv", ["experiments.paper", *map(str, words)])
     main()
     said = capsys.readouterr().err
     assert "2 of 2 runs are there" in said
@@ -303,7 +301,7 @@ def test_the_protocol_runs_to_its_tables_and_repeats_nothing(tmp_path, monkeypat
 def test_wrong_arguments_end_with_one_line(arguments, says, tmp_path):
     there = [str(tmp_path) if word == "there" else word for word in arguments]
     root = PROJECT
-    done = subprocess.run([sys.executable, "-m", *there], capture_output=True, text=True, cwd=root, check=False)
+    done = subprocess.run([*warm_python(), "-m", *there], capture_output=True, text=True, cwd=root, check=False)
     assert done.returncode != 0
     assert says in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -2,11 +2,10 @@
 
 import importlib.util
 import os
-import subprocess
-import sys
 
 import pytest
 from support.project import PROJECT
+from support.ranks import run_ranks
 
 LIGHTNING = """
 import sys
@@ -70,17 +69,9 @@ def test_two_processes_serve_the_same_and_train_as_without(tmp_path, package, sc
         pytest.skip(f"needs {package}")
     file = tmp_path / "run.py"
     file.write_text(script + SAME)
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     tests = PROJECT / "tests"
     places = [str(tests), str(tests / "integrations"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [*command, str(file), str(tmp_path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("done") == 2
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    ranks = run_ranks(2, "-W", "ignore", file, tmp_path, cwd=tmp_path, env=environment, timeout=200)
+    assert [code for code, _, _ in ranks] == [0, 0], [err[-3000:] for _, _, err in ranks]
+    assert [out.count("done") for _, out, _ in ranks] == [1, 1]

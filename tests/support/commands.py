@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from support.onnx_files import saved
+from support.warm import warm_python
 
 FACTORIES = """
 import time
@@ -117,17 +117,27 @@ def random_file(path):
     saved("g (float[2] x) => (float[2] y) { [noise] y = RandomNormalLike(x) }", Path(path))
 
 
-def process(arguments, *, before="", entry="from jumpout_export.__main__ import main; main()", stdout=subprocess.PIPE):
-    """A command in a process of its own, with code that runs before anything of ours is imported."""
+def process(
+    arguments,
+    *,
+    before="",
+    entry="from jumpout_export.__main__ import main; main()",
+    stdout=subprocess.PIPE,
+    python=None,
+):
+    """A command in a process of its own, with code that runs before it, in a Python that has imported everything.
+
+    `python=[sys.executable]` is one that has imported nothing, for what is about that.
+    """
     code = f"import atexit, os, signal, sys\n{before}\nsys.argv = {['jumpout-export', *arguments]!r}\n{entry}\n"
-    command = [sys.executable, "-c", code]
+    command = [*(python or warm_python()), "-c", code]
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
 
 
 def worker(name, *arguments, timeout):
     """A script of this folder in a process of its own, which prints its result in the last line of stdout."""
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", f"support.{name}", *map(str, arguments)],
+        [*warm_python(), "-W", "ignore", "-m", f"support.{name}", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from support.distributed_worker import IMAGES, images, network, shard
 from support.project import PROJECT
+from support.ranks import run_ranks
 
 from jumpout_export import check_batchnorm, recalibrate_batchnorm
 from jumpout_export.batchnorm.measure.distributed import Ranks
@@ -24,10 +25,8 @@ WORKER = PROJECT / "tests" / "support" / "distributed_worker.py"
 
 def run(scenario, ranks, tmp_path, expect=0):
     """Runs the scenario in `ranks` processes and returns what each of them wrote."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += [str(WORKER), scenario, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode != 0) == bool(expect), done.stderr[-3000:]
+    done = run_ranks(ranks, WORKER, scenario, tmp_path)
+    assert any(code for code, _, _ in done) == bool(expect), [err[-3000:] for _, _, err in done]
     return [json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank*.json"))]
 
 
@@ -77,7 +76,7 @@ def test_an_exception_on_one_rank_ends_all_of_them_with_its_text(tmp_path):
 def test_a_rank_that_dies_ends_the_others_with_a_clear_error(tmp_path):
     command_failed = 1
     results = run("death", 2, tmp_path, expect=command_failed)
-    # torchrun may end the survivor before it has written anything; what it does write must be this.
+    # The survivor may be ended before it has written anything; what it does write must be this.
     for result in results:
         assert "another process of the group has ended" in result["error"]
         assert result["unchanged"]
@@ -178,13 +177,14 @@ def test_torchrun_shares_the_images_between_processes_and_prints_one_report(tmp_
     assert [layer["w"] for layer in report["layers"]] == pytest.approx([layer.w for layer in alone.layers], rel=1e-6)
 
 
-def test_torchrun_recalibrates_once(tmp_path):
+def test_two_processes_recalibrate_once(tmp_path):
     x, _ = images()
     np.savez(tmp_path / "data.npz", inputs=x.numpy())
     arguments = ("recalibrate-bn", "distributed_worker:network", "--data", "data.npz", "-o", "new.safetensors")
-    done = torchrun(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("PASS") == 1
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parent)}
+    done = run_ranks(2, "-m", "jumpout_export", *arguments, cwd=tmp_path, env=environment)
+    assert [code for code, _, _ in done] == [0, 0], [err[-2000:] for _, _, err in done]
+    assert [out.count("PASS") for _, out, _ in done] == [1, 0]
     model = network()
     recalibrate_batchnorm(model, shard(0, 1))
     for name, tensor in load_file(tmp_path / "new.safetensors").items():
