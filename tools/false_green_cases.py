@@ -6,14 +6,41 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
+from false_green_edits import (
+    another_relu,
+    changed_entry,
+    changed_row,
+    cut_and_padded,
+    doubled_from_64,
+    exchanged_layers,
+    last_node_first,
+    narrow_words,
+    open_batch,
+    translated,
+    without_layer,
+)
+from false_green_models import (
+    Baked,
+    Branch,
+    Classifier,
+    DropPath,
+    Erf,
+    Gated,
+    Logarithm,
+    LogSigmoid,
+    Mask,
+    Place,
+    Table,
+    batchnorm_in_train_mode,
+    dead,
+    dropout_in_train_mode,
+    images,
+    nan_weight,
+    rows,
+    words,
+)
 from torch import Tensor, nn
-
-
-def rows() -> Tensor:
-    """Returns four inputs, (4, 16)."""
-    return torch.randn(4, 16)
 
 
 @dataclass(frozen=True)
@@ -47,182 +74,6 @@ class Case:
     edit: Callable[[Any], None] | None = None
     green: bool = True
     verdict: str = "fail"
-
-
-class Classifier(nn.Module):
-    """256 hidden units under noise and a softmax over 100 classes: the noise moves no probability by a tenth."""
-
-    def __init__(self, noise: nn.Module) -> None:
-        super().__init__()
-        self.first, self.noise, self.last = nn.Linear(16, 256), noise, nn.Linear(256, 100)
-        nn.init.normal_(self.last.weight, std=0.01)  # as torchvision starts the last layer of VGG and MobileNet
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.last(self.noise(torch.relu(self.first(x)))).softmax(1)
-
-
-class Erf(nn.Module):
-    """A layer whose operator the cases translate wrongly."""
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return torch.erf(x)
-
-
-class Logarithm(nn.Module):
-    """Is NaN where x is negative."""
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return torch.log(x)
-
-
-class Mask(nn.Module):
-    """A hand-written dropout that never looks at `self.training`."""
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return x * (torch.rand_like(x) > 0.02) / 0.98
-
-
-class Baked(nn.Module):
-    """Has the example's batch size in a shape."""
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return x.view(4, 16).tanh()
-
-
-class Branch(nn.Module):
-    """Takes another path for small batches."""
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return x.tanh() if len(x) < 4 else x.sigmoid()
-
-
-class Place(nn.Module):
-    """Treats the fifth image unlike the others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last = nn.Linear(16, 4)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.last(x) * (1 + (torch.arange(x.shape[0]) == 4)[:, None])
-
-
-class LogSigmoid(nn.Module):
-    """Logarithms of probabilities."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last = nn.Linear(16, 4)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return nn.functional.logsigmoid(self.last(x))
-
-
-def dead() -> nn.Module:
-    """Returns a network whose units are off for every input."""
-    model = nn.Sequential(nn.Linear(16, 4), nn.ReLU()).eval()
-    nn.init.constant_(model[0].bias, -100.0)
-    return model
-
-
-def nan_weight() -> nn.Module:
-    """Returns a network with one weight that is NaN, as a diverged training leaves."""
-    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    with torch.no_grad():
-        model[2].bias.fill_(float("nan"))
-    return model
-
-
-def dropout_in_train_mode() -> nn.Module:
-    """Returns a network under `eval()` whose dropout was set to train() again."""
-    model = Classifier(nn.Dropout(0.05)).eval()
-    model.noise.train()
-    return model
-
-
-def batchnorm_in_train_mode() -> nn.Module:
-    """Returns a network under `eval()` whose BatchNorm was set to train(), with the example's own statistics."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=1.0))
-    model(images())
-    model.eval()
-    model[1].train()
-    model[1].momentum = 0.1
-    return model
-
-
-def images() -> Tensor:
-    """Returns 16 images, the same each time."""
-    return torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-
-
-def translated(name: str) -> Callable[[], dict[str, Any]]:
-    """Returns options of torch.onnx.export with a wrong translation of erf."""
-
-    def options() -> dict[str, Any]:
-        from onnxscript import opset18 as op
-
-        def first_row(self):
-            zero, one = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
-            return op.Slice(op.Erf(self), zero, one, zero)
-
-        def in_double(self):
-            return op.Cast(op.Erf(self), to=11)
-
-        return {"custom_translation_table": {torch.ops.aten.erf.default: {"row": first_row, "double": in_double}[name]}}
-
-    return options
-
-
-def open_batch(kind: str) -> Callable[[], dict[str, Any]]:
-    """Returns options of torch.onnx.export that ask for an open batch axis."""
-
-    def options() -> dict[str, Any]:
-        dim = torch.export.Dim.AUTO if kind == "auto" else torch.export.Dim("batch")
-        return {"dynamic_shapes": {"x": {0: dim}}}
-
-    return options
-
-
-def last_node_first(model: Any) -> None:
-    """Puts the last node of the graph before all others: ONNX asks for topological order."""
-    nodes = list(model.graph)
-    model.graph.remove(nodes[-1])
-    model.graph.insert_before(nodes[0], nodes[-1])
-
-
-def changed_row(model: Any) -> None:
-    """Changes a row of the embedding that the example does not read."""
-    import onnx_ir
-
-    value = next(value for value in model.graph.initializers.values() if list(value.shape) == [50, 4])
-    table = value.const_value.numpy().copy()
-    table[41] += 1
-    value.const_value = onnx_ir.tensor(table)
-
-
-def doubled_from_64(model: Any) -> None:
-    """Doubles the output where a batch has 64 images or more."""
-    import onnx_ir
-
-    graph, output = model.graph, model.graph.outputs[0]
-    made = {"limit": np.int64(64), "zero": np.int64(0), "one": np.float32(1), "two": np.float32(2)}
-    values = {name: onnx_ir.val(name, const_value=onnx_ir.tensor(array, name=name)) for name, array in made.items()}
-    for value in values.values():
-        graph.register_initializer(value)
-    last = output
-    for name, inputs in (
-        ("Shape", [graph.inputs[0]]),
-        ("Gather", [None, values["zero"]]),
-        ("GreaterOrEqual", [None, values["limit"]]),
-        ("Where", [None, values["two"], values["one"]]),
-        ("Mul", [None, output]),
-    ):
-        node = onnx_ir.node(name, [last if one is None else one for one in inputs])
-        graph.append(node)
-        last = node.outputs[0]
-    last.name, last.shape, last.type = "doubled", output.shape, output.type
-    output.name, last.name = "undoubled", output.name
-    graph.outputs[0] = last
 
 
 CASES = {
@@ -378,6 +229,63 @@ CASES = {
         "has 4 of 200 values wrong in the file, the first at [41, 0]",
         example=lambda: torch.arange(4).reshape(2, 2),
         edit=changed_row,
+    ),
+    "left out": Case(
+        "a layer called DropPath that does something in eval mode, left out",
+        "the layer multiplies by 1.005; the converter's graph without that, as tools leave layers out by their names",
+        lambda: nn.Sequential(nn.Linear(16, 8), DropPath(), nn.Linear(8, 4)).eval(),
+        "verify",
+        "cpu/off/data/worst error",
+        "output `",
+        edit=without_layer,
+    ),
+    "narrow words": Case(
+        "words that wrap around at 256",
+        "the converter's graph with the words cast to integers of eight bits and back; the example has none beyond 3",
+        words,
+        "verify",
+        "cpu/off/input=255..257/worst error",
+        "output `",
+        example=lambda: torch.arange(4).reshape(2, 2),
+        edit=narrow_words,
+    ),
+    "padded table": Case(
+        "an embedding that is cut before it is read",
+        "the converter's graph with a Slice of 256 of 300 rows and a Pad with zeros; all rows are in the file",
+        words,
+        "verify",
+        "weights",
+        "values wrong in the file",
+        example=lambda: torch.arange(4).reshape(2, 2),
+        edit=cut_and_padded,
+    ),
+    "exchanged": Case(
+        "two layers with each other's weights",
+        "the converter's graph with the inputs of two Gemm exchanged, behind a gain of zero",
+        lambda: Gated().eval(),
+        "verify",
+        "weights",
+        "where the model reads `second.weight`, the file has `first.weight`",
+        edit=exchanged_layers,
+    ),
+    "small table": Case(
+        "a wrong entry of a small table of integers",
+        "the converter's graph with one of eight entries changed; the example reads the others",
+        lambda: Table().eval(),
+        "verify",
+        "weights",
+        "has 1 of 8 values wrong in the file",
+        example=lambda: torch.arange(4),
+        edit=changed_entry,
+    ),
+    "function": Case(
+        "a function that bears the name of ONNX's own Relu",
+        "added to the converter's graph: ONNX Runtime takes its own, ONNX's reference implementation the function",
+        lambda: nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval(),
+        "verify",
+        "file/functions",
+        "may be an operator of a runtime's own",
+        edit=another_relu,
     ),
     "opset": Case(
         "opset 13 asked for, 18 written",

@@ -142,10 +142,22 @@ class Values:
 
     def __call__(self, source: Source) -> Array | None:
         """Returns the values of a constant, None where they cannot be told here."""
-        for one in _in_order(source):
-            if one not in self._made:
-                self._made[one] = self._worked_out(one)
+        for one in self._in_order(source):
+            self._made[one] = self._worked_out(one)
         return self._known(source)
+
+    def _in_order(self, source: Source) -> list[Source]:
+        """What nodes make on the way to a constant and was not worked out yet, each after what it is made of."""
+        found: dict[Source, None] = {}
+        left = [(source, False)]
+        while left:
+            one, is_ready = left.pop()
+            if is_ready:
+                found[one] = None
+            elif one.node is not None and one not in found and one not in self._made:
+                left.append((one, True))
+                left += [(before, False) for before in one.inputs if before is not None]
+        return list(found)
 
     def _known(self, source: Source) -> Array | None:
         from onnx import numpy_helper
@@ -165,20 +177,6 @@ class Values:
             return np.asarray(self._run(node, given)[source.index])
         except Exception:  # whatever numpy or onnx say of a broken node or tensor, or of what is too much work
             return None
-
-
-def _in_order(source: Source) -> list[Source]:
-    """What nodes make on the way to a constant, each after what it is made of."""
-    found: dict[Source, None] = {}
-    left = [(source, False)]
-    while left:
-        one, is_ready = left.pop()
-        if is_ready:
-            found[one] = None
-        elif one.node is not None and one not in found:
-            left.append((one, True))
-            left += [(before, False) for before in one.inputs if before is not None]
-    return list(found)
 
 
 def _is_random(node: NodeProto) -> bool:

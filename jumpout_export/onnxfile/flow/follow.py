@@ -28,6 +28,7 @@ from jumpout_export.onnxfile.flow.rules import (
 )
 from jumpout_export.onnxfile.flow.values import Dims, Kind, Value, bounds
 from jumpout_export.onnxfile.numbers import WRAPS
+from jumpout_export.onnxfile.reference import ELEMENTWISE
 from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, graphs_of
 
 if TYPE_CHECKING:
@@ -207,8 +208,8 @@ class Flow:
         mixed = frozenset[str]().union(*(one.mixes for one in inputs if one is not None))
         sizes = frozenset(name for one in inputs if one is not None and one.kind == "plain" for name in one.axes)
         decides = node.op_type in DECIDES
-        # Along other axes than the batch every network makes one of several entries, and multiplies that with numbers.
-        counted = mixed if decides else mixed & {self._batch}
+        # Along other axes every network makes one of several entries, and cuts and weighs what comes of it.
+        counted = mixed if node.op_type in ELEMENTWISE else mixed & {self._batch}
         if counted:
             given = (one for one in inputs if one is not None and not one.mixes)
             self._may_decide(where, "compares what several entries give", counted, given)

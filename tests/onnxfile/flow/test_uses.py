@@ -182,6 +182,7 @@ COUNTS = {
     "a softmax": "q = Softmax <axis = 2> (o) m = ReduceMax (q, all) n = Reciprocal (m)",
     "a product": "q = MatMul (o, t) n = ReduceMax (q, all)",
     "a pool": "p = Pad (o, pads) q = GlobalAveragePool (p) n = Reciprocal (q)",
+    "subtracted": "n0 = ReduceSum (o, both) n1 = Sub (n0, k20) n2 = Relu (n1) n = Mul (n2, k20)",
     "found": "d = Cast <to = 9> (o) i = NonZero (d) r = Gather (i, two2) n0 = ReduceMax <keepdims = 0> (r) "
     "n = Cast <to = 1> (n0)",
 }  # fmt: skip
