@@ -24,11 +24,11 @@ from jumpout_export.fold.network.audit import audit_model
 from jumpout_export.fold.network.folded import STATE_PASSED, fold
 from jumpout_export.model.axes import Axes, choose_axes
 from jumpout_export.model.batches import Batch
-from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.metadata import MAGNITUDES, add_entries
 from jumpout_export.onnxfile.static import metadata_check
 from jumpout_export.report import Check, ExportReport, VerifyReport, passes
 from jumpout_export.runtime.loads import inspect_file
+from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.text import first_line
 from jumpout_export.verify.magnitudes import NAME
 from jumpout_export.verify.noise.on_purpose import is_random
@@ -52,7 +52,7 @@ class Prepared:
 class Written:
     """The file as it was converted."""
 
-    file: Path  # under the name of the target
+    saved: SavedFile  # under the name of the target
     data: Path | None  # the file beside it that its weights lie in, or None
 
 
@@ -132,7 +132,7 @@ def write(job: Job, prepared: Prepared, folder: Path) -> Written:
         [Check(name="convert", verdict="pass", note=f"opset {converted.opset}")],
         [*conditions, *converted.restrictions],
     )
-    return Written(file, converted.data)
+    return Written(SavedFile(file), converted.data)
 
 
 def inspect(job: Job, written: Written) -> Deterministic:
@@ -141,11 +141,12 @@ def inspect(job: Job, written: Written) -> Deterministic:
     Requires a file that can be read. Ensures that one which is random on purpose says so, in its own metadata too.
     """
     job.tell("inspect", 3)
-    file = load_onnx(written.file)
-    purpose = purpose_of(file, job.allow)
-    purpose.mark(written.file, file)
+    saved = written.saved
+    purpose = purpose_of(saved.proto, job.allow)
+    purpose.mark(saved.path, saved.proto)
     job.draft.metadata |= purpose.metadata
-    job.draft.add(purpose.excused([*inspect_file(written.file, file), metadata_check(file)]), purpose.notes)
+    checks = [*inspect_file(saved.path, saved.proto, saved.session), metadata_check(saved.proto)]
+    job.draft.add(purpose.excused(checks), purpose.notes)
     return purpose
 
 
@@ -161,7 +162,7 @@ def verify(job: Job, prepared: Prepared, written: Written, purpose: Deterministi
     if job.golden_folder:
         purpose.refuse_golden()
     result = purpose.verify(
-        written.file,
+        written.saved,
         prepared.original,
         prepared.network,
         job.batches,
@@ -190,15 +191,15 @@ def replace(job: Job, prepared: Prepared, written: Written, result: VerifyReport
     for check in result.checks if result else ():
         if (check.name, check.verdict) == (NAME, "warning"):
             job.draft.metadata[MAGNITUDES] = check.note
-            add_entries(written.file, load_onnx(written.file), {MAGNITUDES: check.note})
-    report = job.draft.report(result, written.file, written.data)
+            add_entries(written.saved.path, written.saved.proto, {MAGNITUDES: check.note})
+    report = job.draft.report(result, written.saved.path, written.data)
     if report:
         with (
             writing(job.target),
             staged_golden(prepared.golden, job.golden_folder) as golden,
             staged_weights(job.subject.module, job.save_weights) as statistics,
         ):
-            replace_export(written.file, written.data, job.target, golden, statistics)
+            replace_export(written.saved.path, written.data, job.target, golden, statistics)
         if job.save_weights:
             report.notes.append(
                 f"the file's weights are in {job.save_weights}: verify it with --weights {job.save_weights}"

@@ -33,6 +33,7 @@ class Sample:
     batch: Batch  # the inputs
     start: int = 0  # number of the first image within the group
     batched: Sequence[bool] | None = None  # whether the first axis of each input is the batch
+    large: bool = False  # whether it is larger than was given, and tried for its size alone
 
 
 def sizes_to_try(example: int, *, thorough: bool = False) -> list[int]:

@@ -22,6 +22,7 @@ from jumpout_export.onnxfile.load import inlined, load_onnx
 from jumpout_export.onnxfile.walk import Site, constants_of, graphs_of, sites
 from jumpout_export.report import Check, counted
 from jumpout_export.runtime.providers import fallback
+from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.runtime.session import open_session
 from jumpout_export.text import first_line
 
@@ -47,22 +48,22 @@ class Branches:
     """Watches which subgraphs of a file run, on ONNX Runtime's CPU; free for a file without one.
 
     Args:
-        path: the file.
+        file: the saved file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: SavedFile) -> None:
         self._problem = ""
         self._marks: dict[str, _Branch] = {}
         self._seen: set[str] = set()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         try:
-            model = load_onnx(path)
+            model = file.proto
             if not any(True for site in sites(model) for _ in _subgraphs(site)):
                 return
             model = copy.deepcopy(inlined(model))
             self._marks = _mark(model)
             self._folder = tempfile.TemporaryDirectory()
-            copy_data(path, model, self._where)
+            copy_data(file.path, model, self._where)
             (self._where / _FILE).write_bytes(model.SerializeToString())
         except Exception as error:  # a file may hold anything
             self._problem = first_line(error)

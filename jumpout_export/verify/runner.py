@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from pathlib import Path
 
 from torch import nn
 
@@ -16,7 +15,8 @@ from jumpout_export.model.samples import Sample, as_they_came
 from jumpout_export.model.signature import tensors
 from jumpout_export.report import Check, VerifyReport, counted
 from jumpout_export.runtime.placement import check_placement
-from jumpout_export.runtime.session import LEVELS, Session, open_session
+from jumpout_export.runtime.saved import SavedFile
+from jumpout_export.runtime.session import LEVELS, Session
 from jumpout_export.text import first_line, joined
 from jumpout_export.verify.branches import Branches
 from jumpout_export.verify.constants.proof import prove_constants
@@ -36,7 +36,7 @@ _BY_NAME = "what serves a file asks by name: write it with {}, an argument of to
 
 
 def run_providers(
-    path: Path,
+    file: SavedFile,
     original: nn.Module,
     folded: nn.Module,
     batches: Iterable[Batch],
@@ -54,7 +54,7 @@ def run_providers(
     """Returns the comparison alone: the saved file on each provider against a model on the CPU.
 
     Args:
-        path: the file.
+        file: the saved file.
         original: the model in eval mode, nothing replaced: what the file is compared with.
         folded: the folded model, which gives the inputs their names.
         batches: inputs on the CPU, in the model's own precision; taken one at a time.
@@ -73,13 +73,13 @@ def run_providers(
     given = next(iterator)
     first = loss.inputs(given)
     seen = Seen(Reference(original, first, folded=folded, allow=allow), allow_constant=tuple(allow_constant))
-    runner = _Runner(path, seen, progress)
+    runner = _Runner(file, seen, progress)
     for provider in providers:
         runner.open(provider)
-    sizes, said = sizes_in_file(path, runner.axes(first, axes), first) if seen.sessions else ([], None)
+    sizes, said = sizes_in_file(file, runner.axes(first, axes), first) if seen.sessions else ([], None)
     effort = Effort(made_up=made_up, thorough=thorough, sizes=tuple(sizes), seed=seed)
     trials = Trials(seen, first, seen.axes, effort)
-    with Branches(path) as branches:
+    with Branches(file) as branches:
         for trial in trials.of_first() if seen.sessions else ():
             runner.take(trial, branches)
         start = 0
@@ -91,7 +91,7 @@ def run_providers(
             for sample in as_they_came(inputs, start, seen.axes):
                 runner.take(trials.of_data(sample), branches)
             start += inputs.size
-        constants = prove_constants(path, original, first, seen.axes.size)
+        constants = prove_constants(file.path, original, first, seen.axes.size, file.proto)
         for trial in trials.of_numbers(constants.numbers) if seen.sessions else ():
             runner.take(trial, branches)
         branched = branches.check()
@@ -104,16 +104,17 @@ def run_providers(
     if not runner.measure_own_errors_again() and made_up:
         runner.try_magnitudes(original, first)
     report = report_of(seen, providers)
-    return with_what_no_value_shows(report, path, original, first, seen, runner.suspects, constants, branched)
+    return with_what_no_value_shows(report, file, original, first, seen, runner.suspects, constants, branched)
 
 
 class _Runner:
     """Runs all sessions on all samples and takes down what they did."""
 
-    def __init__(self, path: Path, seen: Seen, progress: Progress | None) -> None:
+    def __init__(self, file: SavedFile, seen: Seen, progress: Progress | None) -> None:
         self.seen = seen
         self.suspects = Suspects()
-        self._path, self._progress = path, progress
+        self._file, self._progress = file, progress
+        self._written: set[str] = set()  # labels of the sessions that run the graph as it is written
         self._names_checked = False
         self._numbers = itertools.count(1)
         self._examples: dict[str, Batch] = {}
@@ -122,7 +123,7 @@ class _Runner:
         for level in LEVELS:
             label = f"{provider}/{level}"
             try:
-                session = open_session(self._path, provider, level)
+                session = self._file.session(provider, level)
             except NotVerifiableError as error:
                 self.seen.unusable[provider] = str(error)
                 self.seen.checks.append(Check(name=provider, verdict="not_run", note=str(error)))
@@ -131,7 +132,8 @@ class _Runner:
                 self.seen.checks.append(Check(name=f"{label}/session", verdict="fail", note=first_line(error)))
                 continue
             if not session.provider.is_fallback:
-                self.seen.checks.append(check_placement(label, provider, session.nodes, self._path))
+                self.seen.checks.append(check_placement(label, provider, session.nodes, self._file.path))
+            self._written |= {label} if level == LEVELS[0] else set()
             self.seen.sessions.append((session, Comparison(label, session.provider.must_repeat, self.seen.scales)))
 
     def axes(self, batch: Batch, known: Axes | None) -> Axes:
@@ -156,10 +158,18 @@ class _Runner:
         for output in expected:
             self.seen.outputs.add(sample.group, output)
             self.seen.scales.setdefault((source(sample.group), output.name), Scale()).add(output, new=False)
-        for session, comparison in self.seen.sessions:
+        for session, comparison in self._sessions_for(sample):
             _run(session, comparison, sample, expected, twice=sample.group == "data")
             self.suspects.add(comparison, sample)
         branches.run(sample.batch)
+
+    def _sessions_for(self, sample: Sample) -> list[tuple[Session, Comparison]]:
+        """All of them, or of a large batch those that are optimized, as it is served.
+
+        What a size decides is in the graph, so that both levels show it; what the optimizer does shows at any size.
+        """
+        optimized = [one for one in self.seen.sessions if one[1].label not in self._written]
+        return optimized if sample.large and optimized else self.seen.sessions
 
     def try_magnitudes(self, original: nn.Module, first: Batch) -> None:
         """Compares one session of each provider, the plainest, on larger and smaller inputs."""
@@ -170,7 +180,7 @@ class _Runner:
         }
         exact = reference.exact if reference.has_double else None
         sessions = list(plain.values())
-        check = check_magnitudes(self._path, original, sessions, reference.own, exact, first, self.seen.axes)
+        check = check_magnitudes(self._file.path, original, sessions, reference.own, exact, first, self.seen.axes)
         self.seen.checks += [check] if check else []
 
     def measure_own_errors_again(self) -> bool:

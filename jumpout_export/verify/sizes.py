@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jumpout_export.model.axes import BATCH, Axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.signature import tensors
 from jumpout_export.onnxfile.flow.uses import SizeUse, size_uses, sizes_to_try
-from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.report import Check
+from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.text import first_line, joined
 
 NAME = "sizes"
 
 
-def sizes_in_file(path: Path, axes: Axes, example: Batch) -> tuple[list[dict[str, int]], Check | None]:
+def sizes_in_file(file: SavedFile, axes: Axes, example: Batch) -> tuple[list[dict[str, int]], Check | None]:
     """Returns further sizes to compare at, by name of the axis, and what is left to say; None for a fixed file.
 
     What is computed from the sizes of open axes is followed through the file; where it meets data or decides something,
@@ -29,7 +27,7 @@ def sizes_in_file(path: Path, axes: Axes, example: Batch) -> tuple[list[dict[str
         return [], None
     batch = BATCH if BATCH in known else None
     try:
-        uses = size_uses(load_onnx(path), opened, known, batch)
+        uses = size_uses(file.proto, opened, known, batch)
     except Exception as error:  # a file may hold anything; what is wrong with it, other checks say
         note = f"not shown: what the file computes from sizes could not be followed: {first_line(error)}"
         return [], Check(name=NAME, verdict="pass", note=note)

@@ -11,7 +11,7 @@ import torch
 
 from jumpout_export.model.axes import BATCH, Axes, describe_sizes, other_sizes, resized
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.samples import MOVED, Sample, make_up, rows, sizes_to_try
+from jumpout_export.model.samples import MOVED, SIZES, Sample, make_up, rows, sizes_to_try
 from jumpout_export.model.signature import tensors
 from jumpout_export.onnxfile.numbers import Number
 from jumpout_export.report import Check
@@ -79,9 +79,12 @@ class Trials:
         if self._axes.size is None:
             more = [moved[BATCH] for moved in self._effort.sizes if moved.keys() == {BATCH}]
             always = sizes_to_try(self._first.size, thorough=self._effort.thorough)
-            for size in sorted({*always, *more}) if len(self._pool) else ():
+            # The first batch as it came is one of them, as long as each of its images was run alone.
+            came = {self._first.size} if self._first.size == self._given else set()
+            for size in sorted({*always, *more} - came) if len(self._pool) else ():
                 order = self._pool.order(size)
-                sample = Sample(f"batch={size}", self._pool.batch(order), 0, self._axes.batched)
+                large = size not in more and size > max(self._first.size + 1, *SIZES)
+                sample = Sample(f"batch={size}", self._pool.batch(order), 0, self._axes.batched, large)
                 if size not in always and not self._can_run(sample.batch):
                     self.refused.append(f"{BATCH}={size}")
                 else:

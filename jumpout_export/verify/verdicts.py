@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import nn
 
@@ -11,6 +10,7 @@ from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.samples import rows
 from jumpout_export.report import Check, ProviderReport, VerifyReport, counted, passes
+from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.runtime.session import Session
 from jumpout_export.text import count
 from jumpout_export.tolerances import FACTOR, ILL_CONDITIONED, ceiling, describe_budget
@@ -121,7 +121,7 @@ def _notes(seen: Seen) -> list[str]:
 
 def with_what_no_value_shows(
     report: VerifyReport,
-    path: Path,
+    file: SavedFile,
     original: nn.Module,
     first: Batch,
     seen: Seen,
@@ -139,7 +139,7 @@ def with_what_no_value_shows(
     shown = shown_check(seen.outputs, original, images, seen.allow_constant)
     checks = [*reasons, *report.checks, *constants.checks, *([branches] if branches is not None else []), *shown]
     checks = explained(checks, constants.located)
-    found = suspects.look(path, original, report.checks, constants, size is not None)
+    found = suspects.look(file.path, original, report.checks, constants, size is not None)
     return report.model_copy(
         update={
             "checks": checks,

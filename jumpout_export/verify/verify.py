@@ -18,11 +18,11 @@ from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all
 from jumpout_export.onnxfile.data import sha256_of_all, unchanged_checks
-from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.static import can_be_run, of_another_writer, usable_data
 from jumpout_export.report import Check, VerifyReport, not_run, passes
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.runtime.providers import check_providers
+from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.text import names_of
 from jumpout_export.verify.precision import precision_of_file
 from jumpout_export.verify.runner import run_providers
@@ -84,11 +84,12 @@ def verify_onnx(
     require_onnx("onnx", "onnxruntime")
     path = Path(path)
     before = sha256_of_all(path.parent, [path.name])
-    proto = load_onnx(path)
+    file = SavedFile(path)
+    proto = file.proto
     subject = subject_of(model)
     first, batches = first_and_all(inputs, subject.module, "inputs")
     audit = audit_model(subject)
-    checks = [*of_another_writer(inspect_file(path, proto), proto), *audit.checks]
+    checks = [*of_another_writer(inspect_file(path, proto, file.session), proto), *audit.checks]
     data = usable_data(path, proto, checks)
     before |= sha256_of_all(path.parent, data)
     notes = [*audit.notes]
@@ -104,7 +105,7 @@ def verify_onnx(
                 loss = precision.loss(original, prepared)
                 notes += precision.notes()
                 result = run_providers(
-                    path,
+                    file,
                     prepared,
                     precision.prepare(network, first),
                     batches,

@@ -16,6 +16,7 @@ from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.metadata import entries
 from jumpout_export.report import Check, ProviderReport, VerifyReport
+from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.verify.noise.purpose import Deterministic
 from jumpout_export.verify.precision import precision_of
 
@@ -151,11 +152,11 @@ def test_the_steps_make_a_file_that_appears_only_with_the_last_one(job, tmp_path
     prepared = prepare(made)
     with private_folder(made.target) as folder:
         written = write(made, prepared, folder)
-        assert (written.file.parent, written.data) == (folder, None)
-        before = written.file.read_bytes()
+        assert (written.saved.path.parent, written.data) == (folder, None)
+        before = written.saved.path.read_bytes()
         purpose = inspect(made, written)
         assert type(purpose) is Deterministic
-        assert (written.file.read_bytes(), purpose.notes, purpose.metadata) == (before, [], {})
+        assert (written.saved.path.read_bytes(), purpose.notes, purpose.metadata) == (before, [], {})
         result = verify(made, prepared, written, purpose)
         assert result
         assert not made.target.exists()
@@ -173,7 +174,7 @@ def test_a_failed_comparison_leaves_an_older_file_as_it_was(job, tmp_path):
     made.target.write_bytes(b"older")
     new = tmp_path / "new.onnx"
     new.write_bytes(b"new")
-    report = replace(made, prepare(made), Written(new, None), VerifyReport(passed=False))
+    report = replace(made, prepare(made), Written(SavedFile(new), None), VerifyReport(passed=False))
     assert not report
     assert report.sha256 == ""
     assert made.target.read_bytes() == b"older"
@@ -185,7 +186,7 @@ def test_a_file_that_breaks_beyond_the_given_inputs_says_so(job, tmp_path):
     warning = Check(name="magnitudes", verdict="warning", note="at 100 times the given inputs ...")
     good = {"cpu": ProviderReport(verdict="pass")}
     report = replace(
-        made, prepare(made), Written(new, None), VerifyReport(passed=True, providers=good, checks=[warning])
+        made, prepare(made), Written(SavedFile(new), None), VerifyReport(passed=True, providers=good, checks=[warning])
     )
     assert report
     assert entries(load_onnx(made.target))["jumpout_export.magnitudes"] == warning.note

@@ -16,6 +16,7 @@ from jumpout_export.model.signature import onnx_batch
 from jumpout_export.runtime.placement import check_placement
 from jumpout_export.runtime.provider import ASSIGNMENT_ENTRY, Placed, Provider, placed
 from jumpout_export.runtime.providers import PROVIDERS, check_providers
+from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.runtime.session import open_session
 from jumpout_export.verify.runner import run_providers
 
@@ -187,7 +188,7 @@ def test_runs_that_differ_on_a_gpu_are_reported_and_each_is_compared(tmp_path, m
     path = saved(text, tmp_path / "noisy.onnx")
     model = nn.Identity().eval()
     batch = onnx_batch(torch.rand(8, 3), model)
-    report = run_providers(path, model, model, [batch], ("cuda",))
+    report = run_providers(SavedFile(path), model, model, [batch], ("cuda",))
     checks = {check.name: check for check in report.checks}
     assert checks["cuda/all/repeatable"].verdict == "pass"
     assert checks["cuda/all/repeatable"].measured > 0

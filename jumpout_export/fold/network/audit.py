@@ -17,6 +17,8 @@ from jumpout_export.model.randomness import RandomCall, random_calls, repeated
 from jumpout_export.report import Check, counted
 from jumpout_export.text import count, joined
 
+# What is summed in, where not in the type itself: one that has room for many of its largest values.
+_SUMMED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 _DIFFERS = "two runs differ, by a random generator that torch does not own or a state that forward changes,"
 
 
@@ -132,9 +134,8 @@ def _never_trained(layer: Any) -> bool:
 
 def _non_finite(what: str, tensor: torch.Tensor) -> str:
     tensor = tensor.detach()
-    # NaN and infinities stay in a sum, which in float64 has room for all others.
-    has_room = tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    if has_room and torch.isfinite(tensor.sum(dtype=torch.float64)):
+    # NaN and infinities stay in a sum. One that overflows without any is counted, as rare as it is.
+    if tensor.is_floating_point() and torch.isfinite(tensor.sum(dtype=_SUMMED.get(tensor.dtype))):
         return ""
     count = int((~torch.isfinite(tensor)).sum())
     return f"{what} has {count} non-finite of {tensor.numel()} values" if count else ""

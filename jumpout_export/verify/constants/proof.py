@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -27,6 +28,9 @@ from jumpout_export.verify.constants.places import Groups, misplaced
 from jumpout_export.verify.constants.turned import squares, turned
 from jumpout_export.verify.constants.weights import find_weights
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 
 @dataclass
 class Constants:
@@ -39,7 +43,9 @@ class Constants:
     numbers: list[Number] = field(default_factory=list)  # of the file, that the program has not
 
 
-def prove_constants(path: Path, model: nn.Module, batch: Batch, size: int | None) -> Constants:
+def prove_constants(
+    path: Path, model: nn.Module, batch: Batch, size: int | None, file: ModelProto | None = None
+) -> Constants:
     """Returns whether the constants of a file are those of a model.
 
     Args:
@@ -47,12 +53,13 @@ def prove_constants(path: Path, model: nn.Module, batch: Batch, size: int | None
         model: in eval mode, on the CPU; a copy of it is run once.
         batch: inputs on the CPU.
         size: the file's batch size, None where it is open.
+        file: the protobuf, where it has been read.
     """
     result = Constants()
     images = rows(batch, range(min(2, batch.size) if size is None else size))
     recorded = recorded_run(model, images)
     try:
-        file = load_onnx(path)
+        file = load_onnx(path) if file is None else file
         if recorded.recording is not None:
             result.located = locate_batchnorms(recorded.recording, path, file)
         elif statistics_owners(model):

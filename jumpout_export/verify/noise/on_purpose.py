@@ -26,6 +26,7 @@ from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.training import random_nodes
 from jumpout_export.report import Check, ProviderReport, VerifyReport, passes
 from jumpout_export.runtime.providers import PROVIDERS
+from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.runtime.session import LEVELS, open_session
 from jumpout_export.text import first_line
 from jumpout_export.verify.noise.quiet import switched_off
@@ -80,7 +81,7 @@ def verify_random(
         else:
             every = itertools.chain([given], batches)
             report = run_providers(
-                folded,
+                SavedFile(folded),
                 quiet,
                 quiet,
                 every,

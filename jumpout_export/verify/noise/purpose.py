@@ -13,6 +13,7 @@ from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.metadata import RANDOM, add_entries
 from jumpout_export.onnxfile.training import random_nodes
 from jumpout_export.report import Check, VerifyReport
+from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.text import count, joined
 from jumpout_export.verify.noise.on_purpose import verify_random
 from jumpout_export.verify.runner import run_providers
@@ -52,7 +53,7 @@ class Deterministic:
 
     def verify(
         self,
-        path: Path,
+        file: SavedFile,
         original: nn.Module,
         network: nn.Module,
         batches: Iterable[Batch],
@@ -60,7 +61,7 @@ class Deterministic:
         **settings: Any,
     ) -> VerifyReport:
         """Returns the comparison of the file with the model; the arguments are those of `run_providers`."""
-        return run_providers(path, original, network, batches, providers, allow=self._allow, **settings)
+        return run_providers(file, original, network, batches, providers, allow=self._allow, **settings)
 
 
 class OnPurpose(Deterministic):
@@ -90,7 +91,7 @@ class OnPurpose(Deterministic):
 
     def verify(
         self,
-        path: Path,
+        file: SavedFile,
         original: nn.Module,
         network: nn.Module,  # noqa: ARG002 what is random has no bits to compare
         batches: Iterable[Batch],
@@ -99,7 +100,7 @@ class OnPurpose(Deterministic):
     ) -> VerifyReport:
         """Compares distributions, at batch sizes of their own, and the network without its noise, if it can be had."""
         settings.pop("axes", None)
-        return verify_random(path, original, batches, providers, allow=self._allow, **settings)
+        return verify_random(file.path, original, batches, providers, allow=self._allow, **settings)
 
 
 def purpose_of(file: ModelProto, allow: Iterable[str]) -> Deterministic:

@@ -102,3 +102,13 @@ def test_a_batchnorm_report_of_another_model_is_refused():
         with pytest.raises(ValueError, match="the BatchNorm report is of another model") as error:
             provenance(model, (), report_of(("3.0", 4), wrong))
         assert f"it has layers `3.0` (4 channels); {has}; the model has `1` (4 channels); `3.0`" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_finite_weights_whose_sum_overflows_are_finite(dtype):
+    model = nn.Sequential(nn.Linear(4, 4, dtype=dtype))
+    with torch.no_grad():
+        model[0].weight.fill_(torch.finfo(dtype).max)
+    assert "parameters" not in failing(model)
+    model[0].weight.data[1, 2] = torch.nan
+    assert failing(model)["parameters"].note == "parameter `0.weight` has 1 non-finite of 16 values"

@@ -178,7 +178,8 @@ def test_a_list_of_numbers_in_a_node_is_a_constant_too(tmp_path):
     model = Table(torch.tensor([5, 9, 2, 7, 11]))
     text = "g (float[n,4] x) => (float[n,4] y) { t = Constant<value_ints = [5, 9, 2, %d, 11]>() y = Add(x, t) }"
     for last, expected in ((7, "pass"), (8, "fail")):
-        found = prove_constants(saved(text % last, tmp_path / "m.onnx"), model, onnx_batch(X, model), None)
+        path = saved(text % last, tmp_path / "m.onnx")
+        found = prove_constants(path, model, onnx_batch(X, model), None)
         assert found.checks[0].verdict == expected
 
 
