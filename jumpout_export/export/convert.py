@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from jumpout_export.errors import ConversionError
 from jumpout_export.export.converter_log import converter_log
 from jumpout_export.export.explain import AXES_OPTION, STATIC_HINT, explain
+from jumpout_export.export.library import library_read_once
 from jumpout_export.export.size_guards import check_sizes, traced_programs
 from jumpout_export.model.axes import BATCH, Axes, choose_axes
 from jumpout_export.model.batches import Batch
@@ -74,7 +75,14 @@ def convert(
     names = input_names(folded, batch)
     _check_not_scripted(folded)
     # Without a gradient torch's transformer layers are one operation, which the converter does not know.
-    with converter_log() as said, rng_restored(), torch.no_grad(), no_fast_path(), traced_programs() as programs:
+    with (
+        converter_log() as said,
+        library_read_once(),
+        rng_restored(),
+        torch.no_grad(),
+        no_fast_path(),
+        traced_programs() as programs,
+    ):
         try:
             result = fresh(traced)(folded)
             results = [output.name for output in outputs(result, names)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from support.warm import warm_python
 
 from jumpout_export import demo
 from jumpout_export.errors import LoadError
@@ -66,6 +68,7 @@ def test_its_file_holds_nothing_random_and_no_path(run):
 def test_its_next_steps_work_as_printed(run):
     out, result = run
     commands = [line.strip() for line in result.stdout.splitlines() if line.startswith(f"  cd {out} && ")]
+    commands = [command.replace(f" {sys.executable} ", f" {shlex.join(warm_python())} ") for command in commands]
     codes = [subprocess.run(command, shell=True, capture_output=True, check=False).returncode for command in commands]
     verify, check_bn = codes
     assert verify == 0

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.onnx_files import parsed
+from support.warm import warm_python
 
 from jumpout_export.exit_codes import FAILED, NOT_VERIFIED, PASSED, WRONG_USAGE
 
@@ -133,7 +134,7 @@ def test_no_random_inputs_exits_3(folder, run):
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_without_a_package_it_exits_3_and_names_the_extra(folder, package):
     code = f"import sys; sys.modules[{package!r}] = None; from jumpout_export.cli.app import main; main()"
-    command = [sys.executable, "-c", code, "fold", "noisy.onnx", "out.onnx"]
+    command = [*warm_python(), "-c", code, "fold", "noisy.onnx", "out.onnx"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == NOT_VERIFIED, done.stderr
     assert f"error: {package} cannot be imported" in done.stderr

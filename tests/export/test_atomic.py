@@ -8,12 +8,12 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 
 import pytest
 import torch
 from support.commands import worker
 from support.publish_worker import NAME, in_fork, listed, stage, whole
+from support.warm import warm_python
 from torch import nn
 
 from jumpout_export.export.publish import export_onnx
@@ -83,7 +83,7 @@ def test_an_interrupted_command_leaves_nothing(number, tmp_path):
         "def net():\n"
         "    return Net(4, 2)\n"
     )
-    command = [sys.executable, "-m", "jumpout_export", "export", "factory:net", NAME, "--input-shape", "2,4"]
+    command = [*warm_python(), "-m", "jumpout_export", "export", "factory:net", NAME, "--input-shape", "2,4"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 128 + number, done.stderr
     assert "interrupted" in done.stderr
@@ -105,7 +105,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
         "main()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False
+        [*warm_python(), "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]

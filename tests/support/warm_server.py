@@ -12,8 +12,10 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import types
 import warnings
+from pathlib import Path
 
 # What the command line, its models and the training scripts of the tests import; not onnxruntime, which starts a thread
 # that a copy would not have.
@@ -74,7 +76,7 @@ class Job:
         """Does what `python` with these arguments does."""
         arguments = [*self.arguments]
         while arguments[0] == "-W":
-            warnings.simplefilter(arguments[1])
+            warnings._setoption(arguments[1])
             del arguments[:2]
         kind = arguments.pop(0)
         if kind == "-c":
@@ -118,10 +120,26 @@ def attend(connection: socket.socket) -> Job | None:
     os._exit(0)
 
 
+def export_once() -> None:
+    """Lets torch read its tables of operators, which the first export does; what is random stays as it was."""
+    import torch
+    from torch import nn
+
+    from jumpout_export.export.convert import convert
+    from jumpout_export.model.batches import Batch
+
+    state = torch.get_rng_state()
+    net, images = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).eval(), torch.ones(2, 1, 4, 4)
+    with tempfile.TemporaryDirectory() as folder:
+        convert(net, Batch((images,), {}), Path(folder, "m.onnx"))
+    torch.set_rng_state(state)
+
+
 def main() -> Job:
     """Serves until standard input ends; returns in the copies."""
     for name in PRELOADED:
         importlib.import_module(name)
+    export_once()
     assert len(os.listdir("/proc/self/task")) == 1, "what was imported has started a thread"
     gc.freeze()  # what is here is not looked through again, in no copy and not at its end
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
