@@ -77,8 +77,8 @@ cuda-sass: build/cuda-check/built  ## the same, and write benchmarks/results/sas
 	$(BIN)/python tools/sass.py build/cuda-check --write
 	$(BIN)/python benchmarks/readme.py
 
-gpu:  ## on a machine with a GPU: build into its Python, run the tests with CUDA required, the sanitizer, the benchmarks
-	PYTHON=$(PYTHON) tools/gpu.sh
+gpu:  ## ten minutes on a machine with a GPU: the kernels' check, sanitizers, times, CUDA tests, benchmarks; DRY=1 without one
+	PYTHON=$(PYTHON) tools/gpu_harvest.sh
 
 gpu-verify:  ## on a machine with a GPU: prove exports on CUDA node by node, time them; ONNXRUNTIME_WHEELS= without a network
 	PYTHON=$(PYTHON) ONNXRUNTIME_WHEELS=$(ONNXRUNTIME_WHEELS) tools/gpu_verify.sh

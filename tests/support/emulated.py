@@ -18,7 +18,8 @@ SANITIZERS = {
     "asan": (["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"], ["-DEMULATOR_ASAN"]),
     "tsan": (["-fsanitize=thread"], ["-DEMULATOR_TSAN"]),
 }
-FLAGS = ["-std=c++17", "-g", "-O1", "-ffp-contract=off", "-pthread", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+FLAGS = ["-std=c++17", "-g", "-O1", "-ffp-contract=off", "-pthread", *WARNINGS]
 
 
 @functools.cache
@@ -52,11 +53,11 @@ def build_rest(folder: Path, kind: str) -> None:
     _compile(EMULATOR / "check.cpp", folder, *sanitize)
 
 
-def build_kernels(folder: Path, kind: str, op: Path = OP) -> Path:
+def build_kernels(folder: Path, kind: str, op: Path = OP, *flags: str) -> Path:
     """Compiles the CUDA kernels in the folder `op`, links the program and returns its path."""
     sanitize, _ = SANITIZERS[kind]
     emulator = ["-x", "c++", "-include", EMULATOR / "emulator.h"]
-    _compile(op / "jumpout_cuda.cu", folder, *sanitize, *emulator, include=op)
+    _compile(op / "jumpout_cuda.cu", folder, *sanitize, *flags, *emulator, include=op)
     program = folder / "check"
     _run("g++", "-pthread", *sanitize, *sorted(folder.glob("*.o")), "-o", program)
     return program
@@ -76,5 +77,5 @@ def _compile(source: Path, folder: Path, *flags: object, include: Path = OP) -> 
 
 def _run(*command: object) -> None:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    if done.returncode != 0 or done.stderr:
+    if done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr}")

@@ -1,7 +1,7 @@
 // Every CUDA kernel against the CPU kernels, bit for bit: y, keep bits, statistics, dx, and the bytes around them. On
 // the emulator, or compiled with nvcc on a device; needs neither Python nor torch. Prints the first differences on
 // stderr and ends with 1 if there are any; a summary on stdout.
-//   check [--seed N] [--one-in N] [--small] [--exact] [--workers N] | --refuse ERROR
+//   check [--seed N] [--one-in N] [--small] [--exact] [--large] [--workers N] | --refuse ERROR
 // One case in N, chosen by the seed; --small: none of many thread blocks; --exact: see arrays.h. --refuse prints what
 // is thrown where the emulated device refuses a launch with this number of cudaError_t; ends with 1 if the error stays.
 #ifdef __CUDACC__
@@ -34,7 +34,7 @@ struct Options {
   uint64_t seed = 1;
   uint64_t one_in = 1;
   int workers = 2;
-  bool small = false, exact = false;
+  bool small = false, exact = false, large = false;
   int refuse = 0;
 };
 
@@ -166,6 +166,15 @@ void check_many_blocks(const Options& options, int device) {
   }
 }
 
+// More than a device is likely to have thread blocks for, in rows and in elements; takes minutes on the emulator.
+void check_large(const Options& options) {
+  std::mt19937_64 random(options.seed);
+  const int64_t rows = (1 << 20) + 5;
+  check_case({DType::kBFloat16, {rows * 3, rows}, kSettings[0], 0, false, random()}, options.exact, random);
+  check_case({DType::kFloat32, {(1 << 26) + 3, 1}, kSettings[2], 1, true, random()}, options.exact, random);
+  check_case({DType::kBFloat16, {8 * 4'000'003, 8}, kSettings[4], 0, false, random()}, options.exact, random);
+}
+
 #ifndef __CUDACC__
 int report_refusal(int error) {
   cudaSetDevice(emulator::kDevices);  // an error of somebody else, which is not ours to report or to clear
@@ -199,6 +208,8 @@ Options parse(int count, char** arguments) {
       options.refuse = static_cast<int>(number());
     } else if (name == "--small") {
       options.small = true;
+    } else if (name == "--large") {
+      options.large = true;
     } else if (name == "--exact") {
       options.exact = true;
     } else {
@@ -206,7 +217,8 @@ Options parse(int count, char** arguments) {
     }
   }
   if (options.one_in == 0 || options.workers < 1) {
-    std::fprintf(stderr, "usage: check [--seed N] [--one-in N] [--small] [--exact] [--workers N] | --refuse ERROR\n");
+    std::fprintf(stderr,
+                 "usage: check [--seed N] [--one-in N] [--small] [--exact] [--large] [--workers N] | --refuse ERROR\n");
     std::exit(2);
   }
   return options;
@@ -230,6 +242,10 @@ int main(int count, char** arguments) {
   if (!options.small) {
     must(cudaSetDevice(large), "cudaSetDevice");
     check_many_blocks(options, large);
+  }
+  if (options.large) {
+    must(cudaSetDevice(0), "cudaSetDevice");
+    check_large(options);
   }
   std::printf("%ld cases, %ld differences\n", cases, differences);
   std::fflush(stdout);

@@ -1,4 +1,5 @@
 // The CUDA runtime as far as it is called here, on the host's memory.
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 
@@ -11,6 +12,8 @@ cudaError_t next_launch = cudaSuccess;
 }  // namespace emulator
 
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 cudaError_t last_error = cudaSuccess;
 int current = 0;
@@ -64,6 +67,23 @@ cudaError_t cudaMalloc(void** memory, size_t size) {
 cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) {
   return std::memcpy(to, from, size), cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind kind, cudaStream_t) {
+  return cudaMemcpy(to, from, size, kind);
+}
+
+// Everything has happened when it was called for, so an event is the time of its record.
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  return *event = reinterpret_cast<cudaEvent_t>(new Clock::time_point), cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  return *reinterpret_cast<Clock::time_point*>(event) = Clock::now(), cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop) {
+  const auto passed = *reinterpret_cast<Clock::time_point*>(stop) - *reinterpret_cast<Clock::time_point*>(start);
+  return *milliseconds = std::chrono::duration<float, std::milli>(passed).count(), cudaSuccess;
 }
 
 }  // extern "C"
