@@ -6,11 +6,12 @@ That is a quarter of the time of a small export, and the functions stay the same
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator
 from typing import Any
 
-_NAME = "get_torchlib_ops"
+# What was read, by the arguments that it was read with: the opset.
+_read: dict[Any, Any] = {}
 
 
 @contextlib.contextmanager
@@ -18,18 +19,24 @@ def library_read_once() -> Iterator[None]:
     """Lets torch.onnx have what it read before; does nothing where this torch reads its library in another way."""
     from torch.onnx._internal.exporter import _registration
 
-    apis = getattr(_registration, "onnxscript_apis", None)  # loads what it is asked for, when it is asked
-    read = getattr(apis, _NAME, None)
-    if apis is None or read is None or _NAME in vars(apis):
+    registry = getattr(_registration, "ONNXRegistry", None)
+    original = vars(registry or object).get("from_torchlib")
+    if not isinstance(original, classmethod) or getattr(original, "reads_once", False):
         yield
         return
-    setattr(apis, _NAME, lambda: _read(read))
+
+    def from_torchlib(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        key = kind, args, tuple(sorted(kwargs.items()))
+        if key not in _read:
+            _read[key] = original.__get__(None, kind)(*args, **kwargs)
+        mine = copy.copy(_read[key])  # an export may register functions of its own
+        mine.functions = {name: [*functions] for name, functions in mine.functions.items()}
+        return mine
+
+    once = classmethod(from_torchlib)
+    once.reads_once = True  # type: ignore[attr-defined]
+    registry.from_torchlib = once  # type: ignore[union-attr]
     try:
         yield
     finally:
-        vars(apis).pop(_NAME, None)
-
-
-@functools.cache
-def _read(read: Callable[[], list[Any]]) -> list[Any]:
-    return read()
+        registry.from_torchlib = original  # type: ignore[union-attr]
