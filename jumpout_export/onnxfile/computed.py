@@ -6,10 +6,11 @@ that was cut and padded, and not the table that they began with: so that is what
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Elements of one value that is worked out, and work of all together: some seconds.
 _MOST_ELEMENTS, _MOST_STEPS = 1 << 27, 1 << 17
 _MEASURING = frozenset({"Shape", "Size"})
+_FLOATS = (1, 10, 11, 16)
 
 
 @dataclass(eq=False)
@@ -53,7 +55,7 @@ class Read:
         source: the constant.
         node: that reads it; None where a graph returns it.
         place: number of the node's input; -1 where the node holds the constant itself.
-        by_data: whether an input's values reach the node, and not sizes alone.
+        by_data: whether an input's values, or what sizes make of a table, reach the node, and not sizes alone.
     """
 
     source: Source
@@ -83,6 +85,7 @@ class Reads:
         self.reached: list[NodeProto] = []
         self.main: ChainMap[str, Source | bool] = ChainMap()
         self._needed = _needed(model)
+        self._cut: set[str] = set()  # what sizes make of tables
         self._graph(model.graph, self.main, main=True)
 
     def _graph(self, graph: GraphProto, scope: ChainMap[str, Source | bool], main: bool = False) -> None:
@@ -100,24 +103,33 @@ class Reads:
 
     def _node(self, node: NodeProto, scope: ChainMap[str, Source | bool]) -> None:
         given = [scope.get(name, True) if name else None for name in node.input]
+        if node.op_type == "CastLike" and any(isinstance(one, bool) for one in given):
+            given = given[:1]  # of what it is like, it reads the type alone
         subgraphs = [graph for _, graph in graphs_of(node)]
         name = next(iter(node.output), "")
         if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS:
             scope[name] = next((Source(name, tensor) for tensor in _held(node, name)), False)
             return
         constants = tuple(one for one in given if not isinstance(one, bool))
-        if len(constants) == len(given) > constants.count(None) and not subgraphs and not _is_random(node):
+        if (
+            len(constants) == len(given) == len(node.input) > constants.count(None)
+            and not subgraphs
+            and not _is_random(node)
+        ):
             for index, output in enumerate(node.output):
                 scope[output] = Source(output, None, node, constants, index)
             return
         no_input = all(one is None for one in given)
         by_data = _is_random(node) or bool(subgraphs) or no_input or any(one is True for one in given)
         reached = by_data and node.op_type not in _MEASURING
-        self.reached += [node] * reached
+        cut = not reached and any(name in self._cut for name in node.input)
+        if not reached and (cut or any(isinstance(one, Source) and _is_table(one) for one in given)):
+            self._cut.update(node.output)
+        self.reached += [node] * (reached or cut)
         for place, one in enumerate(given):
-            self._read(one, node, place, reached)
+            self._read(one, node, place, reached or cut)
         for tensor in _held(node, name):
-            self.reads.append(Read(Source(name, tensor), node, -1, reached))
+            self.reads.append(Read(Source(name, tensor), node, -1, reached or cut))
         for graph in subgraphs:
             self._graph(graph, scope.new_child())
         scope.update(dict.fromkeys(node.output, reached))
@@ -138,13 +150,14 @@ class Values:
     def __init__(self, opset: int, folder: str) -> None:
         self._folder = folder
         self._run = Runner(opset, _MOST_ELEMENTS)
-        self._made: dict[Source, Array | None] = {}
+        self._made: dict[Source, Any] = {}  # arrays, lists of them, and None for what is not known
 
     def __call__(self, source: Source) -> Array | None:
         """Returns the values of a constant, None where they cannot be told here."""
         for one in self._in_order(source):
             self._made[one] = self._worked_out(one)
-        return self._known(source)
+        made = self._known(source)
+        return None if isinstance(made, list) else made
 
     def _in_order(self, source: Source) -> list[Source]:
         """What nodes make on the way to a constant and was not worked out yet, each after what it is made of."""
@@ -159,14 +172,14 @@ class Values:
                 left += [(before, False) for before in one.inputs if before is not None]
         return list(found)
 
-    def _known(self, source: Source) -> Array | None:
+    def _known(self, source: Source) -> Any:
         from onnx import numpy_helper
 
         if source.tensor is not None:
             return numpy_helper.to_array(source.tensor, self._folder)
         return self._made.get(source)
 
-    def _worked_out(self, source: Source) -> Array | None:
+    def _worked_out(self, source: Source) -> Any:
         node = source.node
         if node is None or node.domain not in DEFAULT_DOMAINS or self._run.steps > _MOST_STEPS:
             return None
@@ -174,9 +187,17 @@ class Values:
             given = [None if one is None else self._known(one) for one in source.inputs]
             if any(array is None and one is not None for array, one in zip(given, source.inputs, strict=True)):
                 return None
-            return np.asarray(self._run(node, given)[source.index])
+            made = self._run(node, given)[source.index]
+            return made if isinstance(made, list) else np.asarray(made)
         except Exception:  # whatever numpy or onnx say of a broken node or tensor, or of what is too much work
             return None
+
+
+def _is_table(source: Source) -> bool:
+    """Whether a constant is floating point and no single number, or made of one that is."""
+    if source.tensor is None:
+        return any(_is_table(one) for one in source.inputs if one is not None)
+    return source.tensor.data_type in _FLOATS and math.prod(source.tensor.dims) > 1
 
 
 def _is_random(node: NodeProto) -> bool:

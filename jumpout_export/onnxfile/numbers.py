@@ -17,13 +17,17 @@ from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-# Which inputs of an operator are such numbers; all of those that are not listed here.
+# Which inputs of an operator are such numbers; where none is named, all. What is added may be a bound of a ReLU.
 _BOUNDS = {"Clip": (1, 2), "Min": (), "Max": (), "Mod": (1,), "Where": (1, 2), "Pad": (2,), "OneHot": (2,)}
-_BOUNDS |= dict.fromkeys(COMPARES, ())
+_BOUNDS |= dict.fromkeys(COMPARES | {"Add", "Sub"}, ())
+# Of integers, with which places are worked out.
+_OF_INTEGERS = frozenset({"Mul", "Div", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitShift"})
 # Attributes that are factors, or say nothing of a file that is run.
 _SHOWN = {("Gemm", "alpha"), ("Gemm", "beta"), ("BatchNormalization", "momentum"), ("Dropout", "ratio")}
 # Of uint8, int8, uint16 and int16, by their number in ONNX, which a larger number wraps around.
 WRAPS = {2: 256, 3: 128, 4: 1 << 16, 5: 1 << 15}
+# Of float16 and bfloat16, beyond which not every integer has a number of its own.
+_EXACT = {10: 1 << 11, 16: 1 << 8}
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,13 @@ def numbers_in(file: Reads) -> list[Number]:
 
 def _bound(read: Read, values: Values) -> Iterator[Number]:
     node = read.node
-    if node is None or not read.by_data or read.place < 0 or node.op_type not in _BOUNDS:
+    if node is None or not read.by_data or read.place < 0 or node.op_type not in (*_BOUNDS, *_OF_INTEGERS):
         return
-    if read.place not in (_BOUNDS[node.op_type] or range(len(node.input))):
+    if read.place not in (_BOUNDS.get(node.op_type) or range(len(node.input))):
         return
     array = values(read.source)
-    if array is not None and array.size == 1 and array.dtype.kind in "iuf":
+    kinds = "iu" if node.op_type in _OF_INTEGERS else "iuf"
+    if array is not None and array.size == 1 and array.dtype.kind in kinds:
         yield Number(float(array.reshape(-1)[0]), _named(node), "a number", array.dtype.kind in "iu")
 
 
@@ -82,8 +87,8 @@ def _attributes(node: NodeProto, opset: int) -> Iterator[Number]:
 
 def _casts(node: NodeProto) -> Iterator[Number]:
     to = next((one.i for one in node.attribute if one.name == "to"), 0) if node.op_type == "Cast" else 0
-    if to in WRAPS:
-        yield Number(float(WRAPS[to]), _named(node), "too large for the type", is_integer=True, is_cast=True)
+    if to in WRAPS | _EXACT:
+        yield Number(float((WRAPS | _EXACT)[to]), _named(node), "too large for the type", is_integer=True, is_cast=True)
 
 
 def _named(node: NodeProto) -> str:

@@ -26,11 +26,13 @@ ELEMENTWISE = COMPARES | {
 # Their results are no larger than their inputs, or as large as `_elements` says before they run.
 _SHAPING = REDUCES | NORMS | {
     "ArgMax", "ArgMin", "Compress", "Concat", "Constant", "ConstantOfShape", "CumSum", "DequantizeLinear", "Expand",
-    "EyeLike", "Flatten", "Gather", "GatherElements", "GatherND", "MatMul", "NonZero", "OneHot", "Pad", "Range",
+    "EyeLike", "Flatten", "Gather", "GatherElements", "GatherND", "Gemm", "MatMul", "NonZero", "OneHot", "Pad", "Range",
     "Reshape", "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "Softmax", "Split", "Squeeze", "Tile", "TopK",
     "Transpose", "Trilu", "Unique", "Unsqueeze",
 }  # fmt: skip
 EVALUATED = ELEMENTWISE | _SHAPING
+# What they make or take is a list of arrays.
+_SEQUENCES = frozenset({"SplitToSequence", "SequenceAt"})
 
 # The reference implementation of these loops over elements in Python.
 _SLOW = frozenset({"GatherElements", "ScatterElements", "ScatterND", "Compress", "OneHot", "TopK", "Unique"})
@@ -59,13 +61,13 @@ class Runner:
     def __call__(self, node: NodeProto, arrays: list[Array | None]) -> list[Any]:
         """Returns what a node of ONNX's own makes of its inputs, None for one that is left out.
 
-        The node has to stay as it is, and be one of `EVALUATED`.
+        The node has to stay as it is. A sequence is a list of arrays.
 
         Raises:
             UnknownError: if it is too much work.
             Exception: of numpy or onnx, if the node itself fails.
         """
-        if node.op_type not in EVALUATED:
+        if node.op_type not in EVALUATED | _SEQUENCES:
             raise UnknownError(f"{node.op_type} is not followed")
         elements, slow = _elements(node, arrays), node.op_type in _SLOW
         if elements > (_MOST_SLOW if slow else self.most):
@@ -118,6 +120,8 @@ def _elements(node: NodeProto, arrays: list[Array | None]) -> int:
         return first.size // max(1, min(first.shape, default=1)) * given[1].size + first.size
     if kind == "Split" and any(one.i > len(node.output) for one in node.attribute if one.name == "num_outputs"):
         raise UnknownError("it has more parts than names")
-    if kind == "MatMul":
+    if kind == "SequenceAt":
+        return 1
+    if kind in ("MatMul", "Gemm"):
         return max(first.size * given[1].shape[-1], given[1].size * first.shape[0])
     return sum(array.size for array in given)

@@ -36,7 +36,8 @@ def steps_of(file: Reads) -> list[Step]:
     for node in file.model.graph.node:
         if all(isinstance(file.main.get(name), Source) for name in node.output):
             continue
-        names = [*enumerate(node.input), *((-1, name) for name in _read_inside(node))]
+        read_here = node.input[:1] if node.op_type == "CastLike" else node.input
+        names = [*enumerate(read_here), *((-1, name) for name in _read_inside(node))]
         read: list[tuple[int, Source]] = []
         for place, name in names:
             source = file.main.get(name)

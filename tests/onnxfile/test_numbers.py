@@ -7,7 +7,13 @@ from support.onnx_files import parsed
 from jumpout_export.onnxfile.computed import Reads
 from jumpout_export.onnxfile.numbers import numbers_in
 
-CONSTANTS = {"six": np.float32(6), "low": np.float32(0), "most": np.int64(255), "axis": np.array([1])}
+CONSTANTS = {
+    "six": np.float32(6),
+    "low": np.float32(0),
+    "most": np.int64(255),
+    "axis": np.array([1]),
+    "table": np.ones(8, np.float32),
+}
 
 
 def numbers(body, out="float[n,8] y", functions=""):
@@ -32,6 +38,16 @@ FOUND = {
     ),
     "a slope": ("[c] y = LeakyRelu <alpha = 0.25> (x)", ["0.25, the alpha of LeakyRelu `c`"]),
     "a slope that is not written": ("[c] y = LeakyRelu (x)", ["0.01, the alpha of LeakyRelu `c`"]),
+    "a shift": ("[c] y = Sub (x, six)", ["6, a number of Sub `c`"]),
+    "bits": ("[c] j = BitwiseAnd (i, most) y = Cast <to = 1> (j)", ["255, a number of BitwiseAnd `c`"]),
+    "integers in float16": (
+        "[c] j = Cast <to = 10> (i) y = Cast <to = 1> (j)",
+        ["2048, too large for the type of Cast `c`"],
+    ),
+    "what sizes make of a table": (
+        "s = Size (x) z = Cast <to = 1> (s) t = Add (table, z) [c] u = Min (t, six) y = Mul (x, u)",
+        ["6, a number of Min `c`"],
+    ),
     "in a branch": (BRANCH, ["6, a number of Min `c`"]),
     "worked out": ("m = Mul (six, six) [c] y = Min (x, m)", ["36, a number of Min `c`"]),
 }
@@ -52,7 +68,7 @@ def test_they_are_found_in_a_function():
 @pytest.mark.parametrize(
     "body",
     [
-        "m = Mul (x, six) y = Add (m, six)",
+        "m = Mul (x, six) y = Div (m, six)",
         "m = ReduceMax (x, axis) y = Sub (x, m)",
         "s = Shape (x) t = Min (s, most) c = Cast <to = 1> (t) d = ReduceSum <keepdims = 0> (c) y = Mul (x, d)",
         "m = Min (six, low) y = Mul (x, m)",

@@ -61,6 +61,12 @@ WORKED_OUT = {
     "bounded": ("p = Clip (w, lo, hi) y = MatMul (x, p)", WEIGHT.clip(1, 6)),
     "one of two results": ("a, p = Split <axis = 1, num_outputs = 2> (w) y = MatMul (x, p)", WEIGHT[:, 2:]),
     "turned": ("p = Transpose (w) y = MatMul (x, p)", WEIGHT.T),
+    "like another constant": ("p = CastLike (w, lo) y = MatMul (x, p)", WEIGHT),
+    "of a product": ("p = Gemm <transB = 1, alpha = 2.0> (w, w) y = MatMul (x, p)", 2 * WEIGHT @ WEIGHT.T),
+    "of a sequence": (
+        "q = SplitToSequence <axis = 1> (w, half) p = SequenceAt (q, at) y = MatMul (x, p)",
+        WEIGHT[:, 2:],
+    ),
 }
 
 
@@ -75,9 +81,15 @@ def test_what_is_made_of_constants_is_worked_out(name):
         pads=np.array([0, 1, 0, 2]),
         lo=np.float32(1),
         hi=np.float32(6),
+        at=np.int64(1),
+        half=np.int64(2),
     )
     assert (found["p"].dims, found["p"].values().tolist()) == (expected.shape, expected.reshape(-1).tolist())
     assert "w" not in found
+
+
+def test_of_what_a_constant_is_like_the_type_alone_is_read():
+    assert set(one_of("p = CastLike (w, x) y = MatMul (x, p)", w=WEIGHT)) == {"w"}
 
 
 def test_what_is_cut_by_a_size_is_read_whole():

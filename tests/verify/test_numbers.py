@@ -15,6 +15,7 @@ NUMBERS = {
     "zero": np.int64(0),
     "most": np.int64(255),
     "last": np.int64(299),
+    "bits": np.uint64(255),
     "low": np.float32(0),
     "six": np.float32(6),
     "sixty": np.float32(60),
@@ -45,6 +46,8 @@ IDS = {
     "bounded": "i = Clip (x, zero, most)",
     "in a narrow integer": "u = Cast <to = 2> (x) i = Cast <to = 7> (u)",
     "beyond a threshold": "b = Greater (x, most) i = Where (b, zero, x)",
+    "by their bits": "u = Cast <to = 13> (x) v = BitwiseAnd (u, bits) i = Cast <to = 7> (v)",
+    "less what is beyond": "a = Sub (x, most) b = Max (a, zero) i = Sub (x, b)",
     "by a remainder": "k = Sub (last, most) r = Add (most, k) q = Sub (r, k) i = Mod (x, q)",
 }
 READ = " t = Gather (table_weight, i) output = ReduceSum <keepdims = 0> (t, axis)"

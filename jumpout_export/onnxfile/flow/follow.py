@@ -131,10 +131,10 @@ class Flow:
         elif any(one.kind == "data" for one in given) or not (given or node.op_type == "Constant"):
             self._beside_data(node, inputs, where)
             shapes = [self._dims_of([one]) for one in inputs]
-            mixed = mixes(node, inputs, shapes, self._batch, self._evaluator)
+            mixed, possible = mixes(node, inputs, shapes, self._batch, self._evaluator)
             joined, others = joined_axes(inputs, shapes, self._dims.get(node.output[0]))
             self.together |= {others}
-            more = {"node": node, "inputs": inputs, "axes": axes, "mixes": mixed, "joined": joined}
+            more = {"node": node, "inputs": inputs, "axes": axes, "mixes": mixed, "may_mix": possible, "joined": joined}
             return [self._new("data", **more) for _ in node.output]
         elif kind == "opaque":
             kind = "opaque" if axes else "constant"
@@ -210,8 +210,10 @@ class Flow:
         decides = node.op_type in DECIDES
         # Along other axes every network makes one of several entries, and cuts and weighs what comes of it.
         counted = mixed if node.op_type in ELEMENTWISE else mixed & {self._batch}
+        if decides or node.op_type == "Sub":  # the least that a count needs to decide something
+            counted = counted.union(*(one.may_mix for one in inputs if one is not None))
         if counted:
-            given = (one for one in inputs if one is not None and not one.mixes)
+            given = (one for one in inputs if one is not None and not one.mixes | one.may_mix)
             self._may_decide(where, "compares what several entries give", counted, given)
         elif decides and "plain" in kinds:
             self._may_decide(where, "compares a size with data", sizes, inputs)

@@ -123,7 +123,7 @@ def mixes(
     shapes: Sequence[Dims | None],
     batch: str | None,
     evaluator: Evaluator,
-) -> frozenset[str]:
+) -> tuple[frozenset[str], frozenset[str]]:
     """Returns the open axes along which several entries are made one, in what a node makes of data or before.
 
     Args:
@@ -132,22 +132,28 @@ def mixes(
         shapes: of these, None where they are not known.
         batch: the name of the batch's axis, None where its size is fixed.
         evaluator: for constants.
+
+    Returns:
+        Those along which that is certain, and those along which it may be.
     """
     found = frozenset[str]().union(*(one.mixes for one in inputs if one is not None))
+    possible = frozenset[str]().union(*(one.may_mix for one in inputs if one is not None))
     if node.op_type in _WEIGHED and any(one is not None and _is_table(one) for one in inputs):
         # No count any more, but what a layer makes of means over an image; a table that is no weight, others list.
-        found &= {batch}
+        found, possible = found & {batch}, frozenset()
     for place, (value, dims) in enumerate(zip(inputs, shapes, strict=True)):
         if value is None or value.kind != "data":
             continue
         if dims is None:
-            found |= value.joined if node.op_type in _MIXES | _POOLS else frozenset()
+            possible |= value.joined if node.op_type in _MIXES | _POOLS else frozenset()
             continue
         for axis in _mixed(node, place, dims, inputs, evaluator):
-            found |= _names_at(value, dims, axis)
+            name = dims[axis] if -len(dims) <= axis < len(dims) else 0
+            found |= {name} if isinstance(name, str) else frozenset()
+            possible |= value.joined if name is None else frozenset()
         if batch is not None and batch in dims and batch in _nearby(node, inputs, dims, evaluator):
             found |= {batch}
-    return found
+    return found, possible - found
 
 
 def _is_table(value: Value) -> bool:

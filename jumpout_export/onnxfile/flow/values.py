@@ -34,6 +34,7 @@ class Value:
             measured.
         shape: of those.
         mixes: of data, the names of the open axes along which several entries were made one.
+        may_mix: of data, the names of open axes along which that may be so, as they are joined with others.
         joined: of data, the names of the open axes that an axis without a name may be made of.
         node: that makes it, None for a tensor and an input.
         inputs: of that node; None for one that is left out.
@@ -52,6 +53,7 @@ class Value:
     dims: Dims | None = None
     shape: tuple[int, ...] = ()
     mixes: frozenset[str] = frozenset()
+    may_mix: frozenset[str] = frozenset()
     joined: frozenset[str] = frozenset()
     node: NodeProto | None = None
     inputs: tuple[Value | None, ...] = ()

@@ -25,11 +25,15 @@ _DEFINED = {
     "hardswish": (3.0, 6.0, 1 / 6, 0.5),
     "hardsigmoid": (3.0, 6.0, 1 / 6, 0.5),
     "relu6": (6.0,),
+    "embedding_renorm": (1e-7,),
+    "bucketize": (2.0,),  # halves what it searches
+    "searchsorted": (2.0,),
     "selu": (1.6732632423543772, 1.0507009873554805),
 }
 _ENDS = tuple(float(torch.finfo(dtype).max) for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _ENDS += tuple(float(torch.iinfo(dtype).max) for dtype in (torch.int32, torch.int64))
 _NARROW = {torch.uint8: 256, torch.int8: 128, torch.uint16: 1 << 16, torch.int16: 1 << 15}
+_NARROW |= {torch.float16: 1 << 11, torch.bfloat16: 1 << 8}
 
 
 def unexplained(numbers: Iterable[Number], recorded: Recorded) -> list[Number]:
@@ -64,7 +68,7 @@ def _numbers_of(operation: Operation) -> Iterator[float]:
     arguments = _schema_of(operation.name)
     given: list[Any] = [] if arguments else _leaves(operation)
     for place, argument in enumerate(arguments):
-        if str(argument.type).removeprefix("Optional[").rstrip("]") in ("number", "float"):
+        if str(argument.type).removeprefix("Optional[").rstrip("]") in ("number", "float", "Tensor"):
             value = operation.arguments[place] if place < len(operation.arguments) else argument.default_value
             given.append(operation.options.get(argument.name, value))
     yield from (float(one) for one in given if isinstance(one, int | float) and not isinstance(one, bool))

@@ -8,7 +8,9 @@ in the file bit for bit. Weights of the same values are one: nothing tells them 
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +29,7 @@ _BIAS = {"addmm": 0, "baddbmm": 0, "convolution": 2, "native_layer_norm": 3, "na
 _BIAS_IN_FILE = {"Gemm": 2, "Conv": 2, "ConvTranspose": 2, "LayerNormalization": 2, "GroupNormalization": 2,
                  "InstanceNormalization": 2}  # fmt: skip
 
+_ATTENTION = "_scaled_dot_product"
 # Of weights that may stand for each other.
 _MOST_PAIRS = 4000
 
@@ -45,6 +48,9 @@ class _Node:
 
     reads: tuple[list[Key], list[Key]]
     before: Sequence[int]
+    # pairs of factors, where both are data: numbers of what is before it, left and right
+    products: Sequence[tuple[Sequence[int], Sequence[int]]] = ()
+    is_clear: bool = True  # whether it is known which of what it reads stands behind which
 
 
 @dataclass
@@ -111,7 +117,7 @@ class Groups:
 
 
 def misplaced(recording: Recording, groups: Groups, steps: Sequence[Step]) -> tuple[list[Misplaced], list[str]]:
-    """Returns the weights that another one stands for in the file, and those of which it is not clear, as phrases.
+    """Returns the weights that another one stands for in the file, and what is not clear, as phrases.
 
     Args:
         recording: of the model.
@@ -119,16 +125,18 @@ def misplaced(recording: Recording, groups: Groups, steps: Sequence[Step]) -> tu
         steps: of the file.
     """
     theirs, ours = _file_nodes(steps, groups), _program_nodes(recording, groups)
-    inside = {groups(("constant", source.name)) for step in steps for place, source in step.reads if place < 0}
-    common = sorted((_all_read(theirs) & _all_read(ours)) - inside, key=str)
+    unclear = _all_read(node for node in (*theirs, *ours) if not node.is_clear)
+    common = sorted((_all_read(theirs) & _all_read(ours)) - unclear, key=str)
     bits = {group: 1 << number for number, group in enumerate(common)}
-    found, wanted = _places(theirs, bits), _places(ours, bits)
+    (found, there), (wanted, here) = _places(theirs, bits), _places(ours, bits)
     other = [group for group in common if found[group] != wanted[group]]
     if not other:
-        return [], []
+        exchanged = functools.reduce(operator.or_, (left ^ right for left, right in there ^ here), 0)
+        sides = [_said(recording, groups, group) for group in common if bits[group] & exchanged]
+        return [], [f"which factors of a product come of {joined(sides)}"] if there and here and sides else []
     moved = _permutation(other, found, wanted, groups, bits)
     if moved is None:
-        return [], [_said(recording, groups, group) for group in other]
+        return [], [f"where {_said(recording, groups, group)} is read" for group in other]
     return [
         Misplaced(_weights_of(recording, groups, place), f"where the model reads {_said(recording, groups, place)}, "
                   f"the file has {_said(recording, groups, value)}")
@@ -171,7 +179,9 @@ def _file_nodes(steps: Sequence[Step], groups: Groups) -> list[_Node]:
         for place, source in step.reads:
             if (key := ("constant", source.name)) in groups:
                 reads[place == bias].append(groups(key))
-        nodes.append(_Node(reads, step.before))
+        is_product = step.node.op_type == "MatMul" and len(step.before) == 2
+        products = [((step.before[0],), (step.before[1],))] if is_product else []
+        nodes.append(_Node(reads, step.before, products, all(place >= 0 for place, _ in step.reads)))
     return nodes
 
 
@@ -198,8 +208,20 @@ def _program_nodes(recording: Recording, groups: Groups) -> list[_Node]:
         reads: tuple[list[Key], list[Key]] = ([], [])
         for key in _read_by(recording, index, groups):
             reads[key == ("weight", last)].append(groups(key))
-        nodes.append(_Node(reads, before))
+        # An attention is two products of three operands, and does not say which of them are made of weights alone.
+        is_clear = not operation.short_name.startswith(_ATTENTION) or not reads[0]
+        nodes.append(_Node(reads, before, _products(operation.short_name, before), is_clear))
     return nodes
+
+
+def _products(name: str, before: Sequence[int]) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """The factors of an operation's products of data."""
+    if name in ("mm", "bmm") and len(before) == 2:
+        return [(before[:1], before[1:])]
+    if name.startswith(_ATTENTION) and len(before) > 2:
+        query, key, value, *mask = before
+        return [((query,), (key,)), ((query, key, *mask), (value,))]
+    return []
 
 
 def _read_by(recording: Recording, index: int, groups: Groups) -> list[Key]:
@@ -219,8 +241,8 @@ def _read_by(recording: Recording, index: int, groups: Groups) -> list[Key]:
     return list(found)
 
 
-def _places(nodes: Sequence[_Node], bits: Mapping[Key, int]) -> dict[Key, _Place]:
-    """What stands before and behind each group, of those that have a bit."""
+def _places(nodes: Sequence[_Node], bits: Mapping[Key, int]) -> tuple[dict[Key, _Place], set[tuple[int, int]]]:
+    """What stands before and behind each group, of those that have a bit, and in the factors of products of data."""
     found = {group: _Place() for group in bits}
     after: list[int] = []
     masks = [tuple(sum({bits.get(group, 0) for group in some}) for some in node.reads) for node in nodes]
@@ -238,7 +260,12 @@ def _places(nodes: Sequence[_Node], bits: Mapping[Key, int]) -> dict[Key, _Place
         _note(found, node.reads[0], bits, down=behind[number] | last)
         for one in node.before:
             behind[one] |= behind[number] | first | last
-    return found
+    factors = {
+        tuple(functools.reduce(operator.or_, (after[one] for one in some), 0) for some in pair)
+        for node in nodes
+        for pair in node.products
+    }
+    return found, {(left, right) for left, right in factors if left != right}
 
 
 def _note(

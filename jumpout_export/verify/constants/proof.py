@@ -19,9 +19,10 @@ from jumpout_export.onnxfile.numbers import Number, numbers_in
 from jumpout_export.onnxfile.steps import steps_of
 from jumpout_export.onnxfile.tables import constants_in
 from jumpout_export.report import Check, counted
-from jumpout_export.text import first_line, joined
+from jumpout_export.text import first_line, joined, some_of
 from jumpout_export.verify.constants.batchnorms import Located, constants_check, locate_batchnorms
 from jumpout_export.verify.constants.faults import Fault, faults_of
+from jumpout_export.verify.constants.hidden import hidden_behind_zeros
 from jumpout_export.verify.constants.known import Recorded
 from jumpout_export.verify.constants.numbers import unexplained
 from jumpout_export.verify.constants.places import Groups, misplaced
@@ -81,6 +82,13 @@ def prove_constants(
     result.checks = [check for check in checks if check is not None]
     if recorded.recording is not None:
         result.faults = faults_of(recorded.recording, result.located, weights)
+        own = {**dict(recorded.run.named_parameters()), **dict(recorded.run.named_buffers())} if recorded.run else {}
+        zeros = hidden_behind_zeros(recorded.recording, own)
+        if zeros:
+            named = some_of([f"`{name}`" for name in zeros], 3)
+            result.notes.append(
+                f"shown by its weights alone: what is multiplied with {named}, which is zero throughout"
+            )
     unshown = weights.unshown()
     if unshown:
         result.notes.append(f"not shown to be the model's, known by the outputs alone: {joined(unshown)}")

@@ -8,9 +8,14 @@ every path.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jumpout_export.model.operations import Recording
+from jumpout_export.text import joined
+
+# Of weights: what they bound or replace is in no row that was not tried.
+_BOUNDS = frozenset({"clamp", "clamp_min", "clamp_max", "minimum", "maximum", "where", "masked_fill", "relu",
+                     "hardtanh", "round", "floor", "ceil", "sign", "threshold"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,8 @@ class Read:
 
     every: set[str]  # names of all of them
     unshown: set[str]  # of those that are not shown to be in the file
+    # what bounds weights that are in the file as they are, as phrases
+    bounds: list[str] = field(default_factory=list)
 
 
 def weights_read(recording: Recording, weights: set[str], found: set[str], made: set[int], explained: set[int]) -> Read:
@@ -37,6 +44,7 @@ def weights_read(recording: Recording, weights: set[str], found: set[str], made:
     every = recording.returned()
     unshown = every - found
     seen: set[int] = set()
+    bounds: list[int] = []
     left = [index for index in live if operations[index].from_data]
     left += [index for index in recording.producers if index is not None and not operations[index].from_data]
     for index in live:
@@ -46,6 +54,12 @@ def weights_read(recording: Recording, weights: set[str], found: set[str], made:
         if index in seen or index in explained or index in made:
             continue
         seen.add(index)
+        if not operations[index].from_data and operations[index].short_name in _BOUNDS and operations[index].weights:
+            bounds.append(index)
         unshown |= recording.read_directly(index) - found
         left += [one for one in operations[index].inputs if not operations[one].from_data]
-    return Read(every & weights, unshown & weights)
+    texts = [
+        f"that {joined([f'`{name}`' for name in operations[index].weights])} is bounded ({operations[index].name})"
+        for index in sorted(bounds)
+    ]
+    return Read(every & weights, unshown & weights, texts)

@@ -57,9 +57,10 @@ class Weights:
     made: set[int] = field(default_factory=set)  # operations on weights alone whose results it holds
     wrong: list[Wrong] = field(default_factory=list)  # constants that should be a known value and are not
     misplaced: list[Misplaced] = field(default_factory=list)  # weights that others stand for
-    unplaced: list[str] = field(default_factory=list)  # those of which it is not clear where they are read, as phrases
+    unplaced: list[str] = field(default_factory=list)  # what is not clear of where they are read, as phrases
     left: list[Constant] = field(default_factory=list)  # that nothing explains
     unknown: list[Constant] = field(default_factory=list)  # that the file makes of others, nobody knows what
+    unbounded: list[str] = field(default_factory=list)  # what the model bounds, and the file not, as phrases
     missing: list[Known] = field(default_factory=list)  # weights that the forward reads and nothing shows
     share: float = 0.0  # of all values that the forward reads, that those have
     unread: list[str] = field(default_factory=list)  # names of weights that the forward does not read
@@ -75,7 +76,7 @@ class Weights:
         texts = [f"`{one.name}` ({_size(one.array.size, self.replaced(one))})" for one in self.missing]
         texts += [f"`{one.name}` of the file ({_size(one.size)})" for one in self.left]
         texts += [f"`{one.name}` of the file (it is made of constants there)" for one in self.unknown]
-        return texts + [f"where {one} is read" for one in self.unplaced]
+        return texts + self.unplaced + self.unbounded
 
     def check(self, problem: str) -> Check | None:
         """Returns the verdict, None for a model without weights; `problem` says why its forward is not known."""
@@ -121,6 +122,7 @@ def find_weights(constants: list[Constant], model: nn.Module, recorded: Recorded
     result.left = [one for one in result.left if one.name not in explained]
     _take_pieces(weights, result)
     read = _read(weights, recorded, located, result)
+    result.unbounded = read.bounds
     result.unread = [name for name in result.judged if name not in read.every and name not in result.found]
     if recorded.recording is not None:
         _take_wrong_copies([one for name, one in weights.items() if name in read.unshown and one.judged], result)
@@ -144,8 +146,9 @@ def _match(constants: list[Constant], known: list[Known], result: Weights) -> li
     wrong = []
     for constant in constants:
         match = matches(constant, candidates.get(constant.size, []))
-        if not match.equal and match.wrong is None:
-            match = Match(tuple(one for one in by_size.get(constant.size, []) if is_permuted(constant, one)))
+        if not match.equal:  # a square weight resembles itself with other axes swapped
+            permuted = tuple(one for one in by_size.get(constant.size, []) if is_permuted(constant, one))
+            match = Match(permuted) if permuted else match
         result.held[constant.name] = match.equal
         for one in match.equal:
             result.found |= set(one.weights) if one.name or one.rearranged else set()

@@ -211,6 +211,26 @@ def test_axes_may_be_in_any_order(tmp_path):
     assert verdict(model, {"w": wrong}, tmp_path)[0].verdict == "not_run"
 
 
+def test_a_square_weight_with_other_axes_in_front_is_no_wrong_copy_of_itself(tmp_path):
+    """Its diagonals stay where they are when two axes change places."""
+    torch.manual_seed(0)
+    model = nn.Bilinear(8, 8, 4, bias=False)
+    weight = model.weight.detach().numpy()
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pairs = model
+
+        def forward(self, x):
+            return self.pairs(x, x)
+
+    x = torch.ones(2, 8)
+    for values in (weight.transpose(1, 2, 0), weight.transpose(0, 2, 1), weight.transpose(2, 1, 0)):
+        check, _ = verdict(Twice(), {"w": np.ascontiguousarray(values)}, tmp_path, x)
+        assert check.verdict == "pass", check.note
+
+
 class Bounded(nn.Module):
     def __init__(self):
         super().__init__()

@@ -39,6 +39,8 @@ KNOWN = {
     "a threshold": (lambda x: torch.where(x > 0.3, x, 7.0), 0.3, 7),
     "a tensor": (lambda x: torch.minimum(x, torch.tensor(2.5)), 2.5),
     "of a definition": (F.hardswish, 3, 6),
+    "of a search": (lambda x: torch.bucketize(x, torch.arange(3.0)), 2),
+    "a number beside a tensor": (lambda x: x + 2.75, 2.75),
     "an infinity": (torch.relu, float("inf"), float("-inf"), 3.4028235e38),
     "zero": (torch.relu, 0),
 }

@@ -87,3 +87,12 @@ def test_what_the_model_makes_of_it_too_passes(name, tmp_path):
     body, function = RIGHT[name]
     check = checked(body, Words(function), tmp_path)
     assert check.verdict == "pass", check.note
+
+
+def test_a_bound_that_the_file_leaves_out_is_listed(tmp_path):
+    """No word that was tried reads a row that it changes."""
+    model = Words(lambda table: table.clamp(-3, 3)[:, [0, 1, 2, 3]])
+    check = checked("t = Identity (w)", model, tmp_path)
+    assert check.note.endswith("known by the outputs alone: that `table` is bounded (aten.clamp.default)"), check.note
+    model = Words(lambda table: table.clamp(-2, 2)[:, [0, 1, 2, 3]])
+    assert "bounded" not in checked("t = Clip (w, lo, hi)", model, tmp_path).note
