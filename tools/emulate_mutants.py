@@ -47,7 +47,7 @@ def find(mutant: Mutant, work: Path) -> str | None:
     """What finds the mutant first, and how."""
     op = write_mutant(mutant, work / "op")
     for kind, runs in RUNS.items():
-        program = emulated.build_kernels(work / kind, kind, op, "-O0", "-w")  # compiling takes the most time
+        program = emulated.build_kernels(work / kind, kind, op, "-w")
         for options in runs:
             try:
                 done = emulated.check(program, *options)
