@@ -81,7 +81,7 @@ gpu:  ## ten minutes on a machine with a GPU: the kernels' check, sanitizers, ti
 	PYTHON=$(PYTHON) tools/gpu_harvest.sh
 
 gpu-verify:  ## on a machine with a GPU: prove exports on CUDA node by node, time them; ONNXRUNTIME_WHEELS= without a network
-	PYTHON=$(PYTHON) ONNXRUNTIME_WHEELS=$(ONNXRUNTIME_WHEELS) tools/gpu_verify.sh
+	PYTHON=$(PYTHON) ONNXRUNTIME_WHEELS=$(ONNXRUNTIME_WHEELS) BUDGET=$(BUDGET) tools/gpu_verify.sh
 
 lint: setup  ## ruff, clang-format, codespell
 	$(BIN)/ruff check $(PACKAGE_DIRS) tools

@@ -1,6 +1,6 @@
 """Exports two networks, proves the files in ONNX Runtime on the device, then times it against PyTorch there.
 
-    python benchmarks/gpu_verify.py [--device cuda|cpu] [--seconds 10]
+    python benchmarks/gpu_verify.py [--device cuda|cpu] [--seconds 10] [--budget SECONDS]
 
 The networks are the demo's and a ResNet-18, untrained: neither their speed nor the proof depends on it. Each is
 exported in float32 and float16 and verified on the CPU and, with `--device cuda`, on CUDA, where every node has to run.
@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,9 +154,17 @@ def summary(report: ExportReport) -> dict[str, Any]:
 
 
 def measure(
-    networks: dict[str, tuple[nn.Module, Tensor]], device: str, seconds: float, *, compiled: bool = True
+    networks: dict[str, tuple[nn.Module, Tensor]],
+    device: str,
+    seconds: float,
+    *,
+    compiled: bool = True,
+    until: float = math.inf,
 ) -> dict[str, Any]:
-    """Returns the proof and the latencies of each network in each dtype; without a proof nothing is timed."""
+    """Returns the proof and the latencies of each network in each dtype; without a proof nothing is timed.
+
+    Everything is proven first. What would be timed after `until`, a time of `time.monotonic`, is not.
+    """
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (network, images) in networks.items():
@@ -169,11 +179,17 @@ def measure(
                     f"{name} {kind}: {'proven' if report else 'not proven, ' + str(row['proof']['failed'][0])}",
                     flush=True,
                 )
-                for batch in BATCHES if report else ():
+        for name, (network, images) in networks.items():
+            for kind, dtype in DTYPES.items():
+                row, file = result[name][kind], Path(folder) / f"{name}-{kind}.onnx"
+                for batch in BATCHES if row["proof"]["passed"] else ():
+                    if time.monotonic() > until:
+                        print(f"{name} {kind}, batch {batch}: not timed, the budget is spent", flush=True)
+                        continue
                     x = images[torch.arange(batch) % len(images)].to(dtype)
                     row["milliseconds"][batch] = latencies(network, file, x, device, seconds, compiled=compiled)
-                    medians = {who: f"{row['median']:.3f}" for who, row in row["milliseconds"][batch].items()}
-                    print(f"  batch {batch}, median milliseconds: {medians}", flush=True)
+                    medians = {who: f"{times['median']:.3f}" for who, times in row["milliseconds"][batch].items()}
+                    print(f"{name} {kind}, batch {batch}, median milliseconds: {medians}", flush=True)
     return result
 
 
@@ -183,7 +199,9 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=10, help="to spend on the times of one network, dtype and size"
     )
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which nothing more is timed")
     options = parser.parse_args()
+    until = time.monotonic() + options.budget
     reason = PROVIDERS[options.device].explain_unusable()
     if reason is None and options.device == "cuda" and not torch.cuda.is_available():
         reason = f"torch {torch.__version__} sees no CUDA device"
@@ -199,7 +217,7 @@ def main() -> None:
     result = {
         "machine": {**machine(options.device), "onnxruntime": onnxruntime.__version__},
         "settings": {"device": options.device, "seconds": options.seconds, **PROVIDERS[options.device].settings},
-        "networks": measure(networks, options.device, options.seconds),
+        "networks": measure(networks, options.device, options.seconds, until=until),
     }
     file = RESULTS[options.device]
     file.parent.mkdir(exist_ok=True)

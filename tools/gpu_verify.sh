@@ -2,7 +2,8 @@
 # One command for a machine with a GPU: proves exported files in ONNX Runtime on CUDA, node by node, and times them
 # against PyTorch. Uses the torch of $PYTHON and makes an environment on top of it, build/gpu-verify. Without a network
 # ONNXRUNTIME_WHEELS names a folder with the wheels of onnxruntime-gpu, onnx, onnxscript and what they need (and, where
-# this machine cannot compile, of jumpout-export). Writes benchmarks/results/gpu-verify.json. Exit codes: 0 all proven,
+# this machine cannot compile, of jumpout-export), or with their pieces, see wheel_pieces.sh. BUDGET= is the seconds after
+# which nothing more is timed. Writes benchmarks/results/gpu-verify.json. Exit codes: 0 all proven,
 # 1 a check failed, 3 it could not be verified here, and one line that says why. `--device cpu` is a dry run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -40,6 +41,11 @@ python=$PWD/$environment/bin/python
 install=("$python" -m pip install --quiet)
 if [ -n "${ONNXRUNTIME_WHEELS:-}" ]; then
   [ -d "$ONNXRUNTIME_WHEELS" ] || unverified "ONNXRUNTIME_WHEELS=$ONNXRUNTIME_WHEELS is no folder"
+  if [ -f "$ONNXRUNTIME_WHEELS/sha256sums" ]; then
+    tools/wheel_pieces.sh join "$ONNXRUNTIME_WHEELS" "$environment/wheels" >/dev/null 2>&1 ||
+      unverified "the pieces of wheels in $ONNXRUNTIME_WHEELS are not whole"
+    ONNXRUNTIME_WHEELS=$environment/wheels
+  fi
   install+=(--no-index --find-links "$ONNXRUNTIME_WHEELS")
 fi
 # The torch that is there stays as it is, and is not asked what it would like beside it.
@@ -56,4 +62,4 @@ fi
 libraries=$("$python" -c 'import glob, sys; print(":".join(name for path in sys.path if path for name in glob.glob(path + "/nvidia/*/lib")))')
 export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
-exec "$python" benchmarks/gpu_verify.py "$@"
+exec "$python" benchmarks/gpu_verify.py ${BUDGET:+--budget "$BUDGET"} "$@"

@@ -43,6 +43,38 @@ def test_a_network_is_proven_in_both_dtypes_and_timed(gpu_verify, monkeypatch):
             assert all(0 < value["min"] <= value["median"] for value in times.values())
 
 
+def test_what_the_budget_has_no_time_for_is_proven_and_not_timed(gpu_verify, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_verify, "BATCHES", (1,))
+    networks = {"small": (small(gpu_verify), torch.rand(4, 3, 8, 8))}
+    rows = gpu_verify.measure(networks, "cpu", 0.01, compiled=False, until=0)["small"]
+    for row in rows.values():
+        assert row["proof"]["passed"]
+        assert row["milliseconds"] == {}
+    assert "small float16, batch 1: not timed, the budget is spent" in capsys.readouterr().out
+
+
+def pieces(*arguments):
+    command = [str(word) for word in (TOOLS / "wheel_pieces.sh", *arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_wheels_are_split_and_joined_and_a_broken_piece_is_found(tmp_path):
+    (tmp_path / "wheels").mkdir()
+    contents = {"large-1.whl": os.urandom(2_500_000), "small-2.whl": b"small"}
+    for name, content in contents.items():
+        (tmp_path / "wheels" / name).write_bytes(content)
+    assert pieces("split", tmp_path / "wheels", tmp_path / "pieces", 1).returncode == 0
+    assert max(file.stat().st_size for file in (tmp_path / "pieces").iterdir()) == 1 << 20
+    assert pieces("join", tmp_path / "pieces", tmp_path / "joined").returncode == 0
+    assert {file.name: file.read_bytes() for file in (tmp_path / "joined").iterdir()} == contents
+
+    (tmp_path / "pieces" / "large-1.whl.part001").write_bytes(b"cut short")
+    done = pieces("join", tmp_path / "pieces", tmp_path / "broken")
+    assert done.returncode == 1
+    assert "are not whole; copy them again" in done.stderr
+    assert pieces("joint").returncode == 2
+
+
 def test_a_function_that_computes_something_else_is_not_timed(gpu_verify, tmp_path):
     network = small(gpu_verify).eval()
     images = torch.rand(2, 3, 8, 8)
