@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from typing import NoReturn
 
@@ -19,6 +21,7 @@ def main() -> NoReturn:
 
 
 def _work() -> None:
+    atexit.register(gc.freeze)  # or Python looks through all of torch for garbage as it ends, 0.2 s and more
     try:
         from jumpout_export.cli import app as cli
     except Interrupted as ending:  # during the long imports
