@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import ChainMap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, default_opset, graphs_
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-# Elements of one value that is worked out, and work of all together: some seconds.
-_MOST_ELEMENTS, _MOST_STEPS = 1 << 27, 1 << 17
+# Elements of one value that is worked out, work and nodes of all together: some seconds, and a GiB of float32.
+_MOST_ELEMENTS, _MOST_STEPS, _MOST_NODES = 1 << 27, 1 << 16, 10_000
 _MEASURING = frozenset({"Shape", "Size"})
 _FLOATS = (1, 10, 11, 16)
 
@@ -38,6 +38,7 @@ class Source:
         node: that makes it, None for a tensor.
         inputs: of that node; None for one that is left out.
         index: which output of the node it is.
+        is_table: whether it is floating point and no single number, or made of one that is.
     """
 
     name: str
@@ -45,6 +46,13 @@ class Source:
     node: NodeProto | None = None
     inputs: tuple[Source | None, ...] = ()
     index: int = 0
+    is_table: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Asks what it is made of, which was asked before: the chain may be long."""
+        self.is_table = any(one.is_table for one in self.inputs if one is not None)
+        if self.tensor is not None:
+            self.is_table = self.tensor.data_type in _FLOATS and math.prod(self.tensor.dims) > 1
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,7 @@ class Reads:
         by_data = _is_random(node) or bool(subgraphs) or no_input or any(one is True for one in given)
         reached = by_data and node.op_type not in _MEASURING
         cut = not reached and any(name in self._cut for name in node.input)
-        if not reached and (cut or any(isinstance(one, Source) and _is_table(one) for one in given)):
+        if not reached and (cut or any(isinstance(one, Source) and one.is_table for one in given)):
             self._cut.update(node.output)
         self.reached += [node] * (reached or cut)
         for place, one in enumerate(given):
@@ -181,7 +189,9 @@ class Values:
 
     def _worked_out(self, source: Source) -> Any:
         node = source.node
-        if node is None or node.domain not in DEFAULT_DOMAINS or self._run.steps > _MOST_STEPS:
+        if node is None or node.domain not in DEFAULT_DOMAINS:
+            return None
+        if self._run.steps > _MOST_STEPS or len(self._made) > _MOST_NODES:
             return None
         try:
             given = [None if one is None else self._known(one) for one in source.inputs]
@@ -191,13 +201,6 @@ class Values:
             return made if isinstance(made, list) else np.asarray(made)
         except Exception:  # whatever numpy or onnx say of a broken node or tensor, or of what is too much work
             return None
-
-
-def _is_table(source: Source) -> bool:
-    """Whether a constant is floating point and no single number, or made of one that is."""
-    if source.tensor is None:
-        return any(_is_table(one) for one in source.inputs if one is not None)
-    return source.tensor.data_type in _FLOATS and math.prod(source.tensor.dims) > 1
 
 
 def _is_random(node: NodeProto) -> bool:

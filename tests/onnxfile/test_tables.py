@@ -1,11 +1,15 @@
 """Every constant of a file, wherever it stands, with its name and whether anything reads its values."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
 from support.onnx_files import parsed
 
 from jumpout_export.onnxfile.computed import Reads
+from jumpout_export.onnxfile.numbers import numbers_in
+from jumpout_export.onnxfile.steps import steps_of
 from jumpout_export.onnxfile.tables import constants_in
 
 BODY = """g (float[n,4] x, bool c) => (float[n,4] y, int64[3] z)
@@ -107,7 +111,26 @@ def test_what_is_not_followed_is_not_known(node):
         assert (list(found), found["p"].is_known) == (["p"], False)
 
 
+def chain(first, node, count):
+    return f"d0 = {first} " + " ".join(f"d{n} = {node.replace('%d', str(n - 1))}" for n in range(1, count + 1))
+
+
+LONG = {
+    "longer and longer": chain("Identity (w)", "Concat <axis = 0> (d%d, w)", 300),
+    "of itself": chain("Identity (w)", "Concat <axis = 0> (d%d, d%d)", 60),
+    "of itself and a size": "s = Size (x) z = Cast <to = 1> (s) " + chain("Add (w, z)", "Add (d%d, d%d)", 60),
+    "many": chain("Identity (w)", "Identity (d%d)", 11_000),
+}
+
+
 @pytest.mark.timeout(20)
-def test_work_and_memory_are_bounded():
-    doubled = " ".join(f"d{number} = Concat <axis = 0> (d{number - 1}, d{number - 1})" for number in range(1, 60))
-    assert not one_of(f"d0 = Identity (w) {doubled} y = MatMul (x, d59)", w=WEIGHT)["d59"].is_known
+@pytest.mark.parametrize("name", LONG)
+def test_work_and_memory_are_bounded(name):
+    last = max(re.findall(r"(d\d+) =", LONG[name]), key=lambda one: int(one[1:]))
+    text = f"g (float[n,4] x) => (float[n,m] y) {{ {LONG[name]} y = MatMul (x, {last}) }}"
+    proto = parsed(text, {"w": WEIGHT}, check=False)
+    found = {constant.name: constant for constant in constants_in(Reads(proto, ""), "")}
+    assert found.keys() == ({"w"} if "size" in name else {last})
+    assert "size" in name or found[last].is_known == (name == "longer and longer")
+    assert steps_of(Reads(proto, ""))
+    assert numbers_in(Reads(proto, "")) == []
