@@ -75,11 +75,20 @@ import json
 import sys
 from pathlib import Path
 
-out, rows = Path(sys.argv[1]), []
-for name in sys.argv[2:]:
-    read = lambda suffix: (out / f"{name}.{suffix}").read_text(errors="replace").strip() if (out / f"{name}.{suffix}").exists() else ""
-    rows.append({"step": name, "exit_code": int(read("rc")), "seconds": read("seconds"), "last_line": (read("log").splitlines() or [""])[-1]})
-    print("{step:12} exit code {exit_code:3}  {seconds:>3} s  {last_line:.100}".format(**rows[-1]))
+out = Path(sys.argv[1])
+
+
+def read(name):
+    file = out / name
+    return file.read_text(errors="replace").strip() if file.exists() else ""
+
+
+rows = []
+for step in sys.argv[2:]:
+    last = (read(f"{step}.log").splitlines() or [""])[-1]
+    row = {"step": step, "exit_code": int(read(f"{step}.rc")), "seconds": read(f"{step}.seconds"), "last_line": last}
+    rows.append(row)
+    print("{step:14} exit code {exit_code:3}  {seconds:>3} s  {last_line:.100}".format(**row))
 (out / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
 sys.exit(any(row["exit_code"] for row in rows))
 END

@@ -47,7 +47,7 @@ void sample(const T* x, Stats* stats, const uint64_t* seed, double* scratch, int
   if (rows == 1 && length <= kBlock * kThreads * kCountPacks) {
     return queue.launch(count_all_kernel<T, kAligned>, 1, x, stats, seed, length, settings);
   }
-  const int parts = parts_of(length, rows, most_resident(queue.device));
+  const int parts = parts_of(length, rows, resident(count_kernel<T, kAligned, kThreads>, queue.device));
   // One number a row waits in the statistics, which the rate then overwrites.
   double* counts = parts > 1 ? scratch : &stats->q;
   const int stride = parts > 1 ? 1 : sizeof(Stats) / sizeof(double);
@@ -102,7 +102,7 @@ void backward(const T* dy, const uint8_t* keep_bits, const Stats* stats, T* dx, 
 
 int64_t jumpout_scratch_cuda(int64_t n, int64_t rows, int device) {
   if (rows == 0) return 0;
-  const int parts = parts_of(n / rows, rows, most_resident(device));
+  const int parts = parts_of(n / rows, rows, most_resident(device));  // the kernel that counts may have fewer
   return parts > 1 ? rows * parts : 0;
 }
 

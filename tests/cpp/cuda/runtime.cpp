@@ -7,7 +7,7 @@
 
 namespace emulator {
 // The small one makes thread blocks walk their loops several times.
-Device devices[] = {{1, 1024}, {10, 2048}};
+Device devices[] = {{1, 1280}, {10, 2304}};
 cudaError_t next_launch = cudaSuccess;
 }  // namespace emulator
 
@@ -47,7 +47,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ind
 }
 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads, size_t) {
-  return *blocks = emulator::devices[current].threads / threads, cudaSuccess;
+  // One less than the threads would allow, as if registers were short.
+  return *blocks = emulator::devices[current].threads / threads - 1, cudaSuccess;
 }
 
 cudaError_t cudaPeekAtLastError() { return last_error; }
