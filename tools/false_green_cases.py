@@ -135,7 +135,7 @@ CASES = {
         "`Dim.AUTO`, and the model takes another path from 4 images on; the example has 2",
         lambda: Branch().eval(),
         "verify",
-        "cpu/off/batch=17/worst error",
+        "cpu/all/batch=17/worst error",
         "output `output`",
         example=lambda: torch.randn(2, 16),
         options=open_batch("auto"),
