@@ -16,21 +16,7 @@
 namespace jumpout {
 namespace {
 
-inline int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  const cudaError_t error = cudaDeviceGetAttribute(&value, which, device);
-  if (error != cudaSuccess) {
-    cudaGetLastError();
-    throw std::runtime_error(std::string("jumpout: the CUDA device cannot be asked: ") + cudaGetErrorString(error));
-  }
-  return value;
-}
-
-// More thread blocks than this are never resident at once, whatever the kernel.
-inline int most_resident(int device) {
-  return attribute(cudaDevAttrMultiProcessorCount, device) *
-         std::max(attribute(cudaDevAttrMaxThreadsPerMultiProcessor, device) / kThreads, 1);
-}
+inline int attribute(cudaDeviceAttr which, int device);
 
 // Of failures of kernels the host learns at some later call: at a launch of ours, they are somebody else's.
 inline bool is_of_earlier_work(cudaError_t error) {
@@ -68,7 +54,7 @@ inline std::string explain(cudaError_t error, int device) {
     return "jumpout was not compiled for this GPU (sm_" + number +
            "): build it with pip install . -C cmake.define.CMAKE_CUDA_ARCHITECTURES=" + number;
   }
-  return "jumpout could not launch a CUDA kernel: " + text;
+  return "jumpout could not use the CUDA device: " + text;
 }
 
 // Leaves no error behind for whoever asks next.
@@ -76,6 +62,18 @@ inline void check(cudaError_t error, int device) {
   if (error == cudaSuccess) return;
   cudaGetLastError();
   throw std::runtime_error(explain(error, device));
+}
+
+inline int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), device);
+  return value;
+}
+
+// More thread blocks than this are never resident at once, whatever the kernel.
+inline int most_resident(int device) {
+  return attribute(cudaDevAttrMultiProcessorCount, device) *
+         std::max(attribute(cudaDevAttrMaxThreadsPerMultiProcessor, device) / kThreads, 1);
 }
 
 // Thread blocks of a kernel that fill the device. The runtime is asked once for each kernel and device.

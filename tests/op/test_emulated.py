@@ -50,7 +50,7 @@ REFUSALS = {
     35: r"the NVIDIA driver is too old for the CUDA \d+\.\d that jumpout was compiled with: update the driver, .*",
     209: r"jumpout was not compiled for this GPU \(sm_75\): build it with .*CMAKE_CUDA_ARCHITECTURES=75",
     700: r"an earlier CUDA operation failed, not jumpout \(.*\): set CUDA_LAUNCH_BLOCKING=1 to see which one, .*",
-    9: r"jumpout could not launch a CUDA kernel: .*",
+    9: r"jumpout could not use the CUDA device: .*",
 }
 
 
