@@ -22,7 +22,17 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-AVAILABLE = sys.platform == "linux" and hasattr(os, "pidfd_open")
+
+
+def _is_available() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):  # another system, an old one, or a container that forbids it
+        return False
+    return True
+
+
+AVAILABLE = _is_available()
 
 
 def warm_python() -> list[str]:

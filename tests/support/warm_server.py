@@ -69,8 +69,10 @@ class Job:
     def _stream(self, number: int, mode: str, errors: str) -> io.TextIOWrapper | None:
         if number not in self.streams:
             return None
-        binary = io.open(number, f"{mode}b", -1, closefd=False)  # noqa: SIM115, UP020 as Python itself has them
-        return io.TextIOWrapper(binary, "utf-8", errors, line_buffering=number == 2 or binary.isatty())
+        at_once = mode == "w" and bool(os.environ.get("PYTHONUNBUFFERED"))
+        binary = io.open(number, f"{mode}b", 0 if at_once else -1, closefd=False)  # noqa: SIM115, UP020 as Python has it
+        lines = number == 2 or binary.isatty()
+        return io.TextIOWrapper(binary, "utf-8", errors, line_buffering=lines, write_through=at_once)
 
     def run(self) -> None:
         """Does what `python` with these arguments does."""
