@@ -50,9 +50,11 @@ def turned(
     for name, array in arrays.items():
         names = [one.name for one in held.get(name, ()) if one.name]
         known = next((one.array for one in held.get(name, ()) if one.name), None)
-        if len(names) != 1 or known is None or np.array_equal(known, known.swapaxes(-1, -2), equal_nan=True):
+        if len(names) != 1 or known is None:
             continue
-        is_swapped = not np.array_equal(array, known.reshape(-1), equal_nan=True)
+        is_swapped = _is_swapped(array.reshape(known.shape), known)
+        if is_swapped is None:
+            continue
         theirs = set(_ways_in_file(name, is_swapped, steps))
         weight = weights[names[0]]
         ours = set(_ways(read.get(_storage(weight), []), weight))
@@ -60,6 +62,19 @@ def turned(
         if theirs and ours and {kind for kind, _ in theirs} == {kind for kind, _ in ours} and theirs != ours:
             wrong.append(Misplaced((names[0],), f"the file reads `{names[0]}` with its last two axes swapped"))
     return wrong
+
+
+def _is_swapped(array: Array, known: Array) -> bool | None:
+    """Whether an array is a weight with its last two axes swapped; None if that cannot be told.
+
+    It is the weight in some order of its axes, bit for bit, so the first row that is no column tells.
+    """
+    for row in range(known.shape[-1]):
+        one, two = known[..., row, :], known[..., :, row]
+        if not np.array_equal(one, two, equal_nan=True):
+            found = [np.array_equal(array[..., row, :], wanted, equal_nan=True) for wanted in (one, two)]
+            return found[1] if any(found) else None
+    return None
 
 
 def squares(held: Mapping[str, tuple[Known, ...]]) -> list[str]:
