@@ -64,14 +64,14 @@ int main() {
     const auto bits = std::make_unique<uint8_t[]>(n / jumpout::kBlock);
     const float* x = from.get();
     float* y = to.get();
-    const jumpout::ForwardRun run{7, 0, n / jumpout::kBlock, 20000, 1.2, false};
+    const jumpout::ForwardRun run{7, 0, n / jumpout::kBlock, 20000, 1.2, false, false, false};
     const auto time = [n](const auto& work) { return nanoseconds_per_element(n, work); };
     const double count_floor = time([&] { sink = count_positive(x, n); });
     const double scale_floor =
         std::min(time([&] { scale(x, y, n, 1.2f); }), time([&] { scale_streaming(x, y, n, 1.2f); }));
     const double count = time([&] { sink = kernels.count_active(kType, x, n); });
     const double forward = time([&] { kernels.forward(kType, x, y, bits.get(), run); });
-    const double backward = time([&] { kernels.backward(kType, x, bits.get(), y, n / jumpout::kBlock, 1.2); });
+    const double backward = time([&] { kernels.backward(kType, x, bits.get(), y, n / jumpout::kBlock, 1.2, false); });
     std::printf(
         ", \"%lld MB\": {\"count floor\": %.4f, \"scale floor\": %.4f, \"count\": %.4f, \"forward\": %.4f, "
         "\"backward\": %.4f}",

@@ -50,5 +50,5 @@ compare() {  # instruction set, command that prints its digests
 }
 
 JUMPOUT_CPU_ISA=scalar "$work/here/kernel_digests" >"$work/here-scalar" || { tail -1 "$work/here-scalar"; exit 1; }
-for isa in avx2 avx512; do compare here-$isa "$work/here/kernel_digests"; done
+for isa in avx2 avx512 avx512_bf16; do compare here-$isa "$work/here/kernel_digests"; done
 for isa in scalar neon; do compare arm-$isa qemu-aarch64 -L /usr/aarch64-linux-gnu "$work/arm/kernel_digests"; done

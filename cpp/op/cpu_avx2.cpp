@@ -10,6 +10,7 @@ namespace {
 struct Avx2 {
   using Bits = uint32_t;
   static constexpr int kBlocks = 4;
+  static constexpr int kAlign = 0;  // no stores past the caches
 
   struct Keys {
     __m256i even[kPhiloxRounds], odd[kPhiloxRounds];
@@ -88,14 +89,14 @@ struct Avx2 {
     return active;
   }
 
-  template <bool kRelu>
+  template <bool kRelu, bool kStream>
   static Bits apply(const float* x, float* y, Bits keep, float scale) {
     return apply8<kRelu>(
         keep, scale, [&](int i) { return _mm256_loadu_ps(x + i); },
         [&](int i, __m256 value) { _mm256_storeu_ps(y + i, value); });
   }
 
-  template <bool kRelu>
+  template <bool kRelu, bool kStream>
   static Bits apply(const BFloat16* x, BFloat16* y, Bits keep, float scale) {
     return apply8<kRelu>(
         keep, scale,
@@ -110,7 +111,7 @@ struct Avx2 {
         });
   }
 
-  template <bool kRelu>
+  template <bool kRelu, bool kStream>
   static Bits apply(const Float16* x, Float16* y, Bits keep, float scale) {
     return apply8<kRelu>(
         keep, scale, [&](int i) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i))); },
@@ -120,7 +121,7 @@ struct Avx2 {
         });
   }
 
-  template <bool kRelu>
+  template <bool kRelu, bool kStream>
   static Bits apply(const double* x, double* y, Bits keep, double scale) {
     const __m256d factor = _mm256_set1_pd(scale);
     const __m256i select = _mm256_setr_epi64x(1, 2, 4, 8);

@@ -15,24 +15,28 @@ struct ForwardRun {
   uint32_t threshold;
   double scale;
   bool relu;
+  bool count;   // return how many elements are > 0; else 0
+  bool stream;  // write y past the caches, as far as the instruction set can and y is aligned
 };
 
 // x, y, dy, dx, keep_bits point to the first element (bits: byte) of the run.
 struct CpuKernels {
   const char* name;
   int64_t (*count_active)(DType dtype, const void* x, int64_t n);
-  void (*forward)(DType dtype, const void* x, void* y, uint8_t* keep_bits, const ForwardRun& run);
-  void (*backward)(DType dtype, const void* dy, const uint8_t* keep_bits, void* dx, int64_t blocks, double scale);
+  int64_t (*forward)(DType dtype, const void* x, void* y, uint8_t* keep_bits, const ForwardRun& run);
+  void (*backward)(DType dtype, const void* dy, const uint8_t* keep_bits, void* dx, int64_t blocks, double scale,
+                   bool stream);
 };
 
 extern const CpuKernels kScalarKernels;
 #ifdef JUMPOUT_X86
 extern const CpuKernels kAvx2Kernels;
 extern const CpuKernels kAvx512Kernels;
+extern const CpuKernels kAvx512Bf16Kernels;
 #endif
 
-// The widest kernels this processor runs, or those that JUMPOUT_CPU_ISA (scalar, avx2, avx512) asks for. An unknown or
-// unsupported name throws std::invalid_argument. Decided once per call of this function.
+// The widest kernels this processor runs, or those that JUMPOUT_CPU_ISA (scalar, avx2, avx512, avx512_bf16) asks for.
+// An unknown or unsupported name throws std::invalid_argument. Decided once per call of this function.
 const CpuKernels& select_cpu_kernels();
 
 }  // namespace jumpout

@@ -11,6 +11,7 @@ namespace {
 struct Neon {
   using Bits = uint64_t;
   static constexpr int kBlocks = 8;
+  static constexpr int kAlign = 0;  // no stores past the caches
 
   struct Keys {
     uint32x4_t even[kPhiloxRounds], odd[kPhiloxRounds];
@@ -78,7 +79,7 @@ struct Neon {
     return __builtin_popcountll(pack(active));
   }
 
-  template <bool kRelu, typename T>
+  template <bool kRelu, bool kStream, typename T>
   static Bits apply(const T* x, T* y, Bits keep, Compute<T> scale) {
     const uint8x8_t select = vcreate_u8(kBits);
     uint8x8_t kept[8];

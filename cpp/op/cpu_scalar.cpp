@@ -7,6 +7,7 @@ namespace {
 struct Scalar {
   using Bits = uint8_t;
   static constexpr int kBlocks = 1;
+  static constexpr int kAlign = 0;  // no stores past the caches
 
   static uint64_t keys(uint64_t seed) { return seed; }
   static Bits keep(uint64_t seed, int64_t block, uint32_t threshold) {
@@ -20,7 +21,7 @@ struct Scalar {
     return active;
   }
 
-  template <bool kRelu, typename T>
+  template <bool kRelu, bool kStream, typename T>
   static Bits apply(const T* x, T* y, Bits keep, Compute<T> scale) {
     return static_cast<Bits>(apply_scalar(x, y, keep, scale, kRelu, kBlock));
   }

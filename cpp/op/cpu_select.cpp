@@ -18,10 +18,11 @@ bool supported(const CpuKernels& kernels) {
   // __builtin_cpu_supports also asks whether the operating system saves the registers.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
   if (&kernels == &kAvx2Kernels) return avx2;
-  if (&kernels == &kAvx512Kernels) {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2");
-  }
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("bmi2");
+  if (&kernels == &kAvx512Kernels) return avx512;
+  if (&kernels == &kAvx512Bf16Kernels) return avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
 #ifdef JUMPOUT_NEON
   if (&kernels == &kNeonKernels) return true;  // part of every 64-bit ARM processor
@@ -34,8 +35,7 @@ bool supported(const CpuKernels& kernels) {
 const CpuKernels& select_cpu_kernels() {
   static const CpuKernels* const all[] = {
 #ifdef JUMPOUT_X86
-      &kAvx512Kernels,
-      &kAvx2Kernels,
+      &kAvx512Bf16Kernels, &kAvx512Kernels, &kAvx2Kernels,
 #endif
 #ifdef JUMPOUT_NEON
       &kNeonKernels,

@@ -8,6 +8,7 @@ import torch
 from scipy.special import ndtri
 
 from jumpout_export import jumpout, ops
+from jumpout_export.model.randomness import same_bits
 from jumpout_export.nn.functional import check_settings, jumpout_with_statistics
 from jumpout_export.nn.reference import jumpout_reference, philox_reference
 
@@ -194,13 +195,42 @@ def test_the_exact_logarithm_and_exponential_are_accurate():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_results_too_large_for_the_caches_are_what_a_piece_of_memory_that_is_written_in_place_gets(dtype):
+    x = torch.randn((1 << 24) // dtype.itemsize + 11, dtype=torch.float32).to(dtype)  # beyond where stores change
+    settings = (None, 0.1, 0.01, 0.6, 0.75, 0.95, "batch", "shift", False)
+    y, keep, sampled = torch.ops.jumpout.forward(x, torch.tensor(3), *settings)
+    inplace = x.clone()
+    bits, again = torch.ops.jumpout.forward_(inplace, torch.tensor(3), *settings)
+    assert same_bits([y, keep, sampled], [inplace, bits, again])
+    dx = torch.ops.jumpout.backward(x, keep, sampled, x.stride())
+    assert same_bits([dx], [y])  # the same map
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("size", [1, 13, 20007])
+def test_without_normalisation_the_active_fraction_is_told_all_the_same(threads, size):
+    x = torch.randn(size)
+    x[::5] = torch.nan
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        inplace = x.clone()
+        _, sampled = torch.ops.jumpout.forward_(
+            inplace, torch.tensor(3), 0.2, 0.0, 0.01, 0.6, 0.75, 0.95, "none", "shift", True
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert float(sampled[0, 0]) == float((x > 0).double().mean())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
 def test_every_instruction_set_gives_the_same_bits(monkeypatch, dtype, relu):
     bits = torch.randint(-(2**15), 2**15, (20007,), dtype=torch.int16)
     x = bits.view(dtype) if dtype.itemsize == 2 else torch.randn(20007, dtype=dtype)  # every kind of half, NaN too
     x, dy = x[3:].view(12, 1667), torch.randn(12, 1667).to(dtype)
     results = {}
-    for isa in ("scalar", "avx2", "avx512", "neon"):
+    for isa in ("scalar", "avx2", "avx512", "avx512_bf16", "neon"):
         monkeypatch.setenv("JUMPOUT_CPU_ISA", isa)
         try:
             y, keep, sampled = torch.ops.jumpout.forward(

@@ -38,7 +38,7 @@ def test_the_build_says_what_it_is():
     info = ops.build_info()
     source = (PROJECT / "cpp/op/philox.h").read_text()
     assert f"kPhiloxRounds = {info['philox_rounds']};" in source
-    assert info["cpu_kernels"] in ("avx512", "avx2", "neon", "scalar")
+    assert info["cpu_kernels"] in ("avx512_bf16", "avx512", "avx2", "neon", "scalar")
     assert isinstance(info["cuda"], str)
 
 
