@@ -120,14 +120,20 @@ def measure_reference(
         layers: what is measured.
         trained: the batch size of training where it is known.
     """
-    feed = feed_of(batches)
     inputs = InputMoments()
 
     def watch(step: Step, _: list[Collected]) -> bool:
         inputs.add(step.first_input)
         return False
 
-    seen = collect_states(feed, layers, STATES, "measuring the reference", renormalised=moving(layers), enough=watch)
+    try:
+        feed = feed_of(batches)
+        seen = collect_states(
+            feed, layers, STATES, "measuring the reference", renormalised=moving(layers), enough=watch
+        )
+    except (ValueError, TypeError) as error:
+        error.add_note("This was the reference, not the images that are checked.")
+        raise
     origins = Origins.of(feed, layers, seen, trained)
     return Reference(origins, inputs.mean_and_deviation(feed.ranks), _stored(layers))
 

@@ -81,10 +81,12 @@ class ServingStatistics:
         process_group: dist.ProcessGroup | Literal["world"] | None = None,
         timeout: float = 60.0,
     ) -> None:
-        if keep < 0:
-            raise ArgumentError("keep", f"keep must be at least 1 batch, or 0 to give batches at the read, got {keep}")
-        if timeout <= 0:
-            raise ArgumentError("timeout", f"timeout must be positive, in seconds, got {timeout:g}")
+        if not isinstance(keep, int) or keep < 0:
+            raise ArgumentError(
+                "keep", f"keep must be at least 1 batch, or 0 to give batches at the read, got {keep!r}"
+            )
+        if not isinstance(timeout, int | float) or not timeout > 0:
+            raise ArgumentError("timeout", f"timeout must be positive, in seconds, got {timeout!r}")
         group = _group_of(model) if process_group is None else process_group
         self._ranks = Ranks(group)
         self._group = dist.group.WORLD if group == WORLD else group
@@ -199,6 +201,8 @@ class ServingStatistics:
         with self._ranks.together():
             given = batches is not None
             if batches is None:
+                if not self._keep:
+                    raise RuntimeError("keep=0 keeps no batch; give them at the read, `with serving(batches)`")
                 if not self._kept:
                     raise RuntimeError(
                         "no batch was kept: call step(x) in the training loop, or give batches: `with serving(batches)`"

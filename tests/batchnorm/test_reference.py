@@ -187,3 +187,14 @@ def test_half_splits_are_called_data_in_at_most_19_of_200_runs():
 
 def test_the_distance_alone_calls_about_half_of_them_data():
     assert halves(60, naive=True) > 15
+
+
+def test_a_reference_that_cannot_be_read_is_told_from_the_batches():
+    model, batches = nn.BatchNorm1d(4).eval(), [torch.randn(16, 4)]
+    for wrong in (iter(batches), [], 3):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            check_batchnorm(model, batches, reference=wrong)
+        assert "the reference" in caught.value.__notes__[0]
+    with pytest.raises(ValueError) as caught:
+        check_batchnorm(model, [], reference=batches)
+    assert not hasattr(caught.value, "__notes__")

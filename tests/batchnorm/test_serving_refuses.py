@@ -1,5 +1,6 @@
 """What serving statistics refuse, in words, each beside what they take."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -201,3 +202,17 @@ def test_with_keep_0_there_is_nothing_to_step():
         serving.step(images(16))
     with pytest.raises(ValueError, match="batches is empty"), serving([]):
         pytest.fail("entered")
+
+
+@pytest.mark.parametrize("wrong", [{"keep": 1.5}, {"keep": "8"}, {"timeout": "1"}, {"timeout": math.nan}], ids=str)
+def test_numbers_of_the_wrong_kind_are_named(wrong):
+    with pytest.raises(ArgumentError, match=next(iter(wrong))):
+        ServingStatistics(nn.BatchNorm1d(4), **wrong)
+
+
+def test_a_read_without_batches_says_that_none_are_kept_by_choice():
+    with (
+        pytest.raises(RuntimeError, match=r"keep=0 keeps no batch; give them"),
+        ServingStatistics(nn.BatchNorm1d(4), keep=0)(),
+    ):
+        pass

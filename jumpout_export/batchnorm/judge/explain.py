@@ -97,6 +97,8 @@ def _undecided(score: Score, images: int, warn: float, *, guessed: bool, explain
     if score.units < MIN_IMAGES:
         unit = "images" if score.units == images else "groups of images"
         return f"Undecided: {score.units} {unit} are too few for an error bar; pass at least {MIN_IMAGES}."
+    if not math.isfinite(score.high):
+        return f"Undecided: the images are too alike for an error bar; pass at least {MIN_IMAGES} independent ones."
     needed = score.images_needed(warn, images)
     if score.heavy_tailed:
         more = "" if needed is None else f" (about {_round(needed - images)} more would decide)"
@@ -250,10 +252,12 @@ def unusable_sentence(layer: Layer) -> str:
     unusable = layer.unusable_channels()
     several, first = int(unusable.sum()), int(torch.nonzero(unusable)[0])
     mean, var = (float(buffer[first]) for buffer in layer.statistics())
+    usual = "the usual reason is overflow in mixed precision"
+    if math.isfinite(mean) and math.isfinite(var):
+        usual = "the usual reason is an average or a merge of models with negative weights"
     return (
         f"BatchNorm {layer.label} stores unusable statistics in {several} of {len(unusable)} channels (channel "
-        f"{first}: mean {mean:g}, variance {var:g}), so what it serves is NaN, infinite or constant; the usual reason "
-        f"is overflow in mixed precision; {FIX}."
+        f"{first}: mean {mean:g}, variance {var:g}), so what it serves is NaN, infinite or constant; {usual}; {FIX}."
     )
 
 

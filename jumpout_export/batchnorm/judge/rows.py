@@ -144,6 +144,8 @@ class _Row:
         """The batch size of training by which noise alone explains an undecided or drifting layer."""
         if self._moments is None or judged.verdict == "ok" or not judged.by_w:
             return None
+        if explain.few_channels_sentence(judged):  # noise is in all channels alike
+            return None
         return explaining_batch(
             self._layer, self._moments, judged.score, self._judge.batch_size(self._measured.serving)
         )

@@ -102,10 +102,12 @@ def collect_states(
                 reseed(seed)
                 seen = one.run(step, calls, must_succeed=index < required)
                 images = images or seen
-        for one in passes if enough is not None else []:
-            one.forward.settle()
-        if enough is not None and enough(step, collected):
-            raise PassDoneError
+        if enough is not None:
+            for one in passes:
+                one.forward.settle()
+            found.restore_buffers()  # what is stored is looked at, not what the last state left there
+            if enough(step, collected):
+                raise PassDoneError
         return images
 
     def take(layer: Layer, x: Tensor, channels: Tensor | None) -> bool:

@@ -194,6 +194,10 @@ class Feed:
             # Of nested inputs, such as a list of images, the images are counted where they reach the model.
             size, labels = next((len(value) for value in plain if value.ndim), None), split.labels
             first = next(iter(plain), None)
+            if groups is not None and size not in (None, len(groups)):
+                raise ArgumentError(
+                    "groups", f"groups must be one value for each image, got {len(groups)} for a batch of {size}"
+                )
             if forward_fn is None:
                 inputs = (split.args, split.kwargs)
         except TypeError:

@@ -6,6 +6,7 @@ in several batches, and in any order; it is put together before anything is squa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,13 @@ class GroupNumbers:
         if not isinstance(keys, Sequence) or isinstance(keys, str):
             raise ArgumentError("groups", f"groups must be one value for each image, got {type(keys).__name__}")
         named = [tuple(key) if isinstance(key, list) else key for key in keys]
+        odd = next((key for key in named if not _tells_apart(key)), None)
+        if odd is not None:
+            raise ArgumentError(
+                "groups",
+                f"groups must be one value for each image, numbers or strings, got {str(odd)[:40]!r} for one of them; "
+                "name the entry that says which images belong together",
+            )
         return torch.tensor([self._numbers.setdefault(key, len(self._numbers)) for key in named]), rest
 
 
@@ -114,6 +122,15 @@ class GroupedMoments(Moments):
         self.outside |= other.outside
         self.alone.merge(other.alone)
         self.settle()
+
+
+def _tells_apart(key: Any) -> bool:
+    """Whether a key can be looked up and is the same as itself, which NaN is not."""
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return not (isinstance(key, float) and math.isnan(key))
 
 
 def _taken(batch: Any, entry: str | int) -> tuple[Any, Any]:

@@ -22,7 +22,9 @@ FEWEST = 64
 LEAP, LEAST_LEAP = 2.5, 0.3
 # Slow waves along the order, and the standard deviations by which images have to follow them.
 WAVES, DEVIATIONS = 8, 8.0
-_NOTHING = 1e-9
+_NOTHING = 1e-5
+# Copies of one image differ by rounding, in deviations; so few channels may be the same by chance.
+COPY, FEWEST_CHANNELS = 1e-3, 4
 
 
 class Samples:
@@ -65,7 +67,24 @@ class Samples:
         channels = self._rows.shape[1] // 2 if self._rows is not None else 0
         # What a clip has in common may be in the means alone, and noise in the squares would hide it.
         # One or two numbers may be the same by chance, where values are whole ones.
-        return max(_group_size(rows) for rows in (self._scaled(), self._scaled(channels if channels >= 4 else None)))
+        part = channels if channels >= FEWEST_CHANNELS else None
+        return max(self._copies(), *(_group_size(rows) for rows in (self._scaled(), self._scaled(part))))
+
+    def _copies(self) -> float:
+        """Returns how many images are the same as the median one, however few there are of their kind.
+
+        The median, because some images may be blank and yet independent. Without pixels that vary rows may be those of
+        a table with few values.
+        """
+        if self._rows is None or self._images < FEWEST or self._rows.shape[1] < 2 * FEWEST_CHANNELS:
+            return 1.0
+        mean, square = self._rows[: self._images].double().chunk(2, dim=1)
+        if not bool((square - mean.square() > 1e-6 * square).any(dim=1).all()):
+            return 1.0
+        rows = self._scaled()
+        if rows is None:
+            return float(self._images)
+        return float((_distances(rows) < COPY).sum(dim=1).double().median())
 
     def _scaled(self, columns: int | None = None) -> Tensor | None:
         """(N, D) the rows, or only their first columns, in units of their deviation; None where there is too little."""
@@ -84,8 +103,7 @@ class Samples:
 def _group_size(rows: Tensor | None) -> float:
     if rows is None:
         return 1.0
-    distance = torch.cdist(rows, rows)
-    distance.fill_diagonal_(math.inf)
+    distance = _distances(rows).fill_diagonal_(math.inf)
     counts = [2**power for power in range(13) if 2**power <= len(rows) // 8]
     nearest = distance.topk(counts[-1], largest=False).values
     typical = [float(nearest[:, k - 1].clamp_min(_NOTHING).log().median()) for k in counts]
@@ -97,3 +115,9 @@ def _group_size(rows: Tensor | None) -> float:
         return 1.0
     reach = math.exp((typical[leap] + typical[leap + 1]) / 2)
     return 1 + float((distance < reach).double().sum(dim=1).mean())
+
+
+def _distances(rows: Tensor) -> Tensor:
+    """(N, N) distances between (N, D) rows; by products of matrices float32 would leave copies .005 apart."""
+    rows = rows.double()
+    return torch.cdist(rows, rows)

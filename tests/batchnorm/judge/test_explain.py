@@ -1,5 +1,6 @@
 """The sentences about a drifting layer: its origin, how much of it is what, and what to do."""
 
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from support.attributed import check, made_row, trained
 from support.checked import row
 from torch import nn
 
+from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.judge.attribute import Parts, origin
 from jumpout_export.batchnorm.judge.explain import cause_sentences
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
@@ -125,3 +127,25 @@ def test_a_dead_layer_without_eps_has_a_report():
     assert (layer.verdict, layer.median_log_ratio, layer.cause) == ("drift", None, None)
     assert "the variance it is served is 0.00 times the stored one" in layer.note
     assert BatchNormReport.model_validate_json(report.model_dump_json()).layers[0].log_ratio == [-math.inf] * 3
+
+
+def test_a_negative_variance_is_not_laid_on_overflow_and_noise_not_on_one_channel():
+    torch.manual_seed(0)
+    batches = [torch.randn(64, 32) for _ in range(32)]
+    model = nn.BatchNorm1d(32).train()
+    for batch in batches:
+        model(batch)
+    model.eval()
+    moved = copy.deepcopy(model)
+    moved.running_mean[7] += 1
+    (row,) = check_batchnorm(moved, batches, outputs=False).layers
+    assert "Channel 7 of 32" in row.note
+    assert "oise alone explains" not in row.note
+    model.running_var[3] = -1
+    (row,) = check_batchnorm(model, batches, outputs=False).layers
+    assert "negative weights" in row.note
+    assert "overflow" not in row.note
+    model.running_var[3] = math.inf
+    (row,) = check_batchnorm(model, batches, outputs=False).layers
+    assert "overflow" in row.note
+    assert "negative" not in row.note

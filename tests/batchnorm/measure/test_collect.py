@@ -302,3 +302,18 @@ def test_calls_on_parts_of_a_batch_are_of_different_images(parts):
     whole = one_layer(nn.BatchNorm1d(2), x)
     torch.testing.assert_close(moments.sums, whole.sums)
     assert (moments.images, moments.calls, moments.call_sums) == (40, parts, [])
+
+
+def test_who_watches_a_pass_finds_what_the_model_stores_and_not_what_a_state_left_there():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    stored = [buffer.clone() for buffer in model[1].buffers()]
+    found = []
+
+    def watch(*_: object) -> bool:
+        found.append(all(map(torch.equal, model[1].buffers(), stored)))
+        return False
+
+    feed = Feed(model, [torch.randn(16, 4) for _ in range(3)])
+    collect_states(feed, batchnorm_layers(model), STATES, "looking", enough=watch)
+    assert found == [True] * 3

@@ -129,7 +129,7 @@ def test_a_drift_within_the_noise_of_scenes_is_none_and_one_beyond_it_is():
         ({"x": torch.ones(8, 8)}, "clip", "groups='clip' must be an entry of every batch, got 'x'"),
         ((torch.ones(8, 8),), 3, "groups=3 must be an entry of every batch, got a tuple"),
         (torch.ones(8, 8), lambda batch: None, "groups must be one value for each image, got NoneType"),
-        (torch.ones(8, 8), lambda batch: [1, 2, 3], "groups named 3 images of a batch, of which BatchNorm"),
+        (torch.ones(8, 8), lambda batch: [1, 2, 3], "groups must be one value for each image, got 3 for a batch of 8"),
     ],
     ids=["no such key", "no such place", "no values", "too few"],
 )
@@ -141,3 +141,20 @@ def test_what_names_no_groups_is_an_error(batch, groups, text):
 def test_groups_and_weights_of_pixels_do_not_go_together():
     with pytest.raises(ArgumentError, match="groups= and weigh_by='pixels' do not go together"):
         check(off(), dicts(*scenes(8, 8)), groups="scene", weigh_by="pixels")
+
+
+@pytest.mark.parametrize(
+    ("groups", "text"),
+    [
+        (0, "numbers or strings"),
+        (lambda _: [math.nan] * 64, "numbers or strings, got 'nan'"),
+        (lambda _: [1, 2], "got 2 for a batch of 64"),
+    ],
+    ids=["the images themselves", "nan", "two for 64 images"],
+)
+def test_what_cannot_tell_groups_apart_is_refused(groups, text):
+    x, scene = scenes(16, 8)
+    batches = list(zip(x.split(64), scene.split(64), strict=True))
+    with pytest.raises(ArgumentError, match=text):
+        check(off(), batches, groups=groups)
+    assert check(off(), batches, groups=1).groups == 16

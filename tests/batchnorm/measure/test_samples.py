@@ -121,3 +121,31 @@ def test_a_drift_ends_early_only_where_the_loader_draws_at_random():
         loader = torch.utils.data.DataLoader(data, batch_size=64, shuffle=shuffle, generator=generator())
         report = check_batchnorm(off(2.0), loader, **options)
         assert (report.verdict, report.images) == ("drift", images)
+
+
+def copies(images: int, times: int, values: int = 16) -> torch.Tensor:
+    """A few images many times over, shuffled."""
+    draw = generator()
+    x = torch.randn(images, 8, values, generator=draw).repeat(times, 1, 1)
+    return x[torch.randperm(len(x), generator=draw)]
+
+
+@pytest.mark.parametrize(("images", "times"), [(1, 512), (4, 128), (12, 40), (64, 8)])
+def test_copies_are_counted_however_few_images_there_are(images, times):
+    assert samples_of(copies(images, times)).group_size() == pytest.approx(times, rel=0.02)
+
+
+def test_rows_of_few_values_and_blank_images_are_no_copies():
+    assert samples_of(copies(12, 40, values=1)).group_size() == 1  # as an embedding of a dozen words
+    blank = torch.randn(512, 8, 16, generator=generator())
+    blank[::3] = torch.randn(8, 16, generator=generator(1))
+    assert samples_of(blank).group_size() == 1
+
+
+def test_one_image_many_times_decides_nothing():
+    torch.manual_seed(0)
+    model = nn.BatchNorm1d(8, momentum=0.0).eval()
+    report = check_batchnorm(model, list((3 + copies(1, 512)).split(64)), outputs=False)
+    assert report.verdict == "inconclusive"
+    assert "too alike for an error bar" in (report.layers[0].note or "")
+    assert check_batchnorm(model, list((3 + torch.randn(512, 8, 16)).split(64)), outputs=False).verdict == "drift"
