@@ -11,7 +11,7 @@ import torch
 from jumpout_export.batchnorm.measure.feed import Feed
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.states import SERVING, in_state
-from jumpout_export.model.batch_statistics import batch_statistics_calls
+from jumpout_export.model.batch_statistics import other_batch_norms
 from jumpout_export.model.held import comparable_parts
 from jumpout_export.model.randomness import random_calls, repeated, rng_restored, same_bits
 from jumpout_export.model.tracing import Call
@@ -29,6 +29,7 @@ def first_batch_notes(feed: Feed, layers: Sequence[Layer]) -> list[str]:
       nothing was seen to draw. What was measured then is the noisy network.
     * What it returns that cannot be compared: objects without a tensor in them.
     * `batch_norm` with `training=True` outside of `layers`: the output depends on the batch.
+    * `batch_norm` with stored statistics of no layer, which nothing was compared with.
 
     The first batch of the last pass runs twice, and twice more if the outputs differ for no reason that was seen.
     """
@@ -37,7 +38,9 @@ def first_batch_notes(feed: Feed, layers: Sequence[Layer]) -> list[str]:
     run = feed.first.run
     names = plain_names(feed.model)
     known = {path for layer in layers for path in layer.paths}
+    own = [buffer for layer in layers if layer.tracked for buffer in layer.statistics()]
     normalising: list[Call] = []
+    by_stored: list[Call] = []
     outputs: list[Any] = []
     unknown: list[str] = []
 
@@ -46,7 +49,9 @@ def first_batch_notes(feed: Feed, layers: Sequence[Layer]) -> list[str]:
         return found
 
     def forward() -> None:
-        normalising.extend(batch_statistics_calls(feed.model, lambda: outputs.append(parts()), known))
+        by_batch, others = other_batch_norms(feed.model, lambda: outputs.append(parts()), known, own)
+        normalising.extend(by_batch)
+        by_stored.extend(others)
 
     with torch.no_grad(), in_state(feed.model, layers, SERVING), plain_calls(feed.model), rng_restored():
         random = random_calls(feed.model, forward)
@@ -73,6 +78,11 @@ def first_batch_notes(feed: Feed, layers: Sequence[Layer]) -> list[str]:
         notes.append(
             "The model normalises by the statistics of the batch in eval mode, so its output depends on the batch it "
             f"is served in: {_listed(normalising, names)}. Pass training=False and running statistics there."
+        )
+    if by_stored:
+        notes.append(
+            "Stored statistics of no BatchNorm layer are used, and were not compared with anything: "
+            f"{_listed(by_stored, names)}. Keep them in a BatchNorm, so that they are checked and recalibrated."
         )
     return notes
 

@@ -67,24 +67,45 @@ def batch_statistics_calls(model: nn.Module, run: Callable[[], Any], known: Coll
 
     The own calls of modules with `known` paths, such as BatchNorm layers, are left out.
     """
+    return other_batch_norms(model, run, known)[0]
+
+
+def other_batch_norms(
+    model: nn.Module, run: Callable[[], Any], known: Collection[str] = (), statistics: Collection[Tensor] = ()
+) -> tuple[list[Call], list[Call]]:
+    """Returns the calls of `batch_norm` while `run()` ran `model`: by the batch, and by stored statistics of others.
+
+    Each in call order and each place once. The own calls of modules with `known` paths are left out, and of those by
+    what is stored the ones that are given `statistics`, or a part of them.
+    """
     stack: list[str] = []
-    with module_stack(model, stack), _BatchNormCalls(stack, known) as seen, torch.no_grad():
+    with module_stack(model, stack), _BatchNormCalls(stack, known, statistics) as seen, torch.no_grad():
         run()
-    return list(dict.fromkeys(seen.calls))
+    return list(dict.fromkeys(seen.by_batch)), list(dict.fromkeys(seen.by_stored))
 
 
 class _BatchNormCalls(TorchFunctionMode):
     # Not a dispatch mode: there F.instance_norm, which depends on no batch, is a batch_norm as well.
 
-    def __init__(self, stack: list[str], known: Collection[str]) -> None:
+    def __init__(self, stack: list[str], known: Collection[str], statistics: Collection[Tensor]) -> None:
         super().__init__()
-        self.calls: list[Call] = []
+        self.by_batch: list[Call] = []
+        self.by_stored: list[Call] = []
         self._stack = stack
         self._known = known
+        self._places = {_storage(buffer) for buffer in statistics}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         module = self._stack[-1] if self._stack else ""
         call = norm_call(func, args, kwargs)
-        if call is not None and call.training and not call.per_instance and module not in self._known:
-            self.calls.append(Call(func.__name__, module, *user_frame()))
+        if call is not None and not call.per_instance and module not in self._known:
+            mean = call.given.get("running_mean")
+            if call.training:
+                self.by_batch.append(Call(func.__name__, module, *user_frame()))
+            elif isinstance(mean, Tensor) and _storage(mean) not in self._places:
+                self.by_stored.append(Call(func.__name__, module, *user_frame()))
         return func(*args, **(kwargs or {}))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

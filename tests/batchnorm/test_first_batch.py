@@ -75,6 +75,25 @@ def test_statistics_of_the_batch_in_eval_mode_are_named():
     assert note.endswith("Pass training=False and running statistics there.")
 
 
+def test_stored_statistics_of_no_layer_are_named_and_those_of_a_layer_are_not():
+    mean, var, norm = torch.zeros(3), torch.ones(3), nn.BatchNorm2d(3)
+    (note,) = notes(lambda x: F.batch_norm(x, mean, var))
+    assert note.startswith(
+        "Stored statistics of no BatchNorm layer are used, and were not compared with anything: batch_norm in module "
+        f"`1` at {__file__}:"
+    )
+
+    class Handed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x):
+            return F.batch_norm(x[:, :2], norm.running_mean[:2], norm.running_var[:2])
+
+    assert notes(Handed()) == []
+
+
 def test_a_model_as_it_should_be_has_no_notes():
     assert notes(torch.relu, nn.Dropout(0.5), nn.BatchNorm2d(3, track_running_stats=False)) == []
     assert notes(nn.Flatten(1), nn.ReLU(inplace=True)) == []
