@@ -38,6 +38,7 @@ def first_batch_notes(feed: Feed, layers: Sequence[Layer]) -> list[str]:
     run = feed.first.run
     names = plain_names(feed.model)
     known = {path for layer in layers for path in layer.paths}
+    size = feed.first.size
     own = [buffer for layer in layers if layer.tracked for buffer in layer.statistics()]
     normalising: list[Call] = []
     by_stored: list[Call] = []
@@ -49,7 +50,7 @@ def first_batch_notes(feed: Feed, layers: Sequence[Layer]) -> list[str]:
         return found
 
     def forward() -> None:
-        by_batch, others = other_batch_norms(feed.model, lambda: outputs.append(parts()), known, own)
+        by_batch, others = other_batch_norms(feed.model, lambda: outputs.append(parts()), known, own, size)
         normalising.extend(by_batch)
         by_stored.extend(others)
 

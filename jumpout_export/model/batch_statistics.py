@@ -71,15 +71,20 @@ def batch_statistics_calls(model: nn.Module, run: Callable[[], Any], known: Coll
 
 
 def other_batch_norms(
-    model: nn.Module, run: Callable[[], Any], known: Collection[str] = (), statistics: Collection[Tensor] = ()
+    model: nn.Module,
+    run: Callable[[], Any],
+    known: Collection[str] = (),
+    statistics: Collection[Tensor] = (),
+    images: int | None = None,
 ) -> tuple[list[Call], list[Call]]:
     """Returns the calls of `batch_norm` while `run()` ran `model`: by the batch, and by stored statistics of others.
 
     Each in call order and each place once. The own calls of modules with `known` paths are left out, and of those by
-    what is stored the ones that are given `statistics`, or a part of them.
+    what is stored the ones that are given `statistics`, or a part of them. Where a forward is of several `images`, a
+    call on one row is of none of them: weights are standardised so.
     """
     stack: list[str] = []
-    with module_stack(model, stack), _BatchNormCalls(stack, known, statistics) as seen, torch.no_grad():
+    with module_stack(model, stack), _BatchNormCalls(stack, known, statistics, images) as seen, torch.no_grad():
         run()
     return list(dict.fromkeys(seen.by_batch)), list(dict.fromkeys(seen.by_stored))
 
@@ -87,12 +92,15 @@ def other_batch_norms(
 class _BatchNormCalls(TorchFunctionMode):
     # Not a dispatch mode: there F.instance_norm, which depends on no batch, is a batch_norm as well.
 
-    def __init__(self, stack: list[str], known: Collection[str], statistics: Collection[Tensor]) -> None:
+    def __init__(
+        self, stack: list[str], known: Collection[str], statistics: Collection[Tensor], images: int | None
+    ) -> None:
         super().__init__()
         self.by_batch: list[Call] = []
         self.by_stored: list[Call] = []
         self._stack = stack
         self._known = known
+        self._several = images is not None and images > 1
         self._places = {_storage(buffer) for buffer in statistics}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -100,9 +108,9 @@ class _BatchNormCalls(TorchFunctionMode):
         call = norm_call(func, args, kwargs)
         if call is not None and not call.per_instance and module not in self._known:
             mean = call.given.get("running_mean")
-            if call.training:
+            if call.training and not (self._several and len(call.input) == 1):
                 self.by_batch.append(Call(func.__name__, module, *user_frame()))
-            elif isinstance(mean, Tensor) and _storage(mean) not in self._places:
+            elif not call.training and isinstance(mean, Tensor) and _storage(mean) not in self._places:
                 self.by_stored.append(Call(func.__name__, module, *user_frame()))
         return func(*args, **(kwargs or {}))
 

@@ -75,6 +75,16 @@ def test_statistics_of_the_batch_in_eval_mode_are_named():
     assert note.endswith("Pass training=False and running statistics there.")
 
 
+def test_weights_that_are_standardised_by_batch_norm_depend_on_no_batch():
+    weight = torch.randn(3, 3, 1, 1)
+
+    def standardised(x):
+        own = F.batch_norm(weight.reshape(1, 3, -1), None, None, training=True)
+        return F.conv2d(x, own.reshape_as(weight))
+
+    assert notes(standardised) == []
+
+
 def test_stored_statistics_of_no_layer_are_named_and_those_of_a_layer_are_not():
     mean, var, norm = torch.zeros(3), torch.ones(3), nn.BatchNorm2d(3)
     (note,) = notes(lambda x: F.batch_norm(x, mean, var))

@@ -115,10 +115,19 @@ def score_layer(
         floor=_root(noise * (repeats + stored)),
         stored_floor=_root(noise * stored),
         stored_images=stored_images,
-        constant=total.v <= 1e-12 * (1 + total.delta.square()),
+        constant=total.v <= 1e-12 * (_varying(total.v, moments.scale) + total.delta.square()),
         units=moments.units,
         carrying=_carrying(total, moments.units),
     )
+
+
+def _varying(v: Tensor, scale: Tensor) -> Tensor:
+    """(C,) what a channel that varies has of variance, in units of the stored one.
+
+    That is 1, and less where the stored one is beyond what the layer's channels have.
+    """
+    typical = (v * scale.square()).nanquantile(0.5)
+    return (typical / scale.square()).clamp_max(1) if typical > 0 else torch.ones_like(v)
 
 
 def stored_images(

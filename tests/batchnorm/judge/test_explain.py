@@ -149,3 +149,16 @@ def test_a_negative_variance_is_not_laid_on_overflow_and_noise_not_on_one_channe
     (row,) = check_batchnorm(model, batches, outputs=False).layers
     assert "overflow" in row.note
     assert "negative" not in row.note
+
+
+def test_a_channel_that_varies_is_not_called_constant_however_large_the_stored_variance():
+    torch.manual_seed(0)
+    batches = [torch.randn(64, 8) for _ in range(16)]
+    for batch in batches:
+        batch[:, 5] = 2
+    model = nn.BatchNorm1d(8).eval()
+    (row,) = check_batchnorm(model, batches, outputs=False).layers
+    assert "1 of 8 channels have zero variance" in row.note
+    model.running_var[:] = 1e13
+    (row,) = check_batchnorm(model, batches, outputs=False).layers
+    assert "1 of 8 channels have zero variance" in row.note
