@@ -68,9 +68,10 @@ class Samples:
         # What a clip has in common may be in the means alone, and noise in the squares would hide it.
         # One or two numbers may be the same by chance, where values are whole ones.
         part = channels if channels >= FEWEST_CHANNELS else None
-        return max(self._copies(), *(_group_size(rows) for rows in (self._scaled(), self._scaled(part))))
+        distances = [None if rows is None else _distances(rows) for rows in (self._scaled(), self._scaled(part))]
+        return max(self._copies(distances[0]), *map(_group_size, distances))
 
-    def _copies(self) -> float:
+    def _copies(self, distance: Tensor | None) -> float:
         """Returns how many images are the same as the median one, however few there are of their kind.
 
         The median, because some images may be blank and yet independent. Without pixels that vary rows may be those of
@@ -81,10 +82,9 @@ class Samples:
         mean, square = self._rows[: self._images].double().chunk(2, dim=1)
         if not bool((square - mean.square() > 1e-6 * square).any(dim=1).all()):
             return 1.0
-        rows = self._scaled()
-        if rows is None:
+        if distance is None:
             return float(self._images)
-        return float((_distances(rows) < COPY).sum(dim=1).double().median())
+        return float((distance < COPY).sum(dim=1).double().median())
 
     def _scaled(self, columns: int | None = None) -> Tensor | None:
         """(N, D) the rows, or only their first columns, in units of their deviation; None where there is too little."""
@@ -100,16 +100,17 @@ class Samples:
         return rows[:, varies] / deviation[varies] if bool(varies.any()) else None
 
 
-def _group_size(rows: Tensor | None) -> float:
-    if rows is None:
+def _group_size(distance: Tensor | None) -> float:
+    if distance is None:
         return 1.0
-    distance = _distances(rows).fill_diagonal_(math.inf)
-    counts = [2**power for power in range(13) if 2**power <= len(rows) // 8]
+    images = len(distance)
+    distance.fill_diagonal_(math.inf)
+    counts = [2**power for power in range(13) if 2**power <= images // 8]
     nearest = distance.topk(counts[-1], largest=False).values
     typical = [float(nearest[:, k - 1].clamp_min(_NOTHING).log().median()) for k in counts]
     steps = torch.tensor(typical).diff()
     # Groups of which there are fewer than 16 are kinds of images rather than images again and again.
-    within = steps[: max(sum(2 * k <= len(rows) // 16 for k in counts), 1)]
+    within = steps[: max(sum(2 * k <= images // 16 for k in counts), 1)]
     leap = int(within.argmax())
     if float(within[leap]) < max(LEAP * float(steps.median()), LEAST_LEAP):
         return 1.0
@@ -120,4 +121,4 @@ def _group_size(rows: Tensor | None) -> float:
 def _distances(rows: Tensor) -> Tensor:
     """(N, N) distances between (N, D) rows; by products of matrices float32 would leave copies .005 apart."""
     rows = rows.double()
-    return torch.cdist(rows, rows)
+    return torch.cdist(rows, rows).float()
