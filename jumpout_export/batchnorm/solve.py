@@ -93,7 +93,7 @@ def solve_exact(feed: Feed, layers: Sequence[Layer], tolerance: float = TOLERANC
             reached, or the layers do not settle: one feeds on itself, or the passes are not alike.
     """
     with preserved(feed.model):
-        batch = "; method batch takes 2" if len(layers) > MANY_LAYERS else ""
+        batch = "; method batch takes 2" if most is None and len(layers) > MANY_LAYERS else ""
         what = "recalibrating BatchNorm, pass {} of {}" + batch
         seen = collect(feed, layers, SERVING, what.format(1, f"at most {most or len(layers) + 1}"))
         order = _reached(seen, layers)

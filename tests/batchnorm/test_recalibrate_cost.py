@@ -79,3 +79,9 @@ def test_where_the_layers_are_many_the_cheap_method_is_named():
     texts = said(deep(MANY_LAYERS + 1), [rows()])
     assert texts[0] == f"recalibrating BatchNorm, pass 1 of at most {MANY_LAYERS + 2}; method batch takes 2"
     assert not any("method" in text for text in said(deep(MANY_LAYERS), [rows()]))
+
+
+def test_a_check_which_has_no_method_names_none():
+    texts: list[str] = []
+    check_batchnorm(deep(MANY_LAYERS + 1), [rows()], progress=lambda what, done, total: texts.append(what))
+    assert "recalibrating BatchNorm, pass 1 of at most 10" in texts

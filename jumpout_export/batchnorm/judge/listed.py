@@ -8,7 +8,7 @@ import torch
 
 from jumpout_export.report import BatchNormLayer
 
-# A dozen numbers per channel of these make 3 MB of JSON, and no plot draws as many.
+# A dozen numbers per channel of these make 3 MB of JSON (5 MB indented), and no plot draws as many.
 MOST_LISTED = 20_000
 LEAST_LISTED = 16  # per layer, however many layers there are
 
