@@ -53,7 +53,9 @@ class Net(nn.Module):
 
 def batches():
     generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(64, 6, generator=generator) + 0.5, torch.randint(3, (64,), generator=generator))] * 8
+    return [
+        (torch.randn(64, 6, generator=generator) + 0.5, torch.randint(3, (64,), generator=generator)) for _ in range(8)
+    ]
 
 
 HIDDEN, UNKNOWN = (
