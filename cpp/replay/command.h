@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-namespace replay {
+namespace jumpout::replay {
 
 // Returns the exit code. The result goes to `out`; where there is none, one line to `err`.
 int run_command(const std::vector<std::string>& words, std::ostream& out, std::ostream& err);
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <limits>
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 // `[3,5]` for the value that is number `place` in row-major order.
@@ -83,4 +83,4 @@ Comparison compare(const Tensor& golden, const Tensor& got, const Tolerance& tol
   return result;
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -6,7 +6,7 @@
 #include "tensor.h"
 #include "tolerance.h"
 
-namespace replay {
+namespace jumpout::replay {
 
 struct Comparison {
   double max_abs = 0;  // largest error, in the output's unit
@@ -23,4 +23,4 @@ struct Comparison {
 // for another output.
 Comparison compare(const Tensor& golden, const Tensor& got, const Tolerance& tolerance);
 
-}  // namespace replay
+}  // namespace jumpout::replay

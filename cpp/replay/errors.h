@@ -1,37 +1,34 @@
-// What ends the program without a verdict. Every message is one line and names the file or output concerned.
+// What is thrown inside, by what is wrong, and what an exception becomes that leaves the library.
 #pragma once
 
 #include <algorithm>
-#include <stdexcept>
+#include <exception>
+#include <new>
 #include <string>
 #include <string_view>
 
-namespace replay {
+#include "jumpout/error.h"
 
-enum ExitCode { kPassed = 0, kFailed = 1, kWrongUsage = 2, kNotVerifiable = 3 };
+namespace jumpout::replay {
 
-class Error : public std::runtime_error {
- public:
-  Error(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
-  ExitCode code() const { return code_; }
+// Exit code of a program that has passed; the others are those of Problem.
+constexpr int kPassed = 0;
 
- private:
-  ExitCode code_;
-};
+inline int exit_code(const Error& error) { return static_cast<int>(error.problem()); }
 
 // The model cannot even be run on its own golden inputs.
 struct CheckFailed : Error {
-  explicit CheckFailed(const std::string& message) : Error(kFailed, message) {}
+  explicit CheckFailed(const std::string& message) : Error(Problem::kFailed, message) {}
 };
 
 // An argument or a file cannot be used.
 struct UsageError : Error {
-  explicit UsageError(const std::string& message) : Error(kWrongUsage, message) {}
+  explicit UsageError(const std::string& message) : Error(Problem::kUnusable, message) {}
 };
 
 // This machine or this build lacks what the question needs.
 struct NotVerifiable : Error {
-  explicit NotVerifiable(const std::string& message) : Error(kNotVerifiable, message) {}
+  explicit NotVerifiable(const std::string& message) : Error(Problem::kNotVerifiable, message) {}
 };
 
 // First line of a text that comes from a file or a library, cut, and without what could control a terminal.
@@ -44,4 +41,18 @@ inline std::string one_line(std::string_view text) {
   return line;
 }
 
-}  // namespace replay
+// Returns what the function returns; whatever it throws leaves as an Error, of no other type.
+template <typename Function>
+auto with_errors(const Function& function) -> decltype(function()) {
+  try {
+    return function();
+  } catch (const Error& error) {
+    throw Error(error);
+  } catch (const std::bad_alloc&) {
+    throw NotVerifiable("out of memory");
+  } catch (const std::exception& error) {  // of the file system
+    throw UsageError(one_line(error.what()));
+  }
+}
+
+}  // namespace jumpout::replay

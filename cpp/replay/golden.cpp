@@ -8,7 +8,7 @@
 #include "tensor_proto.h"
 #include "wire.h"
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 namespace fs = std::filesystem;
@@ -43,24 +43,13 @@ Tensor read_tensor(const fs::path& file) {
   }
 }
 
-void check_signature(const fs::path& file, const Tensor& tensor, const Signature& wanted) {
-  bool fits = tensor.dtype == wanted.dtype && tensor.shape.size() == wanted.shape.size();
-  for (size_t axis = 0; fits && axis < wanted.shape.size(); ++axis) {
-    fits = wanted.shape[axis] < 0 || wanted.shape[axis] == tensor.shape[axis];
-  }
-  if (tensor.name != wanted.name || !fits) {
-    throw UsageError(file.string() + ": it holds `" + one_line(tensor.name) + "`, " +
-                     one_line(describe(tensor.dtype, tensor.shape)) + "; the model has `" + one_line(wanted.name) +
-                     "`, " + one_line(describe(wanted.dtype, wanted.shape)));
-  }
-}
-
 std::vector<Tensor> read_all(const fs::path& folder, const std::string& kind, const std::vector<Signature>& wanted) {
   std::vector<Tensor> tensors;
   for (size_t i = 0; i < wanted.size(); ++i) {
     const fs::path file = folder / (kind + "_" + std::to_string(i) + ".pb");
     tensors.push_back(read_tensor(file));
-    check_signature(file, tensors.back(), wanted[i]);
+    const std::string problem = misfit(tensors.back(), wanted[i]);
+    if (!problem.empty()) throw UsageError(file.string() + ": " + problem);
   }
   const fs::path beyond = folder / (kind + "_" + std::to_string(wanted.size()) + ".pb");
   if (fs::exists(beyond)) {
@@ -81,4 +70,4 @@ std::vector<GoldenSet> read_golden(const fs::path& folder, const std::vector<Sig
   return sets;
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -6,14 +6,7 @@
 
 #include "tensor.h"
 
-namespace replay {
-
-// Name, dtype and shape of an input or output of the model; -1 is an open length.
-struct Signature {
-  std::string name;
-  DType dtype;
-  std::vector<int64_t> shape;
-};
+namespace jumpout::replay {
 
 struct GoldenSet {
   std::filesystem::path folder;
@@ -26,4 +19,4 @@ struct GoldenSet {
 std::vector<GoldenSet> read_golden(const std::filesystem::path& folder, const std::vector<Signature>& inputs,
                                    const std::vector<Signature>& outputs);
 
-}  // namespace replay
+}  // namespace jumpout::replay

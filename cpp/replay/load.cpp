@@ -13,9 +13,10 @@
 
 #include "errors.h"
 #include "golden.h"
+#include "proven.h"
 #include "session.h"
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -85,6 +86,7 @@ bool LoadReport::passed() const { return wrong == 0 && requests > 0 && memory_af
 LoadReport run_load(const LoadOptions& options) {
   // One thread per request: the clients are what runs in parallel.
   const Session session(options.model, SessionSettings{});
+  check_proven(options.model, session);
   session.refuse_random();
   const std::filesystem::path folder = std::filesystem::path(options.model).parent_path();
   const std::filesystem::path data = !options.data.empty() ? options.data : folder.empty() ? "." : folder.string();
@@ -118,4 +120,4 @@ LoadReport run_load(const LoadOptions& options) {
   return report;
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

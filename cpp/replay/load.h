@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-namespace replay {
+namespace jumpout::replay {
 
 struct LoadOptions {
   std::string model, data;
@@ -26,4 +26,4 @@ struct LoadReport {
 // the bits that the same batch had before, when nothing else ran. Throws Error.
 LoadReport run_load(const LoadOptions& options);
 
-}  // namespace replay
+}  // namespace jumpout::replay

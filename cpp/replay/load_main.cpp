@@ -11,8 +11,8 @@
 
 namespace {
 
-using replay::LoadOptions;
-using replay::LoadReport;
+using jumpout::replay::LoadOptions;
+using jumpout::replay::LoadReport;
 
 constexpr char kUsage[] =
     R"(usage: jumpout-load MODEL.onnx [--data DIR] [--clients N] [--requests N] [--batches 1,2,7,16] [--json]
@@ -30,11 +30,13 @@ std::vector<int> parse_batches(const std::string& text) {
     int value = 0;
     const auto [stop, error] = std::from_chars(word.data(), word.data() + word.size(), value);
     if (error != std::errc() || stop != word.data() + word.size() || value < 1 || value > 65536) {
-      throw replay::UsageError("--batches must be numbers in [1, 65536] such as 1,2,7, got " + replay::one_line(text));
+      throw jumpout::replay::UsageError("--batches must be numbers in [1, 65536] such as 1,2,7, got " +
+                                        jumpout::replay::one_line(text));
     }
     batches.push_back(value);
   }
-  if (batches.empty()) throw replay::UsageError("--batches must be numbers in [1, 65536] such as 1,2,7, got none");
+  if (batches.empty())
+    throw jumpout::replay::UsageError("--batches must be numbers in [1, 65536] such as 1,2,7, got none");
   return batches;
 }
 
@@ -60,23 +62,23 @@ int main(int argc, char** argv) {
     const std::vector<std::string> words(argv + 1, argv + argc);
     if (std::find(words.begin(), words.end(), "--help") != words.end()) {
       std::cout << kUsage;
-      return replay::kPassed;
+      return jumpout::replay::kPassed;
     }
-    const replay::Arguments arguments(words, {"--data", "--clients", "--requests", "--batches"}, {"--json"});
+    const jumpout::replay::Arguments arguments(words, {"--data", "--clients", "--requests", "--batches"}, {"--json"});
     LoadOptions options;
     options.model = arguments.model();
     options.data = arguments.text("--data", "");
     options.clients = arguments.number("--clients", options.clients, 1024);
     options.requests = arguments.number("--requests", options.requests, 100000000);
     options.batches = parse_batches(arguments.text("--batches", "1,2,7,16"));
-    const LoadReport report = replay::run_load(options);
+    const LoadReport report = jumpout::replay::run_load(options);
     print(report, arguments.has("--json"));
-    return report.passed() ? replay::kPassed : replay::kFailed;
-  } catch (const replay::Error& error) {
+    return report.passed() ? jumpout::replay::kPassed : static_cast<int>(jumpout::Problem::kFailed);
+  } catch (const jumpout::Error& error) {
     std::cerr << "jumpout-load: " << error.what() << "\n";
-    return error.code();
+    return jumpout::replay::exit_code(error);
   } catch (const std::exception& error) {
-    std::cerr << "jumpout-load: " << replay::one_line(error.what()) << "\n";
-    return replay::kWrongUsage;
+    std::cerr << "jumpout-load: " << jumpout::replay::one_line(error.what()) << "\n";
+    return static_cast<int>(jumpout::Problem::kUnusable);
   }
 }

@@ -4,5 +4,5 @@
 #include "command.h"
 
 int main(int argc, char** argv) {
-  return replay::run_command(std::vector<std::string>(argv + 1, argv + argc), std::cout, std::cerr);
+  return jumpout::replay::run_command(std::vector<std::string>(argv + 1, argv + argc), std::cout, std::cerr);
 }

@@ -5,7 +5,7 @@
 
 #include "wire.h"
 
-namespace replay {
+namespace jumpout::replay {
 
 // Calls visit(number, content) for every text and message in a message.
 template <typename Visit>
@@ -48,4 +48,4 @@ inline std::string_view message_in(std::string_view message, uint32_t wanted) {
   return found;
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

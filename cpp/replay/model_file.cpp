@@ -12,7 +12,7 @@
 #include "message.h"
 #include "plain_file.h"
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 namespace fs = std::filesystem;
@@ -103,6 +103,8 @@ class Walk {
     });
   }
 
+  const std::set<std::string>& data_files() const { return data_files_; }
+
  private:
   void sparse(std::string_view message) {
     if (const std::string_view values = message_in(message, kSparseValues); values.data()) tensor(values);
@@ -143,9 +145,11 @@ class Walk {
     }
     const std::string problem = misplaced(folder_, said["location"]);
     if (!problem.empty()) throw FormatError(name + problem);
+    data_files_.insert(said["location"]);
   }
 
   const fs::path folder_;
+  std::set<std::string> data_files_;
 };
 
 // The functions in an order in which each stands behind those it calls.
@@ -198,7 +202,7 @@ void refuse_unbounded(const std::map<Key, Body>& functions, const Body& graphs) 
   }
 }
 
-void survey(std::string_view model, const fs::path& folder) {
+std::set<std::string> survey(std::string_view model, const fs::path& folder) {
   Walk walk(folder);
   Body graphs;
   const std::string_view main = message_in(model, kModelGraph);
@@ -222,11 +226,12 @@ void survey(std::string_view model, const fs::path& folder) {
     });
   });
   refuse_unbounded(functions, graphs);
+  return walk.data_files();
 }
 
 }  // namespace
 
-void refuse_hostile(const fs::path& model) {
+std::set<std::string> refuse_hostile(const fs::path& model) {
   std::error_code error;
   if (fs::is_regular_file(model, error) && fs::file_size(model, error) > kLargest) {
     throw UsageError(model.string() + ": it is larger than 2 GiB, the most that protobuf reads");
@@ -235,10 +240,10 @@ void refuse_hostile(const fs::path& model) {
   if (!content) throw UsageError(model.string() + ": it is not a file that can be read");
   const fs::path folder = model.parent_path();
   try {
-    survey(*content, folder.empty() ? fs::path(".") : folder);
+    return survey(*content, folder.empty() ? fs::path(".") : folder);
   } catch (const FormatError& reason) {
     throw UsageError(model.string() + ": it is no ONNX model that can be used: " + one_line(reason.what()));
   }
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -5,7 +5,7 @@
 
 #include "errors.h"
 
-namespace replay {
+namespace jumpout::replay {
 
 namespace {
 
@@ -99,4 +99,4 @@ Options parse_options(const std::vector<std::string>& words) {
   return options;
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "session.h"
+#include "replay.h"
 
-namespace replay {
+namespace jumpout::replay {
 
 // A command's own options, read by name.
 class Arguments {
@@ -25,16 +25,8 @@ class Arguments {
   std::vector<std::pair<std::string, std::string>> given_;
 };
 
-struct Options {
-  std::string model, data, dump;
-  std::string command;  // as a shell takes it
-  Provider provider = fallback();
-  int threads = 1, repeat = 20;
-  bool json = false;
-};
-
 Options parse_options(const std::vector<std::string>& words);
 
 std::string usage();
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -8,7 +8,7 @@
 #include "errors.h"
 #include "shapes.h"
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 namespace fs = std::filesystem;
@@ -95,4 +95,4 @@ Placement place(const std::vector<ExecutedNode>& nodes, const Provider& provider
   return placement;
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

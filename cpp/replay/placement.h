@@ -8,7 +8,7 @@
 
 #include "session.h"
 
-namespace replay {
+namespace jumpout::replay {
 
 // A folder for a profile that disappears with this object.
 class ProfileFolder {
@@ -44,4 +44,4 @@ struct Placement {
 // read only if there is one on the CPU that should not be. Throws NotVerifiable if it cannot be.
 Placement place(const std::vector<ExecutedNode>& nodes, const Provider& provider, const std::filesystem::path& model);
 
-}  // namespace replay
+}  // namespace jumpout::replay

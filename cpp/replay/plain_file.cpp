@@ -6,7 +6,7 @@
 
 #include <cerrno>
 
-namespace replay {
+namespace jumpout::replay {
 
 PlainFile::PlainFile(const std::filesystem::path& file) {
   // Without waiting, in case the path has become a pipe since somebody looked; a regular file takes no notice.
@@ -51,4 +51,4 @@ std::optional<std::string> read_plain(const std::filesystem::path& file) {
   }
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-namespace replay {
+namespace jumpout::replay {
 
 class PlainFile {
  public:
@@ -28,4 +28,4 @@ class PlainFile {
 // The content of a regular file; nothing if it is none or cannot be read.
 std::optional<std::string> read_plain(const std::filesystem::path& file);
 
-}  // namespace replay
+}  // namespace jumpout::replay

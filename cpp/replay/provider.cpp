@@ -4,7 +4,7 @@
 
 #include "errors.h"
 
-namespace replay {
+namespace jumpout::replay {
 
 const std::vector<Provider>& providers() {
   static const std::vector<Provider> all = {
@@ -32,4 +32,4 @@ std::string provider_options(const std::string& separator) {
   return text;
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-namespace replay {
+namespace jumpout::replay {
 
 struct Provider {
   std::string option;  // what --provider calls it
@@ -26,4 +26,4 @@ const Provider& parse_provider(const std::string& option);
 // All of them as --provider calls them, with something between them.
 std::string provider_options(const std::string& separator);
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -3,14 +3,15 @@
 #include <algorithm>
 #include <chrono>
 #include <fstream>
+#include <functional>
 
 #include "errors.h"
 #include "golden.h"
-#include "session.h"
+#include "proven.h"
 #include "tolerance.h"
 #include "wire.h"
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 namespace fs = std::filesystem;
@@ -31,6 +32,27 @@ std::vector<Tolerance> read_tolerances(const std::string& model, const Session& 
     }
   }
   return tolerances;
+}
+
+fs::path golden_folder(const Options& options) {
+  if (!options.data.empty()) return options.data;
+  const fs::path folder = fs::path(options.model).parent_path();
+  return folder.empty() ? fs::path(".") : folder;
+}
+
+std::vector<OutputReport> compare_all(const GoldenSet& set, const std::vector<Tensor>& outputs,
+                                      const std::vector<Tolerance>& tolerances) {
+  std::vector<OutputReport> reports;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const std::string number = "output_" + std::to_string(i), file = (set.folder / (number + ".pb")).string();
+    try {
+      reports.push_back({file, set.name + "/" + number, outputs[i].name, describe(outputs[i].dtype, outputs[i].shape),
+                         compare(set.outputs[i], outputs[i], tolerances[i])});
+    } catch (const FormatError& error) {
+      throw UsageError(file + ": " + one_line(error.what()));
+    }
+  }
+  return reports;
 }
 
 double milliseconds(const std::chrono::steady_clock::duration& time) {
@@ -54,19 +76,9 @@ void dump(const fs::path& folder, const std::string& set, const std::vector<Tens
   }
 }
 
-}  // namespace
-
-std::vector<std::string> Report::problems() const {
-  if (placement.problems.empty() && !differing.empty()) return {differing};
-  return placement.problems;
-}
-
-bool Report::passed() const {
-  return placement.problems.empty() && differing.empty() && !outputs.empty() &&
-         std::all_of(outputs.begin(), outputs.end(), [](const OutputReport& o) { return o.comparison.passed; });
-}
-
-Report replay(const Options& options) {
+// `place_nodes` says, for inputs that the session has run, where the nodes did.
+Report prove(const Session& session, const Options& options,
+             const std::function<Placement(const std::vector<Tensor>&)>& place_nodes) {
   Report report;
   report.model = options.model;
   report.library = library_version();
@@ -74,32 +86,15 @@ Report replay(const Options& options) {
   report.must_repeat = options.provider.must_repeat;
   report.threads = options.threads;
   report.repeats = options.repeat;
-
-  const ProfileFolder profile;
-  Session session(options.model, {options.provider, options.threads, profile.prefix()});
   session.refuse_random();
   const std::vector<Tolerance> tolerances = read_tolerances(options.model, session);
-  const fs::path model_folder = fs::path(options.model).parent_path();
-  const fs::path default_folder = model_folder.empty() ? fs::path(".") : model_folder;
-  const fs::path folder = options.data.empty() ? default_folder : fs::path(options.data);
-  const std::vector<GoldenSet> sets = read_golden(folder, session.inputs(), session.outputs());
+  const std::vector<GoldenSet> sets = read_golden(golden_folder(options), session.inputs(), session.outputs());
 
   std::vector<double> times;
   for (const GoldenSet& set : sets) {
     const std::vector<Tensor> outputs = session.run(set.inputs);
-    if (report.outputs.empty()) {
-      report.placement = place(executed_nodes(session.end_profile()), options.provider, options.model);
-    }
-    for (size_t i = 0; i < outputs.size(); ++i) {
-      const std::string number = "output_" + std::to_string(i), file = (set.folder / (number + ".pb")).string();
-      try {
-        report.outputs.push_back({file, set.name + "/" + number, outputs[i].name,
-                                  describe(outputs[i].dtype, outputs[i].shape),
-                                  compare(set.outputs[i], outputs[i], tolerances[i])});
-      } catch (const FormatError& error) {
-        throw UsageError(file + ": " + one_line(error.what()));
-      }
-    }
+    if (report.outputs.empty()) report.placement = place_nodes(set.inputs);
+    for (OutputReport& output : compare_all(set, outputs, tolerances)) report.outputs.push_back(std::move(output));
     if (!options.dump.empty()) dump(options.dump, set.name, outputs);
     for (int run = 0; run < options.repeat; ++run) {
       const auto start = std::chrono::steady_clock::now();
@@ -115,4 +110,35 @@ Report replay(const Options& options) {
   return report;
 }
 
-}  // namespace replay
+}  // namespace
+
+std::vector<std::string> Report::problems() const {
+  if (placement.problems.empty() && !differing.empty()) return {differing};
+  return placement.problems;
+}
+
+bool Report::passed() const {
+  return placement.problems.empty() && differing.empty() && !outputs.empty() &&
+         std::all_of(outputs.begin(), outputs.end(), [](const OutputReport& o) { return o.comparison.passed; });
+}
+
+Report replay(const Options& options) {
+  const ProfileFolder profile;
+  Session session(options.model, {options.provider, options.threads, profile.prefix()});
+  check_proven(options.model, session);
+  return prove(session, options, [&](const std::vector<Tensor>&) {
+    return place(executed_nodes(session.end_profile()), options.provider, options.model);
+  });
+}
+
+Report prove(const Session& session, const Options& options) {
+  return prove(session, options, [&](const std::vector<Tensor>& inputs) {
+    if (options.provider.is_fallback) return Placement{};
+    const ProfileFolder profile;
+    Session another(options.model, {options.provider, options.threads, profile.prefix()});
+    another.run(inputs);
+    return place(executed_nodes(another.end_profile()), options.provider, options.model);
+  });
+}
+
+}  // namespace jumpout::replay

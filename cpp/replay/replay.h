@@ -1,14 +1,24 @@
-// The proof: the model runs on its golden inputs, where it was asked to, and its outputs are within their tolerance.
+// The proof of a model: it runs on its golden inputs, where it was asked to, and its outputs are within their
+// tolerance.
 #pragma once
 
 #include <string>
 #include <vector>
 
 #include "compare.h"
-#include "options.h"
 #include "placement.h"
+#include "provider.h"
+#include "session.h"
 
-namespace replay {
+namespace jumpout::replay {
+
+struct Options {
+  std::string model, data, dump;
+  std::string command;  // as a shell takes it
+  Provider provider = fallback();
+  int threads = 1, repeat = 20;
+  bool json = false;
+};
 
 struct OutputReport {
   std::string file;   // of the golden values
@@ -30,7 +40,12 @@ struct Report {
   bool passed() const;
 };
 
-// Throws Error where there is no verdict.
+// Proves the model in a session of its own, whose profile says where the nodes ran. Throws Error where there is no
+// verdict.
 Report replay(const Options& options);
 
-}  // namespace replay
+// Proves the model in a session that serves. Where that may run nodes on another provider, a session of its own says
+// which. Throws Error where there is no verdict.
+Report prove(const Session& session, const Options& options);
+
+}  // namespace jumpout::replay

@@ -5,7 +5,7 @@
 
 #include "errors.h"
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 std::string number(double value) {
@@ -55,4 +55,4 @@ std::string to_text(const Report& report) {
   return text.str();
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -9,13 +9,8 @@
 #include "report.h"
 #include "sha256.h"
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
-
-struct Check {
-  std::string name, verdict, note;
-  std::optional<double> measured, limit;
-};
 
 // SCHEMA_VERSION in report.py.
 constexpr int kSchemaVersion = 2;
@@ -93,6 +88,7 @@ Check nodes_check(const std::string& label, const Placement& placement) {
   std::vector<std::string> places;
   for (const auto& [provider, count] : placement.nodes) places.push_back(std::to_string(count) + " on " + provider);
   std::string note = "nodes that ran: " + joined(places, ", ");
+  if (places.empty()) note = "a session on the CPU alone runs every node there";
   if (placement.shapes) note += ", of which " + std::to_string(placement.shapes) + " read shapes only";
   if (!placement.problems.empty()) note = joined(placement.problems, "; ");
   return counted(label + "/nodes", placement.elsewhere, placement.problems.empty(), note);
@@ -137,27 +133,37 @@ std::string to_json(const Options& options, const std::string& verdict, const st
          ", \"threads\": " + json(std::to_string(options.threads)) + "}}\n";
 }
 
+Check failed_check(const Options& options, const Error& error) {
+  return {options.provider.option + "/all/outputs", kFail, error.what(), std::nullopt, std::nullopt};
+}
+
 }  // namespace
 
-std::string to_json(const Options& options, const Report& report) {
-  // The label of a session as in Python: the provider, and that all of ONNX Runtime's optimizations are on.
-  const std::vector<Check> checks = checks_of(options.provider.option + "/all", report);
-  std::string reason;
-  for (const Check& check : checks) {
-    if (reason.empty() && check.verdict == kFail) reason = check.name + ": " + check.note;
+Verification verification_of(const Options& options, const std::function<Report()>& proof) {
+  try {
+    const Report report = proof();
+    // The label of a session as in Python: the provider, and that all of ONNX Runtime's optimizations are on.
+    const std::vector<Check> checks = checks_of(options.provider.option + "/all", report);
+    std::string reason;
+    for (const Check& check : checks) {
+      if (reason.empty() && check.verdict == kFail) reason = check.name + ": " + check.note;
+    }
+    const std::vector<std::string> notes = {"latency: " + format("%.4g", report.latency_ms) + " ms, median of " +
+                                            std::to_string(report.repeats) + " runs"};
+    const std::string verdict = report.passed() ? kPass : kFail;
+    return {report.passed(), checks, to_text(report), to_json(options, verdict, reason, checks, notes)};
+  } catch (const CheckFailed& error) {
+    return {false, {failed_check(options, error)}, std::string(error.what()) + "\n", to_json(options, error)};
   }
-  const std::vector<std::string> notes = {"latency: " + format("%.4g", report.latency_ms) + " ms, median of " +
-                                          std::to_string(report.repeats) + " runs"};
-  return to_json(options, report.passed() ? kPass : kFail, reason, checks, notes);
 }
 
 std::string to_json(const Options& options, const Error& error) {
   const std::string provider = options.provider.option, reason = error.what();
-  if (error.code() == kNotVerifiable) {
+  if (error.problem() == Problem::kNotVerifiable) {
     return to_json(options, kNotRun, reason, {{provider, kNotRun, reason, std::nullopt, std::nullopt}}, {});
   }
-  const std::string name = provider + "/all/outputs";
-  return to_json(options, kFail, name + ": " + reason, {{name, kFail, reason, std::nullopt, std::nullopt}}, {});
+  const Check check = failed_check(options, error);
+  return to_json(options, kFail, check.name + ": " + reason, {check}, {});
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -8,7 +8,7 @@
 #include "errors.h"
 #include "model_file.h"
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 static_assert(static_cast<int>(DType::kFloat32) == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
@@ -81,7 +81,7 @@ Session::Session(const std::filesystem::path& model, const SessionSettings& sett
     : file_(model.string()), runtime_(std::make_unique<Runtime>()) {
   if (!std::filesystem::exists(model)) throw UsageError(file_ + ": there is no such file");
   if (!std::filesystem::is_regular_file(model)) throw UsageError(file_ + ": it is not a file");
-  refuse_hostile(model);
+  data_files_ = refuse_hostile(model);
   try {
     Ort::Env& env = environment();
     Ort::SessionOptions options;
@@ -127,14 +127,20 @@ void Session::refuse_random() const {
 }
 
 std::vector<Tensor> Session::run(const std::vector<Tensor>& inputs) const {
+  std::vector<const Tensor*> all;
+  for (const Tensor& input : inputs) all.push_back(&input);
+  return run(all);
+}
+
+std::vector<Tensor> Session::run(const std::vector<const Tensor*>& inputs) const {
   try {
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     std::vector<Ort::Value> values;
-    for (const Tensor& input : inputs) {
+    for (const Tensor* const input : inputs) {
       // ONNX Runtime takes the buffer as it is and only reads it.
-      values.push_back(Ort::Value::CreateTensor(memory, const_cast<uint8_t*>(input.bytes.data()), input.bytes.size(),
-                                                input.shape.data(), input.shape.size(),
-                                                static_cast<ONNXTensorElementDataType>(input.dtype)));
+      values.push_back(Ort::Value::CreateTensor(memory, const_cast<uint8_t*>(input->bytes.data()), input->bytes.size(),
+                                                input->shape.data(), input->shape.size(),
+                                                static_cast<ONNXTensorElementDataType>(input->dtype)));
     }
     const std::vector<Ort::Value> results =
         runtime_->session.Run(Ort::RunOptions{nullptr}, runtime_->input_names.data(), values.data(), values.size(),
@@ -160,4 +166,4 @@ std::string Session::end_profile() {
 
 std::string library_version() { return OrtGetApiBase()->GetVersionString(); }
 
-}  // namespace replay
+}  // namespace jumpout::replay

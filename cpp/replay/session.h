@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -11,7 +12,7 @@
 #include "provider.h"
 #include "tensor.h"
 
-namespace replay {
+namespace jumpout::replay {
 
 struct SessionSettings {
   Provider provider = fallback();
@@ -28,6 +29,9 @@ class Session {
   const std::vector<Signature>& inputs() const { return inputs_; }
   const std::vector<Signature>& outputs() const { return outputs_; }
 
+  // Names of the files beside the model that its weights lie in.
+  const std::set<std::string>& data_files() const { return data_files_; }
+
   // An entry of the model's metadata.
   std::optional<std::string> metadata(const std::string& key) const;
 
@@ -37,6 +41,7 @@ class Session {
   // Returns all outputs, for inputs in the model's order. Any number of threads may call it at the same time. Throws
   // CheckFailed.
   std::vector<Tensor> run(const std::vector<Tensor>& inputs) const;
+  std::vector<Tensor> run(const std::vector<const Tensor*>& inputs) const;
 
   // Ends the profile and returns the name of its file.
   std::string end_profile();
@@ -45,10 +50,11 @@ class Session {
   struct Runtime;
   std::string file_;
   std::unique_ptr<Runtime> runtime_;
+  std::set<std::string> data_files_;
   std::vector<Signature> inputs_, outputs_;
 };
 
 // Version of the ONNX Runtime library, such as 1.23.2.
 std::string library_version();
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -10,7 +10,7 @@
 
 #include "plain_file.h"
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 constexpr size_t kBlock = 64;
@@ -105,4 +105,4 @@ std::string sha256_of(const std::filesystem::path& file) {
   return text;
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

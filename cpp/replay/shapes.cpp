@@ -9,7 +9,7 @@
 #include "message.h"
 #include "plain_file.h"
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 using Names = std::set<std::string_view>;
@@ -151,4 +151,4 @@ ShapeNodes read_shape_nodes(const std::filesystem::path& model) {
   }
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

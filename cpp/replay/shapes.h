@@ -7,7 +7,7 @@
 #include <string_view>
 #include <utility>
 
-namespace replay {
+namespace jumpout::replay {
 
 // The rule is that of jumpout_export/onnxfile/shapes.py; tests/replay/test_shapes_only.py holds both to the same cases.
 class ShapeNodes {
@@ -28,4 +28,4 @@ class ShapeNodes {
 // Throws NotVerifiable.
 ShapeNodes read_shape_nodes(const std::filesystem::path& model);
 
-}  // namespace replay
+}  // namespace jumpout::replay

@@ -4,9 +4,10 @@
 #include <cstring>
 #include <limits>
 
+#include "errors.h"
 #include "wire.h"
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 struct Kind {
@@ -62,8 +63,6 @@ double from_bfloat16(uint16_t bits) {
 
 }  // namespace
 
-size_t Tensor::count() const { return bytes.size() / element_size(dtype); }
-
 bool is_known(int64_t dtype) { return find_kind(dtype) != nullptr; }
 
 size_t element_size(DType dtype) { return kind_of(dtype).size; }
@@ -89,6 +88,16 @@ std::string describe(DType dtype, const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
+std::string misfit(const Tensor& tensor, const Signature& wanted) {
+  bool fits = tensor.dtype == wanted.dtype && tensor.shape.size() == wanted.shape.size();
+  for (size_t axis = 0; fits && axis < wanted.shape.size(); ++axis) {
+    fits = wanted.shape[axis] < 0 || wanted.shape[axis] == tensor.shape[axis];
+  }
+  if (tensor.name == wanted.name && fits) return "";
+  return "it holds `" + one_line(tensor.name) + "`, " + one_line(describe(tensor.dtype, tensor.shape)) +
+         "; the model has `" + one_line(wanted.name) + "`, " + one_line(describe(wanted.dtype, wanted.shape));
+}
+
 double value_at(const Tensor& tensor, size_t index) {
   switch (tensor.dtype) {
     case DType::kFloat64:
@@ -102,4 +111,26 @@ double value_at(const Tensor& tensor, size_t index) {
   }
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay
+
+namespace jumpout {
+
+size_t Tensor::count() const { return bytes.size() / replay::element_size(dtype); }
+
+void Tensor::expect(DType wanted) const {
+  if (dtype == wanted) return;
+  throw Error(Problem::kUnusable, "`" + replay::one_line(name) + "` holds " + replay::dtype_name(dtype) +
+                                      ", asked for are " + replay::dtype_name(wanted));
+}
+
+const Tensor& named(const std::vector<Tensor>& tensors, const std::string& name) {
+  for (const Tensor& tensor : tensors) {
+    if (tensor.name == name) return tensor;
+  }
+  std::string known;
+  for (const Tensor& tensor : tensors) known += (known.empty() ? "" : ", ") + replay::one_line(tensor.name);
+  throw Error(Problem::kUnusable,
+              "there is no tensor `" + replay::one_line(name) + "`; there are " + (known.empty() ? "none" : known));
+}
+
+}  // namespace jumpout

@@ -1,36 +1,13 @@
-// A dense tensor in memory, and what its values are.
+// What is known of dtypes and shapes.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-namespace replay {
+#include "jumpout/tensor.h"
 
-// ONNX's own numbers, in files (TensorProto.DataType) as in ONNX Runtime's C API.
-enum class DType : int32_t {
-  kFloat32 = 1,
-  kUint8 = 2,
-  kInt8 = 3,
-  kUint16 = 4,
-  kInt16 = 5,
-  kInt32 = 6,
-  kInt64 = 7,
-  kBool = 9,
-  kFloat16 = 10,
-  kFloat64 = 11,
-  kUint32 = 12,
-  kUint64 = 13,
-  kBfloat16 = 16,
-};
-
-struct Tensor {
-  std::string name;
-  DType dtype = DType::kFloat32;
-  std::vector<int64_t> shape;
-  std::vector<uint8_t> bytes;  // little-endian, row-major, element_size(dtype) * count
-  size_t count() const;
-};
+namespace jumpout::replay {
 
 bool is_known(int64_t dtype);
 size_t element_size(DType dtype);
@@ -43,7 +20,10 @@ size_t element_count(const std::vector<int64_t>& shape);
 // `float32[8,10]`; -1 is an open length and printed as `?`.
 std::string describe(DType dtype, const std::vector<int64_t>& shape);
 
+// Whether a tensor is one that an input or output of the model may be; empty if so, or what the two are.
+std::string misfit(const Tensor& tensor, const Signature& wanted);
+
 // One element of a floating point tensor, exact in every dtype.
 double value_at(const Tensor& tensor, size_t index);
 
-}  // namespace replay
+}  // namespace jumpout::replay

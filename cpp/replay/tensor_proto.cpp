@@ -8,7 +8,7 @@
 // The values are copied as they are in the file, which is little-endian.
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "needs a little-endian machine");
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 // Field numbers of onnx.TensorProto.
@@ -174,4 +174,4 @@ Tensor parse_tensor(std::string_view data) {
   return tensor;
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

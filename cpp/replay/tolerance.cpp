@@ -9,7 +9,7 @@
 
 #include "wire.h"
 
-namespace replay {
+namespace jumpout::replay {
 namespace {
 
 constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
@@ -134,4 +134,4 @@ Allowance allowance(const Tolerance& tolerance, const Tensor& golden) {
   return result;
 }
 
-}  // namespace replay
+}  // namespace jumpout::replay

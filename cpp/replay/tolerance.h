@@ -6,7 +6,7 @@
 
 #include "tensor.h"
 
-namespace replay {
+namespace jumpout::replay {
 
 // Key of an output's line in the model's metadata: this and the output's name.
 constexpr char kToleranceKey[] = "jumpout_export.tolerance.";
@@ -38,4 +38,4 @@ Tolerance parse_tolerance(std::string_view line);
 // output has another number of channels than the tolerance.
 Allowance allowance(const Tolerance& tolerance, const Tensor& golden);
 
-}  // namespace replay
+}  // namespace jumpout::replay

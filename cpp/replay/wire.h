@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-namespace replay {
+namespace jumpout::replay {
 
 struct FormatError : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -61,4 +61,4 @@ class WireReader {
   std::string_view rest_;
 };
 
-}  // namespace replay
+}  // namespace jumpout::replay

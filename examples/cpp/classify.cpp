@@ -1,45 +1,26 @@
 // Classifies one image with an exported network: classify MODEL.onnx IMAGE
-// IMAGE is a binary PGM (grey) or PPM (colour) of the size that the network takes; its values become 0 to 1.
-#include <onnxruntime_cxx_api.h>
+// IMAGE is a PGM (grey) or PPM (colour) of the size that the network takes; its values become 0 to 1.
+#include <jumpout/model.h>
 
 #include <algorithm>
-#include <fstream>
+#include <exception>
 #include <iostream>
-#include <stdexcept>
-#include <vector>
+
+#include "image.h"
 
 int main(int argc, char** argv) try {
   if (argc != 3) throw std::runtime_error("usage: classify MODEL.onnx IMAGE.pgm");
-  std::ifstream file(argv[2], std::ios::binary);
-  std::string format;
-  int64_t width = 0, height = 0, largest = 0;
-  file >> format >> width >> height >> largest;
-  const int64_t channels = format == "P6" ? 3 : 1;
-  const bool sane = std::min({width, height, largest}) > 0 && std::max(width, height) <= 1 << 14 && largest <= 255;
-  if (!file || !sane || (format != "P5" && format != "P6")) throw std::runtime_error("not a binary PGM or PPM image");
-  std::vector<char> bytes(channels * width * height);
-  file.get();  // one white space ends the header
-  if (!file.read(bytes.data(), bytes.size())) throw std::runtime_error("the image is truncated");
-  std::vector<float> pixels(bytes.size());  // channel by channel; in the file it is pixel by pixel
-  for (size_t i = 0; i < bytes.size(); ++i) {
-    pixels[i % channels * width * height + i / channels] = static_cast<unsigned char>(bytes[i]) / float(largest);
-  }
+  const Image image = read_image(argv[2]);
 
-  Ort::Env env;  // one for the process
-  Ort::SessionOptions options;
-  options.SetIntraOpNumThreads(1);              // threads for one request
-  Ort::Session session(env, argv[1], options);  // load once, use from any number of threads
-  Ort::AllocatorWithDefaultOptions allocator;
-  const auto input = session.GetInputNameAllocated(0, allocator), output = session.GetOutputNameAllocated(0, allocator);
-  const char *inputs[] = {input.get()}, *outputs[] = {output.get()};
+  const jumpout::Model model(argv[1]);  // load once, run from any number of threads
+  if (const jumpout::Verification proof = model.verify(); !proof) throw std::runtime_error(proof.text);
 
-  const std::vector<int64_t> shape = {1, channels, height, width};  // the first is the batch
-  const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-  auto image = Ort::Value::CreateTensor(memory, pixels.data(), pixels.size(), shape.data(), shape.size());
-  const auto answer = session.Run(Ort::RunOptions{nullptr}, inputs, &image, 1, outputs, 1);
-  const float* scores = answer[0].GetTensorData<float>();
-  const size_t classes = answer[0].GetTensorTypeAndShapeInfo().GetElementCount();
-  std::cout << "class " << std::max_element(scores, scores + classes) - scores << " of " << classes << "\n";
+  const std::vector<int64_t> shape = {1, image.channels, image.height, image.width};  // the first is the batch
+  const std::string input = model.inputs().at(0).name;
+  const std::vector<jumpout::Tensor> answer = model.run({jumpout::Tensor::of(input, shape, image.values)});
+  const std::vector<float> scores = answer.at(0).values<float>();
+  std::cout << "class " << std::max_element(scores.begin(), scores.end()) - scores.begin() << " of " << scores.size()
+            << "\n";
 } catch (const std::exception& error) {
   std::cerr << "classify: " << error.what() << "\n";
   return 1;

@@ -76,10 +76,10 @@ int main(int argc, char** argv) {
     write(scratch / name, broken(read(source / name), read(source / names[below(random, names.size())]), random));
     std::ostringstream out, err;
     try {
-      replay::ShapeNodes(read(scratch / "model.onnx"));  // read only after a run on a GPU
-    } catch (const replay::FormatError&) {
+      jumpout::replay::ShapeNodes(read(scratch / "model.onnx"));  // read only after a run on a GPU
+    } catch (const jumpout::replay::FormatError&) {
     }
-    const int code = replay::run_command({(scratch / "model.onnx").string(), "--repeat", "1"}, out, err);
+    const int code = jumpout::replay::run_command({(scratch / "model.onnx").string(), "--repeat", "1"}, out, err);
     const std::string message = err.str();
     const bool one_line = std::count(message.begin(), message.end(), '\n') == 1;
     const bool named = message.find(scratch.string()) != std::string::npos;

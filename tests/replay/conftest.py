@@ -85,6 +85,7 @@ class Replay:
         got.name = "value"
         graph = helper.make_graph([helper.make_node("Identity", ["value"], ["y"])], "g", [x], [y], [got])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        model.metadata_props.add(key="jumpout_export.version", value="of this test")
         model.metadata_props.add(key="jumpout_export.tolerance.y", value=tolerance)
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         golden.name = "y"
@@ -113,7 +114,7 @@ class Replay:
         model = self.crafted(folder, self.from_array(np.zeros(4, "f4")), self.from_array(np.full(4, 1000, "f4")))
         proto = onnx.load(model)
         proto.graph.CopyFrom(graph)
-        proto.metadata_props[0].value = "cap=0.05 median=1000 sizes=1000 limits=0.05"
+        proto.metadata_props[1].value = "cap=0.05 median=1000 sizes=1000 limits=0.05"
         model.write_bytes(proto.SerializeToString())
         return model
 

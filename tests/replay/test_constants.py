@@ -1,13 +1,14 @@
 """What stands in C++ and in Python stands there alike: read from the C++ sources, without a build."""
 
 import re
+import tomllib
 
 import pytest
 from support.project import PROJECT
 
 from jumpout_export import exit_codes
 from jumpout_export.export.golden import FOLDER
-from jumpout_export.onnxfile.metadata import RANDOM, TOLERANCE
+from jumpout_export.onnxfile.metadata import DATA_SHA256, PREFIX, RANDOM, TOLERANCE
 from jumpout_export.onnxfile.training import RANDOM_OPERATORS
 from jumpout_export.runtime.providers import PROVIDERS
 
@@ -55,7 +56,7 @@ def test_providers_have_the_same_names():
 
 def test_the_metadata_has_the_same_keys():
     keys = {text for file in SOURCES.glob("*.*") if file.suffix in (".cpp", ".h") for text in texts(code(file.name))}
-    assert {key for key in keys if "jumpout_export" in key} == {RANDOM, TOLERANCE}
+    assert {key for key in keys if "jumpout_export" in key} == {DATA_SHA256, RANDOM, TOLERANCE, f"{PREFIX}version"}
 
 
 def test_golden_data_lies_in_the_same_folder():
@@ -69,11 +70,12 @@ def test_the_same_operators_draw_random_numbers():
 
 
 def test_verdicts_end_with_the_same_exit_codes():
-    listed = only(r"enum ExitCode \{([^}]*)\};", code("errors.h"))
+    listed = only(r"enum class Problem \{([^}]*)\};", code("include/jumpout/error.h"))
+    listed += only(r"constexpr int (kPassed = \d+);", code("errors.h"))
     assert {name: int(number) for name, number in re.findall(r"k(\w+) = (\d+)", listed)} == {
         "Passed": exit_codes.PASSED,
         "Failed": exit_codes.FAILED,
-        "WrongUsage": exit_codes.WRONG_USAGE,
+        "Unusable": exit_codes.WRONG_USAGE,
         "NotVerifiable": exit_codes.NOT_VERIFIED,
     }
 
@@ -83,8 +85,8 @@ def test_verdicts_end_with_the_same_exit_codes():
     sorted(
         {
             (file.name, path)
-            for file in SOURCES.glob("*.*")
-            if file.is_file()
+            for file in SOURCES.rglob("*.*")
+            if file.suffix in (".cpp", ".h")
             for path in re.findall(r"(?<![<\w/])[\w/]+\.(?:py|md|json|cpp|h)\b", file.read_text())
             if "/" in path
         }
@@ -92,4 +94,9 @@ def test_verdicts_end_with_the_same_exit_codes():
     ids="{0[0]} {0[1]}".format,
 )
 def test_files_that_the_sources_name_exist(path):
-    assert (PROJECT / path[1]).exists() or (SOURCES / path[1]).exists()
+    assert any((root / path[1]).exists() for root in (PROJECT, SOURCES, SOURCES / "include"))
+
+
+def test_the_library_has_the_version_of_the_package():
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert only(r"project\(jumpout_replay VERSION (\S+) ", (SOURCES / "CMakeLists.txt").read_text()) == version

@@ -89,7 +89,7 @@ def test_functions_without_end_are_refused_as_in_python(replay, program, tmp_pat
 
 def test_functions_that_end_reach_onnx_runtime(replay, tmp_path):
     (tmp_path / "model.onnx").write_bytes(chain(4, 3).SerializeToString())
-    replay.refused(2, "its metadata has no tolerance for output `y`", tmp_path / "model.onnx")
+    replay.refused(2, "its metadata do not say that jumpout-export has verified it", tmp_path / "model.onnx")
 
 
 WIDE = [

@@ -101,6 +101,12 @@ def test_golden_data_may_lie_elsewhere(replay, broken):
     replay.refused(2, "nothing: there is no such folder", "model.onnx", "--data", "nothing", cwd=broken)
 
 
+def keep_only(model, key):
+    kept = [entry for entry in model.metadata_props if entry.key == key]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+
+
 def with_tolerance(line):
     def change(model):
         (entry,) = [entry for entry in model.metadata_props if entry.key == "jumpout_export.tolerance.logits"]
@@ -114,6 +120,10 @@ def with_tolerance(line):
     [
         (
             lambda model: model.metadata_props.clear(),
+            r"its metadata do not say that jumpout-export has verified it; export it anew",
+        ),
+        (
+            lambda model: keep_only(model, "jumpout_export.version"),
             r"its metadata has no tolerance for output `logits`; export it anew with",
         ),
         (with_tolerance("cap=1"), "the tolerance of output `logits` cannot be read: `median=` is missing"),
@@ -125,7 +135,18 @@ def with_tolerance(line):
         (with_tolerance("cap=0.051 median=1 sizes=1 limits=1"), "`cap` is 0.051, above 0.05 no file is told from"),
         (with_tolerance("cap=0.001 median=1 sizes=1,1 limits=1,1e30"), "`limits` is 1e\\+30, above 10000 no file"),
     ],
-    ids=["none", "truncated", "text", "infinite", "lengths", "more", "cap", "cap, a little", "limits"],
+    ids=[
+        "none",
+        "no golden data",
+        "truncated",
+        "text",
+        "infinite",
+        "lengths",
+        "more",
+        "cap",
+        "cap, a little",
+        "limits",
+    ],
 )
 def test_a_model_without_a_usable_tolerance_is_refused(replay, broken, change, reason):
     model = onnx.load(broken / "model.onnx")
