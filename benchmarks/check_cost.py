@@ -95,7 +95,7 @@ def measure(name: str, device: str, seconds: float, *, channels_last: bool) -> d
     def states(*wanted: State) -> Callable[[], Any]:
         def run() -> None:
             seen = collect_states(Feed(model, batches), layers, wanted, "timing")
-            if any(one.images != BATCH * BATCHES or len(one.moments) != len(layers) for one in seen):
+            if any(one.samples != BATCH * BATCHES or len(one.moments) != len(layers) for one in seen):
                 raise SystemExit("the pass did not measure what it is timed for")
 
         return run

@@ -34,7 +34,7 @@ RESULT = Path(__file__).parent / "results" / "proof-cpu.json"
 VGG = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
 WORDS, WIDTH, LAYERS, TOKENS = 8000, 512, 12, 64
 CURVE = (32, 64, 128, 224, 320)
-RUNS = re.compile(r"PyTorch was run on (\d+) images? in the model's own precision(?: and (\d+) in float64)?")
+RUNS = re.compile(r"PyTorch was run on (\d+) samples? in the model's own precision(?: and (\d+) in float64)?")
 
 
 class Transformer(nn.Module):
@@ -80,12 +80,12 @@ def images(size: int) -> Tensor:
 
 
 def prove(model: nn.Module, x: Tensor, path: Path, runs: list[dict[str, int]]) -> None:
-    """Exports, and takes down on how many images PyTorch was run to compare with."""
+    """Exports, and takes down on how many samples PyTorch was run to compare with."""
     report = export_onnx(model, path, x)
     if not report:
         raise SystemExit(f"export failed: {[check for check in report.checks if check.blocks][:3]}")
     found = next(match for note in report.notes if (match := RUNS.search(note)))
-    runs.append({"images": int(found[1]), "images_float64": int(found[2] or 0)})
+    runs.append({"samples": int(found[1]), "samples_float64": int(found[2] or 0)})
 
 
 def compare(

@@ -114,7 +114,7 @@ def proof_table(result: dict[str, Any]) -> str:
     lines = [
         f"Medians of {result['rounds']} exports each in turns, {machine['device']}, torch {machine['torch']}:",
         "",
-        "| network | torch's own export | s | `export_onnx`, s | times | images run, of these in float64 too |",
+        "| network | torch's own export | s | `export_onnx`, s | times | samples run, of these in float64 too |",
         "|---|---|---|---|---|---|",
     ]
     for title, row in result["networks"].items():
@@ -122,13 +122,13 @@ def proof_table(result: dict[str, Any]) -> str:
         own = "with `verify=True`" if row["peer"] == "torch verify" else "alone"
         unit = ", CPU seconds" if row["clock"] != "seconds" else ""
         cells = [f"{title}{unit}", own, f"{peer:.1f}", f"{ours:.1f}", f"{row['ratio']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} | {row['images']}, {row['images_float64']} |")
+        lines.append(f"| {' | '.join(cells)} | {row['samples']}, {row['samples_float64']} |")
     first, last = result["curve"][0], result["curve"][-1]
     more = (last["export"] - first["export"]) / (last["forward"] - first["forward"])
     sentence = (
         f"From {first['size']} to {last['size']} pixels one forward of the first network grows from "
         f"{first['forward'] * 1e3:.0f} to {last['forward'] * 1e3:.0f} ms and its export from {first['export']:.1f} to "
-        f"{last['export']:.1f} s: about {more:.0f} forwards of one image each."
+        f"{last['export']:.1f} s: about {more:.0f} forwards of one sample each."
     )
     return "\n".join([*lines, "", *textwrap.wrap(sentence, 120)])
 

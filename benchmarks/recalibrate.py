@@ -116,8 +116,8 @@ METHODS: dict[str, Fix] = {
 
 def remaining_w(model: nn.Module, batches: Batches) -> list[float]:
     """Returns W per layer, the root mean square over channels without debiasing: statistics and images are the same."""
-    images = sum(len(x) for x, _ in batches)
-    report = check_batchnorm(model, batches, images=images, attribution=False, stop_early=False, outputs=False)
+    samples = sum(len(x) for x, _ in batches)
+    report = check_batchnorm(model, batches, samples=samples, attribution=False, stop_early=False, outputs=False)
     return [
         math.sqrt(
             sum(d * d + math.expm1(r / 2) ** 2 for d, r in zip(layer.delta, layer.log_ratio, strict=True))

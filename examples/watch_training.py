@@ -48,7 +48,7 @@ def watch(x: torch.Tensor) -> None:
 print("step  W of each BatchNorm by its running -> by serving statistics; q and p' of the jumpout layer")
 watched = network()
 serving = ServingStatistics(watched, keep=8)
-with BatchNormMonitor(watched, images[held_out].split(128), every=70, images=512, serving=serving) as monitor:
+with BatchNormMonitor(watched, images[held_out].split(128), every=70, samples=512, serving=serving) as monitor:
     fit(watched, watch)
 print("written:", monitor.save("bn.json"), monitor.plot("bn.svg"))
 print("beyond the margin of 0.05 in the end:", [name for name, w in monitor.history.w.items() if w[-1] > 0.05])

@@ -50,7 +50,7 @@ def serve(network: nn.Module, images: Images, device: torch.device, batch_size: 
     )
     after = None
     if any(isinstance(module, _BatchNorm) for module in network.modules()):
-        options = {"images": len(x), "training_batch_size": batch_size}
+        options = {"samples": len(x), "training_batch_size": batch_size}
         _take(served, check_batchnorm(network, batches, **options))
         recalibrate_batchnorm(network, batches)
         after = check_batchnorm(network, batches, **options)

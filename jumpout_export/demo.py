@@ -218,9 +218,9 @@ def _check(
 ) -> BatchNormReport:
     """Statistics on all images, for narrow error bars; accuracy on the test images alone."""
     everything = [*train_batches, *test_batches]
-    images = sum(len(labels) for _, labels in everything)
-    report = check_batchnorm(model, everything, images=images, outputs=False, progress=progress)
-    report.outputs = check_batchnorm(model, test_batches, images=images, progress=progress).outputs
+    samples = sum(len(labels) for _, labels in everything)
+    report = check_batchnorm(model, everything, samples=samples, outputs=False, progress=progress)
+    report.outputs = check_batchnorm(model, test_batches, samples=samples, progress=progress).outputs
     return report
 
 

@@ -97,8 +97,8 @@ class Attribution(_Model):
 
     With T the training state (noise on, batch statistics), P the same with the noise off, E the serving state and R the
     stored statistics: ln(E / R) = ln(T / R) [stale] + ln(P / T) [stochastic] + ln(E / P) [propagated], and the same
-    for the means in units of tau. With a reference, T, P and E are those of its images, and the step from its E to that
-    of the images that are checked is a fourth part, data. All lists are (C,).
+    for the means in units of tau. With a reference, T, P and E are those of its samples, and the step from its E to
+    that of the samples that are checked is a fourth part, data. All lists are (C,).
 
     Attributes:
         log_ratio_stale: ln(T / R): lag of the moving average, augmentation.
@@ -107,7 +107,7 @@ class Attribution(_Model):
         delta_stale: the same for the mean, in units of tau.
         delta_stochastic: the same.
         delta_propagated: the same.
-        log_ratio_data: ln of the variance of the images that are checked over that of the reference's; empty without
+        log_ratio_data: ln of the variance of the samples that are checked over that of the reference's; empty without
             a reference, as the next.
         delta_data: the same for the mean.
     """
@@ -168,14 +168,14 @@ class BatchNormLayer(_Model):
         name: module path.
         kind: class name.
         channels: number of channels C.
-        images: images that reached the layer.
+        samples: samples that reached the layer.
         verdict: `ok` (upper bound below the margin), `drift` (lower bound above it, or a channel beyond the margin of
             severe drift by itself), else `inconclusive`.
         w: debiased RMS over channels of sqrt(delta^2 + (sqrt(r) - 1)^2), a 2-Wasserstein distance.
         w_low: lower end of its 95% interval.
         w_high: upper end of its 95% interval.
         w_measured: w before what noise adds is taken off.
-        w_noise: what noise alone makes of w, that of the images and that of the stored average.
+        w_noise: what noise alone makes of w, that of the samples and that of the stored average.
         drifting_channels: channels whose own W is shown to be above the margin of severe drift, the farthest first
             (Holm's correction over all channels of the model); one of them makes the layer drift, whatever its w.
         cause: what makes it drift, or None.
@@ -183,7 +183,7 @@ class BatchNormLayer(_Model):
             more than 20,000 channels every layer lists its share of as many, evenly spaced in the order of W.
         delta: (C,) (m - mu) / tau.
         log_ratio: (C,) ln((v + eps) / (running_var + eps)).
-        delta_se: (C,) standard error of delta, from images as the unit.
+        delta_se: (C,) standard error of delta, from samples as the unit.
         log_ratio_se: (C,) standard error of log_ratio.
         median_log_ratio: median over channels of log_ratio.
         delta_p95: 95th percentile over channels of |delta|.
@@ -192,17 +192,17 @@ class BatchNormLayer(_Model):
         stale: part of the median log ratio made by stale buffers; all parts add up to it.
         stochastic: part of it made by dropout or jumpout being off.
         propagated: part of it made by BatchNorms upstream.
-        data: part of it made by images that are others than the reference's; None without a reference.
-        part_intervals: by part, the 95% interval from the sampling of images.
-        w_data: debiased W between the images that are checked and the reference's, as this layer sees them, in units of
-            the stored tau; None without a reference.
+        data: part of it made by samples that are others than the reference's; None without a reference.
+        part_intervals: by part, the 95% sampling interval.
+        w_data: debiased W between the samples that are checked and the reference's, as this layer sees them, in units
+            of the stored tau; None without a reference.
         w_data_low: lower end of its 95% interval.
         w_data_high: upper end of it.
         attribution: the parts per channel, or None where only the serving state was measured.
         advice: what the law of the scaled mask says, where a jumpout or dropout layer feeds this one directly.
         worst_channel: index of the channel with the largest W.
         flagged: channels that differ significantly, at a false discovery rate of 5% (Benjamini & Hochberg 1995).
-        images_needed: about how many images in all would decide an undecided layer; None where unknown.
+        samples_needed: about how many samples in all would decide an undecided layer; None where unknown.
         calls: one entry per call where the layer is called several times in one forward.
         note: one sentence for a person: what, how much, why, what to do.
     """
@@ -210,7 +210,7 @@ class BatchNormLayer(_Model):
     name: str
     kind: str = "BatchNorm2d"
     channels: int = 0
-    images: int = 0
+    samples: int = 0
     verdict: BatchNormVerdict
     w: Number
     w_low: Number
@@ -240,7 +240,7 @@ class BatchNormLayer(_Model):
     advice: AlphaAdvice | None = None
     worst_channel: int | None = None
     flagged: list[int] = Field(default_factory=list)
-    images_needed: int | None = None
+    samples_needed: int | None = None
     calls: list[BatchNormCall] = Field(default_factory=list)
     note: str = ""
 
@@ -254,27 +254,27 @@ class OutputEffect(_Model):
     """What recalibrating changes at the outputs: deployed model (before) against a recalibrated copy (after).
 
     Attributes:
-        images: images compared.
+        samples: samples compared.
         logit_shift: RMS change of the outputs over their standard deviation.
         kl: mean Kullback-Leibler divergence of the softmax, before against after, in nats.
-        flip_rate: fraction of images whose arg max changes.
+        flip_rate: fraction of samples whose arg max changes.
         top1_before: top-1 accuracy in [0, 1]; None without labels, as all below.
         top1_after: the same after recalibration.
         nll_before: mean negative log likelihood in nats.
         nll_after: the same after recalibration.
         ece_before: expected calibration error, 15 equal bins, in [0, 1].
         ece_after: the same after recalibration.
-        ece_change_low: lower end of the 95% interval of its change; None for fewer than two images.
+        ece_change_low: lower end of the 95% interval of its change; None for fewer than two samples.
         ece_change_high: upper end.
-        nll_change_low: lower end of the 95% interval of nll_after - nll_before, images as the unit.
+        nll_change_low: lower end of the 95% interval of nll_after - nll_before, samples as the unit.
         nll_change_high: upper end of it.
-        labelled: images with a label.
+        labelled: samples with a label.
         top1_change_low: lower end of the 95% interval of top1_after - top1_before.
         top1_change_high: upper end of it.
         mcnemar_p: two-sided p-value of the exact McNemar test that recalibration leaves top-1 accuracy alone.
     """
 
-    images: int
+    samples: int
     logit_shift: Number
     kl: Number | None = None
     flip_rate: Number | None = None
@@ -302,13 +302,13 @@ class BatchNormReport(_Model):
         schema_version: of this JSON.
         verdict: `drift` if any layer drifts, `ok` if all are ok, else `inconclusive`.
         origin: module path of the first drifting layer in call order, or None.
-        images: images seen.
-        groups: groups of images that belong together, 0 where images are the unit.
-        reference_images: images of the reference, 0 without one.
+        samples: samples seen.
+        groups: groups of samples that belong together, 0 where samples are the unit.
+        reference_samples: samples of the reference, 0 without one.
         warn: margin that decides the verdict, in units of W.
         fail: margin from which the drift is called severe, in units of W.
-        stopped_early: every layer was decided before all images asked for were seen.
-        ranks: processes the images were spread over.
+        stopped_early: every layer was decided before all samples asked for were seen.
+        ranks: processes the samples were spread over.
         layers: the layers in call order.
         outputs: the effect on the outputs, or None where it was not measured.
         not_observed: BatchNorm layers that were not measured: the forward pass did not reach them, or what they
@@ -320,9 +320,9 @@ class BatchNormReport(_Model):
     schema_version: Literal[2] = SCHEMA_VERSION
     verdict: BatchNormVerdict
     origin: str | None = None
-    images: int
+    samples: int
     groups: int = 0
-    reference_images: int = 0
+    reference_samples: int = 0
     warn: Number = 0.05
     fail: Number = 0.15
     stopped_early: bool = False
@@ -337,7 +337,7 @@ class BatchNormReport(_Model):
 
 
 class BatchNormSetsReport(_Model):
-    """The same model checked on several sets of images; truthy exactly when the verdict on every one is `ok`.
+    """The same model checked on several sets of samples; truthy exactly when the verdict on every one is `ok`.
 
     Attributes:
         kind: always `batchnorm_sets`.

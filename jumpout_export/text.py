@@ -22,7 +22,7 @@ def first_line(error: BaseException) -> str:
 
 
 def count(n: int, noun: str) -> str:
-    """Returns `1 layer`, `5 layers`, `4,096 images`."""
+    """Returns `1 layer`, `5 layers`, `4,096 samples`."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 

@@ -5,7 +5,7 @@ The error budget of a verified file comes first, the other thresholds are at the
 The reference is the folded model in float64. torch's own float32 result is off from it too, by an error that the
 model itself makes: it grows with depth and with cancellation, from 1e-7 to 1e-4 and more, so no fixed tolerance is
 right for two models. Every value of an output is judged in units of its size (`verify/values/scale.py`), and by
-torch's own errors at its place: per axis behind the images the largest at its index, or what indices of about its size
+torch's own errors at its place: per axis behind the samples the largest at its index, or what indices of about its size
 show in the middle, of which the smallest counts:
 
     |ort - reference| <= min((FACTOR * torch's own largest error + FLOOR * eps) * size, CAP * coarse)
@@ -20,10 +20,10 @@ costs is no part of the limit. A float64 output of a float32 model is judged as 
 
 Measured on 34 networks (small convnets, MLPs with 1 to 20 layers with and without BatchNorm, a ResNet, LSTM,
 Transformer, softmax and other last layers, masked outputs, dead channels, rows 1e12 apart, one that cancels
-1000 - 1000, 1000 classes, float16 and float64), 3 seeds, 1, 8 and 64 images in batches of 1, 2, 7 and as they came,
+1000 - 1000, 1000 classes, float16 and float64), 3 seeds, 1, 8 and 64 samples in batches of 1, 2, 7 and as they came,
 both optimization levels: with a FACTOR of 4 the largest error is 0.74 of its limit, mostly below 0.4. On ResNets with
 1000 classes it came to 0.95: one of many thousands of rounding errors is the largest, and torch's own are known from a
-few images. Hence the 8, with which 0.62 is the largest of 12 seeds and two networks, and 0.87 that of 14 kinds of
+few samples. Hence the 8, with which 0.62 is the largest of 12 seeds and two networks, and 0.87 that of 14 kinds of
 network whose weights are 3 or 10 times the usual. With dtype=float16, on 6 networks of up to 35 layers, 3 seeds and a
 FACTOR of 4: 0.19, PyTorch's own error up to 0.4% of the size.
 """
@@ -49,11 +49,11 @@ WITHOUT_REFERENCE = 2000.0
 # Of an output's size: above it PyTorch's own error makes any comparison idle. In float32 it is a thousandth of it.
 ILL_CONDITIONED = 0.01
 # Of the largest value: what another order of additions changes at most, by far, and another path of the model, other
-# images in the batch or a missing term of a sum do not stay below (`model/axes.py`, `export/size_guards.py`,
+# samples in the batch or a missing term of a sum do not stay below (`model/axes.py`, `export/size_guards.py`,
 # `verify/noise/sums.py`).
 ROUNDING, ROUNDING_HALF = 1e-4, 1e-2
-# An image alone against the same image in its batch, of the largest value of the channel and of the whole output: far
-# above what rounding does, and far below what other images do to a mean over the batch; a channel that is a million
+# A sample alone against the same sample in its batch, of the largest value of the channel and of the whole output: far
+# above what rounding does, and far below what other samples do to a mean over the batch; a channel that is a million
 # times larger hides no other (`verify/values/independence.py`).
 ALONE_DOUBLE, ALONE_SINGLE = (1e-6, 1e-10), (ROUNDING, 1e-5)
 # A fold in float64 is this exact, in units of the largest output; a wrong one is off by far more
@@ -85,7 +85,7 @@ DIGITS_LOST, DIGITS_KEPT, DIGITS_LOST_SHARE = 1e-2, 1e-4, 0.1
 class Budget:
     """How far one output may be off: by the smaller of two errors, each in a unit of its own (`Scale.units`)."""
 
-    # in units of the size, per axis behind the images one for each of its indices; the smallest at its place holds
+    # in units of the size, per axis behind the samples one for each of its indices; the smallest at its place holds
     limits: tuple[Tensor, ...]
     ceiling: float  # in units of the coarse size
 
@@ -103,7 +103,7 @@ class Budget:
         return cls(limits, ceiling(dtype))
 
     def limit(self, index: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-        """Returns the limits in units of the size at some places: an index along every axis behind the images.
+        """Returns the limits in units of the size at some places: an index along every axis behind the samples.
 
         Of an axis that has another length than it had when the limits were measured, the largest one holds.
         """
@@ -119,7 +119,7 @@ class Budget:
         return torch.full(index[0].shape, self.ceiling, dtype=torch.float64)
 
     def allowed(self, units: Sequence[Tensor]) -> Tensor:
-        """Returns the largest allowed error of every value; `units` are images x the rest."""
+        """Returns the largest allowed error of every value; `units` are samples x the rest."""
         size, coarse = units
         places = [torch.arange(length) for length in size.shape[1:]]
         grid = torch.meshgrid(*places, indexing="ij")
@@ -133,9 +133,9 @@ class Budget:
         """Returns it as `cpp/replay/tolerance.cpp` reads it in a file's metadata: along one axis alone.
 
         Args:
-            channels: sizes along that axis in the median image.
+            channels: sizes along that axis in the median sample.
             median: size of its median index.
-            main: the axis, counted behind the images.
+            main: the axis, counted behind the samples.
             axis: the same of the output; named in the line if it is not dimension 1.
         """
         where = "" if axis == 1 else f" axis={axis}"
@@ -157,7 +157,7 @@ def relative_limits(own_errors: Tensor, dtype: torch.dtype, has_reference: bool,
     eps = torch.finfo(dtype).eps
     if not has_reference or dtype == torch.float64:
         return torch.full_like(own_errors, WITHOUT_REFERENCE * eps)
-    # With few images torch may round one channel exactly by luck: none is held to less than half of them show.
+    # With few samples torch may round one channel exactly by luck: none is held to less than half of them show.
     typical = torch.maximum(own_errors.median(), _of_like_size(own_errors, sizes))
     return FACTOR * torch.maximum(own_errors, typical) + _floor(dtype) * eps
 
@@ -166,7 +166,7 @@ def _of_like_size(own_errors: Tensor, sizes: Tensor | None) -> Tensor:
     """Returns the median error of the channels of about the same size, in units of each channel's own.
 
     What comes from the layers before is about as large in all of them: it does not shrink with a channel that is small
-    on the few images that were seen.
+    on the few samples that were seen.
     """
     found = torch.zeros_like(own_errors)
     if sizes is None:

@@ -29,8 +29,8 @@ Every command ends with one of these exit codes:
 | 0 | passed |
 | 1 | a check failed |
 | 2 | wrong usage: an argument, a file or the data cannot be used, or the report or the result cannot be written |
-| 3 | could not be verified here: a package or a device is missing, there are too few images to decide, a check that a \
-verdict needs could not be made, or an unforeseen error, with its traceback; or \
+| 3 | could not be verified here: a package or a device is missing, there are too few samples to decide, a check that \
+a verdict needs could not be made, or an unforeseen error, with its traceback; or \
 the process was ended before there was a verdict, by the code of the model or the data or by the system |
 | 130, 143 | interrupted with Ctrl-C (130) or SIGTERM (143); no file was published |
 

@@ -35,9 +35,9 @@ from false_green_models import (
     batchnorm_in_train_mode,
     dead,
     dropout_in_train_mode,
-    images,
     nan_weight,
     rows,
+    samples,
     words,
 )
 from torch import Tensor, nn
@@ -132,7 +132,7 @@ CASES = {
     ),
     "Dim.AUTO": Case(
         "an open batch size that is right at small ones only",
-        "`Dim.AUTO`, and the model takes another path from 4 images on; the example has 2",
+        "`Dim.AUTO`, and the model takes another path from 4 samples on; the example has 2",
         lambda: Branch().eval(),
         "verify",
         "cpu/all/batch=17/worst error",
@@ -140,9 +140,9 @@ CASES = {
         example=lambda: torch.randn(2, 16),
         options=open_batch("auto"),
     ),
-    "64 images": Case(
-        "a file that is right for fewer than 64 images only",
-        "the converter's graph with its output doubled where the batch has 64 images or more; the example has 2",
+    "64 samples": Case(
+        "a file that is right for fewer than 64 samples only",
+        "the converter's graph with its output doubled where the batch has 64 samples or more; the example has 2",
         lambda: nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval(),
         "verify",
         "cpu/off/batch=64/worst error",
@@ -152,12 +152,12 @@ CASES = {
         edit=doubled_from_64,
     ),
     "place": Case(
-        "one image of a batch treated unlike the others",
-        "the model doubles its fifth image; the example has 2",
+        "one sample of a batch treated unlike the others",
+        "the model doubles its fifth sample; the example has 2",
         lambda: Place().eval(),
         "export",
         "batch independence",
-        "of image 4",
+        "of sample 4",
         example=lambda: torch.randn(2, 16),
         options=lambda: {"dynamic_shapes": {"x": {0: "batch"}}},
     ),
@@ -218,7 +218,7 @@ CASES = {
         "export",
         "",
         "in train mode: `1`; the eval network was taken",
-        example=images,
+        example=samples,
     ),
     "row": Case(
         "a wrong weight that the example does not read",

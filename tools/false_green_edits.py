@@ -55,7 +55,7 @@ def changed_row(model: Any) -> None:
 
 
 def doubled_from_64(model: Any) -> None:
-    """Doubles the output where a batch has 64 images or more."""
+    """Doubles the output where a batch has 64 samples or more."""
     import onnx_ir
 
     graph, output = model.graph, model.graph.outputs[0]

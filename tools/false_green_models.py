@@ -59,7 +59,7 @@ class Branch(nn.Module):
 
 
 class Place(nn.Module):
-    """Treats the fifth image unlike the others."""
+    """Treats the fifth sample unlike the others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,15 +105,15 @@ def dropout_in_train_mode() -> nn.Module:
 def batchnorm_in_train_mode() -> nn.Module:
     """Returns a network under `eval()` whose BatchNorm was set to train(), with the example's own statistics."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=1.0))
-    model(images())
+    model(samples())
     model.eval()
     model[1].train()
     model[1].momentum = 0.1
     return model
 
 
-def images() -> Tensor:
-    """Returns 16 images, the same each time."""
+def samples() -> Tensor:
+    """Returns 16 samples, the same each time."""
     return torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
 

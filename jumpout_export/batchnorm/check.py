@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from jumpout_export.batchnorm.before import changes_since
-from jumpout_export.batchnorm.data_notes import data_notes, sample_notes
+from jumpout_export.batchnorm.data_notes import data_notes, likeness_notes
 from jumpout_export.batchnorm.first_batch import first_batch_notes
 from jumpout_export.batchnorm.judge.listed import list_some
 from jumpout_export.batchnorm.judge.rows import Measured, layer_rows
@@ -60,7 +60,7 @@ def check_batchnorm(
     *,
     reference: Iterable[Any] | Reference | None = None,
     groups: Groups | None = None,
-    images: int = 4096,
+    samples: int = 4096,
     warn: float = 0.05,
     fail: float = 0.15,
     training_batch_size: int | None = None,
@@ -69,7 +69,7 @@ def check_batchnorm(
     forward_fn: ForwardFn | None = None,
     device: torch.device | str | None = None,
     outputs: bool = True,
-    weigh_by: WeighBy = "images",
+    weigh_by: WeighBy = "samples",
     before: nn.Module | None = None,
     process_group: dist.ProcessGroup | Literal["world"] | None = None,
     progress: Progress | None = None,
@@ -84,47 +84,47 @@ def check_batchnorm(
         model: a model with BatchNorm layers, in any mode.
         batches: a list or DataLoader of batches (tensor, tuple, list, dict, named tuple or data class; integers that
             `forward` has no parameter for are labels). Of about the size of those of training, and shuffled.
-        reference: batches of the images that it was trained on, without augmentation that serving lacks: what these
+        reference: batches of the samples that it was trained on, without augmentation that serving lacks: what these
             and `batches` differ in is told apart from a stale average as the cause `data`, and the other causes are
             measured on these. The verdict stays that on `batches`. None: only `batches` are known.
-        groups: which images belong together and are not independent, as frames of one clip or crops of one scene: an
+        groups: which samples belong together and are not independent, as frames of one clip or crops of one scene: an
             entry of every batch by its name, or its place in a tuple, or a function of the batch, with one value for
-            each image. All error bars are those of groups then, which may come in any order; fewer than eight decide
-            nothing. The entry is never an input or a label. None: every image is independent of the others, but for
+            each sample. All error bars are those of groups then, which may come in any order; fewer than eight decide
+            nothing. The entry is never an input or a label. None: every sample is independent of the others, but for
             those that are found to be alike.
-        images: a pass ends with the batch that reaches this many images.
+        samples: a pass ends with the batch that reaches this many samples.
         warn: margin in units of W: a layer is `ok` if its W is shown to be below, `drift` if shown to be above.
             0.05 is 10% of the variance.
         fail: margin from which the drift is called severe, at least `warn`.
-        training_batch_size: images that one call of a BatchNorm saw in training, which says how noisy the stored
+        training_batch_size: samples that one call of a BatchNorm saw in training, which says how noisy the stored
             averages are: the micro-batch under gradient accumulation, that of one process under DDP, and with
             SyncBatchNorm those of all processes together. None: about that of `batches`, at least 32, and drift has
             to stand out three times from that noise.
         attribution: also measure why: what is stale, stochastic and propagated. False takes a third of the time. Where
             a layer drifts and fewer than 32 batches ran as in training, they run so again, with other noise.
-        stop_early: end at 512, 1024, 2048 ... images if every layer is decided; the intervals are wide enough then to
-            keep the error rate at 5% over all looks. In a drift only where the loader draws its images at random
+        stop_early: end at 512, 1024, 2048 ... samples if every layer is decided; the intervals are wide enough then to
+            keep the error rate at 5% over all looks. In a drift only where the loader draws its samples at random
             (`shuffle=True`): the first of others may be unlike the rest.
         forward_fn: `forward_fn(model, batch)` replaces the call; it gets the batch as the loader yields it.
         device: where batches go; None: where the model's first parameter is.
         outputs: also measure what recalibration would change at the outputs, which takes further passes: a batch
             pass, at most ten that make the copy exact, and one with two forwards.
-        weigh_by: what images of different sizes weigh: `images`, all the same, as in a moving average over batches of
+        weigh_by: what samples of different sizes weigh: `samples`, all the same, as in a moving average over batches of
             one size each; `pixels`, as many as a layer sees of them, as in one batch of all pixels.
         before: an earlier model, such as that before quantisation-aware training, or one of those that were averaged:
             notes name, per layer, another eps, momentum or dropout rate, statistics that were not averaged with the
             weights, and negative variances.
-        process_group: processes of torch.distributed that share the images (`"world"`: all): every one of them calls
+        process_group: processes of torch.distributed that share the samples (`"world"`: all): every one of them calls
             this with the same model and its own part of the batches, and gets the same report. None of them stops
             early.
-        progress: called as `progress(what, images done, images in all or None)`.
+        progress: called as `progress(what, samples done, samples in all or None)`.
 
     Returns:
         The report, truthy exactly when every layer is `ok`. Its notes say what else stands out: random numbers or
         statistics of the batch in eval mode (with module and source line), parts that cannot be observed.
 
     Raises:
-        ValueError: if the model has no BatchNorm, `batches` is empty or a one-shot iterator, or a margin, `images` or
+        ValueError: if the model has no BatchNorm, `batches` is empty or a one-shot iterator, or a margin, `samples` or
             `training_batch_size` is out of range.
         TypeError: if `batches` or a batch is of the wrong type.
 
@@ -141,18 +141,18 @@ def check_batchnorm(
         layers = batchnorm_layers(model)
         how: dict[str, Any] = {"forward_fn": forward_fn, "device": device, "progress": progress, "weigh_by": weigh_by}
         how["groups"] = groups
-        feed = Feed(model, batches, images=images, ranks=ranks, **how)
+        feed = Feed(model, batches, samples=samples, ranks=ranks, **how)
     with ranks.buffers_as_served(model) as taken, put_back(model):
         ranks.require_same_statistics(layers)
         known = None
         if reference is not None:
             known = _known(
-                reference, layers, partial(Feed, model, images=images, ranks=ranks, **how), training_batch_size
+                reference, layers, partial(Feed, model, samples=samples, ranks=ranks, **how), training_batch_size
             )
         watch = _Watch(
             layers,
             Judge(warn, fail, training_batch_size),
-            Looks(images, early=stop_early and ranks.size == 1),
+            Looks(samples, early=stop_early and ranks.size == 1),
             batches,
             grouped=feed.grouped,
         )
@@ -160,11 +160,11 @@ def check_batchnorm(
         seen = collect_states(
             feed, layers, states, "checking BatchNorm", renormalised=moving(layers), enough=watch.enough
         )
-        samples = ranks.gather((seen[0].samples.sorted, 1.0 if feed.grouped else seen[0].samples.group_size()))
-        repeats = max(size for _, size in samples)
+        alike = ranks.gather((seen[0].likeness.sorted, 1.0 if feed.grouped else seen[0].likeness.group_size()))
+        repeats = max(size for _, size in alike)
         watch.judge = replace(watch.judge, repeats=repeats)
         if watch.stopped:
-            feed = feed.alone(seen[0].images)
+            feed = feed.alone(seen[0].samples)
         origins = Origins.of(feed, layers, seen, training_batch_size) if known is None else known.origins
         measured = Measured(
             seen[0],
@@ -181,9 +181,9 @@ def check_batchnorm(
         report = BatchNormReport(
             verdict=_overall(rows, all_told=not seen[0].own_code),
             origin=first,
-            images=seen[0].images,
+            samples=seen[0].samples,
             groups=max((one.units for one in seen[0].moments.values()), default=0) if feed.grouped else 0,
-            reference_images=0 if known is None else known.images,
+            reference_samples=0 if known is None else known.samples,
             warn=warn,
             fail=fail,
             stopped_early=watch.stopped,
@@ -198,9 +198,9 @@ def check_batchnorm(
             )
         report.notes += data_notes(report, watch.inputs.mean_and_deviation(ranks), known)
         report.notes += origins.notes + _not_compared(report, seen[0]) + size_notes(seen[0], weigh_by)
-        by_class, by_looks = any(ranks.gather(watch.labels.sorted)), any(in_order for in_order, _ in samples)
-        report.notes += _notes(report, images, sorted_by_class=by_class)
-        report.notes += sample_notes(seen[0].images, repeats, in_order=by_looks and not by_class)
+        by_class, by_looks = any(ranks.gather(watch.labels.sorted)), any(in_order for in_order, _ in alike)
+        report.notes += _notes(report, samples, sorted_by_class=by_class)
+        report.notes += likeness_notes(seen[0].samples, repeats, in_order=by_looks and not by_class)
         report.notes += [] if before is None else changes_since(model, layers, before)
         report.notes += unseen(model) + averaged_copy(model) + first_batch_notes(feed, layers) + padding_notes(batches)
         if outputs:
@@ -229,12 +229,12 @@ class _Watch:
         self.labels.add(step.labels)
         self.inputs.add(step.first_input)
         if self._batches is not None and seen[0].batches == 1:
-            self._looks.end_at(self._batches * seen[0].images)
-        level = self._looks.due(seen[0].images)
+            self._looks.end_at(self._batches * seen[0].samples)
+        level = self._looks.due(seen[0].samples)
         self.level = self._looks.last
-        # The first images of a sorted loader say nothing about the others.
-        if level is not None and not self.labels.sorted and not seen[0].samples.sorted:
-            repeats = 1.0 if self._grouped else seen[0].samples.group_size()
+        # The first samples of a sorted loader say nothing about the others.
+        if level is not None and not self.labels.sorted and not seen[0].likeness.sorted:
+            repeats = 1.0 if self._grouped else seen[0].likeness.group_size()
             self.judge = replace(self.judge, repeats=repeats)
             verdict = self.judge.together(self._layers, seen[0], level)
             if verdict == "ok" or (verdict == "drift" and self._random):
@@ -272,13 +272,13 @@ def _notes(report: BatchNormReport, asked: int, *, sorted_by_class: bool) -> lis
     notes = []
     if sorted_by_class:
         notes.append(
-            f"The labels of the {report.images} images come in runs or are all the same: a loader sorted by class "
-            "shows images that are not like the others, in batches that are not like those of training; shuffle it."
+            f"The labels of the {report.samples} samples come in runs or are all the same: a loader sorted by class "
+            "shows samples that are not like the others, in batches that are not like those of training; shuffle it."
         )
     if report.stopped_early:
-        notes.append(f"Stopped after {report.images} of {asked} images: every layer was decided.")
-    elif report.images < asked:
-        notes.append(f"Only {report.images} of {asked} images were there; pass more for narrower error bars.")
+        notes.append(f"Stopped after {report.samples} of {asked} samples: every layer was decided.")
+    elif report.samples < asked:
+        notes.append(f"Only {report.samples} of {asked} samples were there; pass more for narrower error bars.")
     if report.origin is not None:
         drifting = [row for row in report.layers if row.verdict == "drift"]
         notes.append(

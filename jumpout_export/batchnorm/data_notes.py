@@ -1,4 +1,4 @@
-"""What is said of the images themselves: how they differ from those of the reference, and what would undo it."""
+"""What is said of the samples themselves: how they differ from those of the reference, and what would undo it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SAME = 0.1
 
 
 def data_notes(report: BatchNormReport, inputs: tuple[Tensor, Tensor] | None, reference: Reference | None) -> list[str]:
-    """Returns sentences on how the images differ from those of the reference, most of the time none.
+    """Returns sentences on how the samples differ from those of the reference, most of the time none.
 
     `inputs` are (C,) mean and standard deviation of what the model got. Where a layer drifts by the data, the affine
     map is given that makes both those of the reference: the preprocessing that is missing, if one is.
@@ -37,22 +37,22 @@ def data_notes(report: BatchNormReport, inputs: tuple[Tensor, Tensor] | None, re
     return [note]
 
 
-def sample_notes(images: int, repeats: float, *, in_order: bool) -> list[str]:
-    """Returns sentences on images that are not independent of each other, most of the time none.
+def likeness_notes(samples: int, repeats: float, *, in_order: bool) -> list[str]:
+    """Returns sentences on samples that are not independent of each other, most of the time none.
 
-    `repeats` is how many images are alike, 1 where none are; `in_order` whether the images change along their order.
+    `repeats` is how many samples are alike, 1 where none are; `in_order` whether the samples change along their order.
     """
     notes = []
     if in_order:
         notes.append(
-            f"The {images} images come sorted, or in long runs: neighbours are more alike than others, so the first of "
-            "them are unlike the rest; shuffle them, or look at all."
+            f"The {samples} samples come sorted, or in long runs: neighbours are more alike than others, so the first "
+            "of them are unlike the rest; shuffle them, or look at all."
         )
     if repeats > 1:
         notes.append(
-            f"The images are no {images} independent ones: about {repeats:.0f} at a time are alike, as frames of one "
+            f"The samples are no {samples} independent ones: about {repeats:.0f} at a time are alike, as frames of one "
             "clip, crops of one scene or copies are. All intervals are widened as if there were "
-            f"{images / repeats:.0f}; say which belong together, groups=, for exact ones."
+            f"{samples / repeats:.0f}; say which belong together, groups=, for exact ones."
         )
     return notes
 

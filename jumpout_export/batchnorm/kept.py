@@ -63,7 +63,7 @@ class Kept:
 
     @property
     def size(self) -> int | None:
-        """Number of images: the first dimension of the first tensor that has one."""
+        """Number of samples: the first dimension of the first tensor that has one."""
         return next((len(leaf) for leaf in self.leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
 
 
@@ -103,7 +103,7 @@ class KeptBatches:
 
 
 def _together(parts: list[Kept]) -> Any:
-    """Returns one batch of the images of all parts; what is not per image is that of the first."""
+    """Returns one batch of the samples of all parts; what is not per sample is that of the first."""
     first, *others = parts
     if not others:
         return first.batch(first.leaves)
@@ -116,11 +116,11 @@ def _together(parts: list[Kept]) -> Any:
 
 
 def _joined(values: tuple[Any, ...], sizes: list[int | None]) -> Any:
-    per_image = all(
+    per_sample = all(
         isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
         for value, size in zip(values, sizes, strict=True)
     )
-    if not per_image:
+    if not per_sample:
         return values[0]
     if len({(value.shape[1:], value.dtype, value.device) for value in values}) > 1:
         shapes = ", ".join(dict.fromkeys(str(tuple(value.shape)) for value in values))

@@ -74,8 +74,8 @@ class BatchNormMonitor:
     several calls in one step, the last), and nothing waits for the device.
 
     Training is left bitwise as it is without the monitor: parameters, gradients, buffers, flags, and the generators of
-    torch, NumPy, Python and the DataLoader; also after an exception. A look costs about a forward pass over `images`
-    images, and the memory of one batch without gradients.
+    torch, NumPy, Python and the DataLoader; also after an exception. A look costs about a forward pass over `samples`
+    samples, and the memory of one batch without gradients.
 
     Of a DistributedDataParallel or compiled model the model inside is watched, uncompiled: a look starts no collective,
     so that one rank may watch while the others wait, and it compiles nothing. A layer whose W cannot be measured is NaN
@@ -85,11 +85,11 @@ class BatchNormMonitor:
         model: a model with BatchNorm layers, complete: layers that are put in later are not watched.
         batches: a list or DataLoader of held-out batches, not the loader that is being trained on.
         every: steps from one look to the next.
-        images: a look ends with the batch that reaches this many images.
+        samples: a look ends with the batch that reaches this many samples.
         forward_fn: `forward_fn(model, batch)` replaces the call; it gets the batch as the loader yields it.
         device: where batches go; None: where the model's first parameter is.
-        training_batch_size: images in a batch of training; None: that of `batches`, at least 32. It says how much noise
-            the stored moving average carries, which is taken off W and widens the intervals.
+        training_batch_size: samples in a batch of training; None: that of `batches`, at least 32. It says how much
+            noise the stored moving average carries, which is taken off W and widens the intervals.
         serving: serving statistics of the same model: each look measures W with them, too, and the plot shows both.
             Where they are collective, every rank needs a monitor.
         writer: gets every value of a look as `add_scalar(tag, value, step)`, for example TensorBoard's SummaryWriter.
@@ -113,7 +113,7 @@ class BatchNormMonitor:
         batches: Iterable[Any],
         *,
         every: int = 200,
-        images: int = 512,
+        samples: int = 512,
         forward_fn: ForwardFn | None = None,
         device: torch.device | str | None = None,
         training_batch_size: int | None = None,
@@ -122,8 +122,8 @@ class BatchNormMonitor:
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1 step, got {every}")
-        if images < 1:
-            raise ValueError(f"images must be at least 1, got {images}")
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
         if training_batch_size is not None and training_batch_size < 1:
             raise ValueError(f"training_batch_size must be at least 1, got {training_batch_size}")
         if writer is not None and not hasattr(writer, "add_scalar"):
@@ -134,7 +134,7 @@ class BatchNormMonitor:
         if serving is not None and serving.model is not model:
             raise ArgumentError("serving", "serving must be the ServingStatistics of the model that is watched")
         self._layers = batchnorm_layers(model)
-        self._options: dict[str, Any] = {"images": images, "forward_fn": forward_fn, "device": device}
+        self._options: dict[str, Any] = {"samples": samples, "forward_fn": forward_fn, "device": device}
         Feed(model, batches, **self._options)  # says now what is wrong with them, not at the first look
         if batch_count(batches) == 0:
             raise ValueError("batches is empty: there is nothing to look at; pass at least one held-out batch")

@@ -26,11 +26,11 @@ SIGNIFICANT = 0.05
 
 
 def output_effect(feed: Feed, solution: Solution) -> OutputEffect:
-    """Returns the effect on the first output tensor, batch by batch, so that memory does not grow with the images.
+    """Returns the effect on the first output tensor, batch by batch, so that memory does not grow with the samples.
 
     KL, flip rate and, with labels, accuracy, NLL and calibration are measured where the output is (N, K >= 2): rows
     that are non-negative and sum to one are taken as probabilities, others as logits. An output (N, K, *) is taken so
-    where there are labels (N, *), as in segmentation; its values count one by one and its error bars have images as
+    where there are labels (N, *), as in segmentation; its values count one by one and its error bars have samples as
     the unit, so that there is no McNemar test. Labels outside [0, K) are left out, labels of another shape or of
     floating point ignored. The model is left exactly as it was found.
 
@@ -63,7 +63,7 @@ def output_effect(feed: Feed, solution: Solution) -> OutputEffect:
         seen = feed.replay("comparing outputs", visit)
     merge_fields(feed.ranks, shift)
     merge_fields(feed.ranks, classes)
-    return OutputEffect(images=seen.images, logit_shift=shift.result(), **classes.result())
+    return OutputEffect(samples=seen.samples, logit_shift=shift.result(), **classes.result())
 
 
 def require_labels(feed: Feed) -> None:
@@ -96,14 +96,14 @@ def worsening(effect: OutputEffect) -> str:
     it falls and McNemar's p is below 0.05 (for an output per pixel: if its whole interval is below 0).
 
     Raises:
-        ValueError: if fewer than two images have a label.
+        ValueError: if fewer than two samples have a label.
     """
     numbers = (effect.nll_before, effect.nll_after, effect.nll_change_low, effect.nll_change_high)
     nll_before, nll_after, nll_low, nll_high = (math.nan if value is None else value for value in numbers)
     if effect.labelled < 2 or effect.nll_change_low is None:
         raise ArgumentError(
             "refuse_if_worse",
-            f"refuse_if_worse needs at least two images with a valid label, got {effect.labelled}; "
+            f"refuse_if_worse needs at least two samples with a valid label, got {effect.labelled}; "
             "labels must be classes from 0 to K - 1 for an output (N, K)",
         )
     found = []
@@ -147,11 +147,11 @@ class _Shift:
 
 
 class _Classes:
-    """Sums over images of what only classifiers have; (2, ...) holds before and after."""
+    """Sums over samples of what only classifiers have; (2, ...) holds before and after."""
 
     def __init__(self) -> None:
         self._values = self._valid = self._labelled = self._gained = self._lost = 0
-        self._per_image = True  # one class per image, not one per pixel
+        self._per_sample = True  # one class per sample, not one per pixel
         self._kl = self._flips = 0.0
         self._right = torch.zeros(2, dtype=torch.float64)
         self._nll = torch.zeros(2, dtype=torch.float64)
@@ -161,8 +161,8 @@ class _Classes:
 
     def add(self, before: Tensor, after: Tensor, labels: Tensor | None) -> None:
         """Takes (N, K, *) log probabilities and (N, *) labels."""
-        images, classes = before.shape[:2]
-        self._per_image &= before.ndim == 2
+        samples, classes = before.shape[:2]
+        self._per_sample &= before.ndim == 2
         before, after = (log_p.movedim(1, -1).reshape(-1, classes) for log_p in (before, after))
         self._values += len(before)
         # A class of probability 0 adds nothing: 0 ln 0 = 0.
@@ -172,18 +172,18 @@ class _Classes:
             return
         labels = labels.reshape(-1).to(before.device, torch.int64)
         valid = (labels >= 0) & (labels < classes)
-        image = torch.arange(images, device=labels.device).repeat_interleave(len(labels) // max(images, 1))[valid]
+        sample = torch.arange(samples, device=labels.device).repeat_interleave(len(labels) // max(samples, 1))[valid]
         sides = [self._add_side(side, log_p[valid], labels[valid]) for side, log_p in enumerate((before, after))]
         (right_before, nll_before, *gap_before), (right_after, nll_after, *gap_after) = sides
-        self._gap.add(images, image, gap_before, gap_after)
-        zeros = nll_before.new_zeros(images)
-        counts = zeros.index_add(0, image, torch.ones_like(nll_before))
+        self._gap.add(samples, sample, gap_before, gap_after)
+        zeros = nll_before.new_zeros(samples)
+        counts = zeros.index_add(0, sample, torch.ones_like(nll_before))
         self._labelled += int((counts > 0).sum())
-        self._valid += len(image)
+        self._valid += len(sample)
         self._gained += int((right_after > right_before).sum())
         self._lost += int((right_after < right_before).sum())
-        self._nll_change.add(zeros.index_add(0, image, nll_after - nll_before), counts)
-        self._right_change.add(zeros.index_add(0, image, right_after - right_before), counts)
+        self._nll_change.add(zeros.index_add(0, sample, nll_after - nll_before), counts)
+        self._right_change.add(zeros.index_add(0, sample, right_after - right_before), counts)
 
     def _add_side(self, side: int, log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Adds the values of one side; returns whether each is right (0 or 1), its NLL, its bin and its gap there."""
@@ -205,7 +205,7 @@ class _Classes:
             found[f"{name}_before"], found[f"{name}_after"] = (sums / self._valid).tolist()
         found["labelled"] = self._labelled
         nll = self._nll_change.interval()
-        if self._per_image:
+        if self._per_sample:
             found["mcnemar_p"] = mcnemar_p(self._gained, self._lost)
             top1: tuple[float, float] | None = accuracy_change_interval(self._gained, self._lost, self._labelled)
         else:

@@ -57,13 +57,13 @@ def recalibrate_batchnorm(
     batches: Iterable[Any],
     method: Method = "exact",
     *,
-    images: int | None = None,
+    samples: int | None = None,
     layers: Iterable[str] | None = None,
     forward_fn: ForwardFn | None = None,
     device: torch.device | str | None = None,
     outputs: bool = False,
     refuse_if_worse: bool = False,
-    weigh_by: WeighBy = "images",
+    weigh_by: WeighBy = "samples",
     process_group: dist.ProcessGroup | Literal["world"] | None = None,
     progress: Progress | None = None,
 ) -> Recalibration:
@@ -71,7 +71,7 @@ def recalibrate_batchnorm(
 
     Only `running_mean` and `running_var` change, and only once everything is known: after any exception, Ctrl-C
     included, the model is bitwise what it was. Dropout and jumpout are off throughout. The variance is the unbiased
-    v n / (n - 1) with n = images x pixels, as training stores it. Before anything is written, a second look shows that
+    v n / (n - 1) with n = samples x pixels, as training stores it. Before anything is written, a second look shows that
     the layers see what is stored: in serving for `exact` (W below 1e-6), with batch statistics for the others (W below
     0.01; for `variance` in the variance). It costs one pass; `exact` often ends with such a pass anyway. After `batch`
     it measures serving, too: where a layer is beyond the check's margin of 0.05 there, `note` says so.
@@ -84,7 +84,7 @@ def recalibrate_batchnorm(
             rounding). `batch`: one pass in which the layers normalise by batch statistics, the usual recipe; near it
             where batches are large, and not where they are small and the network is deep.
             `variance`: the same pass, but only `running_var` is replaced (Hendrycks & Gimpel 2016).
-        images: a pass ends with the batch that reaches this many images; None for all, which an endless loader never
+        samples: a pass ends with the batch that reaches this many samples; None for all, which an endless loader never
             gives.
         layers: names of the layers to change; None for all that are not frozen. Layers that the forward does not
             reach are left alone.
@@ -94,11 +94,11 @@ def recalibrate_batchnorm(
         refuse_if_worse: measure it, and write nothing if it makes the outputs significantly worse on these batches:
             if the negative log likelihood rises by more than its paired error bar (one-sided, 5% level) or accuracy
             falls with McNemar's p below 0.05. The batches need labels.
-        weigh_by: what images of different sizes weigh: `images`, all the same, as in a moving average over batches of
+        weigh_by: what samples of different sizes weigh: `samples`, all the same, as in a moving average over batches of
             one size each; `pixels`, as many as a layer sees of them, as in one batch of all pixels.
-        process_group: processes of torch.distributed that share the images (`"world"`: all): every one of them calls
+        process_group: processes of torch.distributed that share the samples (`"world"`: all): every one of them calls
             this with the same model and its own part of the batches, and ends with the same statistics.
-        progress: called as `progress(what, images done, images in all or None)`.
+        progress: called as `progress(what, samples done, samples in all or None)`.
 
     Returns:
         A `Recalibration`, say `undo`: `undo()` puts back the statistics from before; `undo.passes`, `undo.layers` and
@@ -124,7 +124,7 @@ def recalibrate_batchnorm(
         found = batchnorm_layers(model)
         chosen = select_layers(found, wanted)
         how: dict[str, Any] = {"forward_fn": forward_fn, "device": device, "progress": progress, "weigh_by": weigh_by}
-        feed = Feed(model, batches, images=images, ranks=ranks, **how)
+        feed = Feed(model, batches, samples=samples, ranks=ranks, **how)
     with ranks.buffers_as_served(model), put_back(model):
         ranks.require_same_statistics(found)
         if refuse_if_worse:
@@ -150,7 +150,7 @@ def recalibrate_batchnorm(
                 note = f"The effect on the outputs was not measured: {error}."
         if refuse_if_worse and effect is not None and (worse := worsening(effect)):
             raise RecalibrationRefusedError(
-                f"recalibrating makes the outputs worse on {effect.labelled} images: {worse}; nothing was written; "
+                f"recalibrating makes the outputs worse on {effect.labelled} samples: {worse}; nothing was written; "
                 "the stored statistics happened to suit the outputs, so train with less noise before BatchNorm, or "
                 "recalibrate without refuse_if_worse"
             )

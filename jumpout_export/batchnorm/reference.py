@@ -1,7 +1,7 @@
-"""What training sees: the states from which the causes of a drift are told, measured on a set of images.
+"""What training sees: the states from which the causes of a drift are told, measured on a set of samples.
 
-Without a reference they are those of the images that are checked. With one, `measure_reference`, they are those of
-images of training, measured once for as many sets as are checked.
+Without a reference they are those of the samples that are checked. With one, `measure_reference`, they are those of
+samples of training, measured once for as many sets as are checked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STATES = (SERVING, RENORMALISED, TRAINING)
 
 @dataclass
 class Origins:
-    """The states of one set of images, and a closer look at them where a layer drifts.
+    """The states of one set of samples, and a closer look at them where a layer drifts.
 
     Attributes:
         serving: the state E.
@@ -65,7 +65,7 @@ class Origins:
     def look_closer(self) -> None:
         """Repeats the training state with other noise where few batches ran in it, and asks the law of the mask.
 
-        Jumpout draws one rate per batch, so that few batches say little about the noise, however many images they hold.
+        Jumpout draws one rate per batch, so few batches say little about the noise, however many samples they hold.
         """
         if self._looked or self.training is None or self.renormalised is None:
             return
@@ -79,7 +79,7 @@ class Origins:
 
 @dataclass
 class Reference:
-    """Images of training, measured by `measure_reference` for any number of checks of the same model.
+    """Samples of training, measured by `measure_reference` for any number of checks of the same model.
 
     Attributes:
         origins: its states.
@@ -91,9 +91,9 @@ class Reference:
     _stored: dict[str, list[Tensor]]
 
     @property
-    def images(self) -> int:
-        """How many images it has."""
-        return self.origins.serving.images
+    def samples(self) -> int:
+        """How many samples it has."""
+        return self.origins.serving.samples
 
     def require_model(self, layers: Sequence[Layer]) -> None:
         """Checks that it was measured in the model that is checked, with the same statistics.
@@ -112,11 +112,11 @@ class Reference:
 def measure_reference(
     feed_of: Callable[[Iterable[Any]], Feed], batches: Iterable[Any], layers: Sequence[Layer], trained: int | None
 ) -> Reference:
-    """Returns the states of images of training, for checks of other images.
+    """Returns the states of samples of training, for checks of other samples.
 
     Args:
         feed_of: makes what runs the model over batches.
-        batches: the images of training.
+        batches: the samples of training.
         layers: what is measured.
         trained: the batch size of training where it is known.
     """
@@ -132,7 +132,7 @@ def measure_reference(
             feed, layers, STATES, "measuring the reference", renormalised=moving(layers), enough=watch
         )
     except (ValueError, TypeError) as error:
-        error.add_note("This was the reference, not the images that are checked.")
+        error.add_note("This was the reference, not the samples that are checked.")
         raise
     origins = Origins.of(feed, layers, seen, trained)
     return Reference(origins, inputs.mean_and_deviation(feed.ranks), _stored(layers))
@@ -159,12 +159,12 @@ def _notes(serving: Collected, others: Sequence[Collected], trained: int | None)
         return [f"{not_measured}in every batch {alone}; pass larger batches."]
     notes = []
     if skipped:
-        notes.append(f"Why layers drift was measured without {skipped} images, in whose batches {alone}.")
-    batch = serving.images / serving.batches
+        notes.append(f"Why layers drift was measured without {skipped} samples, in whose batches {alone}.")
+    batch = serving.samples / serving.batches
     if batch < SMALL_BATCH or (trained is not None and batch * MUCH_SMALLER <= trained):
         wanted = "at least 16" if trained is None else f"{trained}, as in training"
         notes.append(
-            f"Batches of {batch:.0f} images are small, and noise in their statistics passes for propagated and "
+            f"Batches of {batch:.0f} samples are small, and noise in their statistics passes for propagated and "
             f"stochastic parts; pass batches of {wanted}, to see why layers drift."
         )
     return notes

@@ -35,7 +35,7 @@ class ServingStatistics:
     statistics, and on the way out the buffers are bitwise as they were: training is the same as without it.
 
     A read costs one forward pass, without gradients, over `keep` batches. The kept batches stay in memory where they
-    are; the statistics are those of `keep` x B images, and `check_batchnorm` in the `with` knows that.
+    are; the statistics are those of `keep` x B samples, and `check_batchnorm` in the `with` knows that.
 
     Changed are the BatchNorms that train. Frozen ones (in eval mode at the last `step()` with the model in training
     mode), those of fused modules of quantisation-aware training and InstanceNorms with running statistics keep what
@@ -125,7 +125,7 @@ class ServingStatistics:
                 class of tensors). A tensor must not be written to afterwards; memory that is filled behind torch's back
                 (NVIDIA DALI, a NumPy view) has to be copied, because that cannot be noticed.
             new_batch: False for a further micro-batch of the same optimiser step (gradient accumulation). The
-                micro-batches are put together, because the statistics of two images are noise.
+                micro-batches are put together, because the statistics of two samples are noise.
 
         Raises:
             RuntimeError: in the `with`, or with `keep=0`.

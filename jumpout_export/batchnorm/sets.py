@@ -1,4 +1,4 @@
-"""Checks one model on several sets of images: domains, sites, last month's production images."""
+"""Checks one model on several sets of samples: domains, sites, last month's production samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jumpout_export.model.guard import put_back
 from jumpout_export.report import BatchNormSetsReport
 
 # What a reference is measured by, of what a check is given.
-_SHARED = ("images", "forward_fn", "device", "progress", "weigh_by", "groups")
+_SHARED = ("samples", "forward_fn", "device", "progress", "weigh_by", "groups")
 
 
 def check_batchnorm_sets(
@@ -28,7 +28,7 @@ def check_batchnorm_sets(
     reference: Iterable[Any] | Reference | None = None,
     **options: Any,
 ) -> BatchNormSetsReport:
-    """Returns the check of `model` on each set of images, so that they stand side by side.
+    """Returns the check of `model` on each set of samples, so that they stand side by side.
 
     Args:
         model: as in `check_batchnorm`.
@@ -49,7 +49,7 @@ def check_batchnorm_sets(
         raise ArgumentError("sets", f"must be a dict of at least one set of batches by name, got {type(sets).__name__}")
     if reference is not None and not isinstance(reference, Reference):
         ranks, layers = Ranks(options.get("process_group")), batchnorm_layers(model)
-        how = {"images": 4096} | {name: options[name] for name in _SHARED if name in options}
+        how = {"samples": 4096} | {name: options[name] for name in _SHARED if name in options}
         with ranks.buffers_as_served(model), put_back(model):
             feed_of = partial(Feed, model, ranks=ranks, **how)
             reference = measure_reference(feed_of, reference, layers, options.get("training_batch_size"))

@@ -52,7 +52,7 @@ class Solution:
     corrected: list[Corrected]  # their statistics
     passes: int  # passes over the data that it took
     remaining: float = 0.0  # the largest W that serving still was seen to find, 0 where all layers are settled
-    images: int = 0  # images in one pass, where that is asked for
+    samples: int = 0  # samples in one pass, where that is asked for
     own_code: frozenset[str] = frozenset()  # names of layers that normalise by code that cannot be followed
     shown: bool = False  # whether the last pass measured every layer with these statistics in use
 
@@ -157,7 +157,7 @@ def solve_batch(feed: Feed, layers: Sequence[Layer]) -> Solution:
     """
     seen = collect(feed, layers, RENORMALISED, "recalibrating BatchNorm")
     corrected = [_corrected(seen, layer) for layer in _reached(seen, layers)]
-    return Solution(corrected, 1, images=seen.images, own_code=frozenset(seen.own_code))
+    return Solution(corrected, 1, samples=seen.samples, own_code=frozenset(seen.own_code))
 
 
 def look_again(feed: Feed, solution: Solution, state: State, *, variance_only: bool = False) -> Solution:

@@ -40,10 +40,10 @@ def swapped(solution: Solution) -> Iterator[None]:
 
 
 def put(solution: Solution) -> None:
-    """Writes the statistics for good, and notes of how many images they are the average."""
+    """Writes the statistics for good, and notes of how many samples they are the average."""
     for new in solution.corrected:
         new.put()
-        hold(new.layer, solution.images)
+        hold(new.layer, solution.samples)
 
 
 def _restore(found: list[_Buffers]) -> None:

@@ -54,7 +54,7 @@ def export(
     golden: Annotated[
         Path | None, typer.Option(metavar="DIR", help="folder for golden data, in ONNX's test_data_set_0 layout")
     ] = None,
-    images: options.NumImages = 4096,
+    samples: options.NumSamples = 4096,
     batch_size: options.BatchSize = 128,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
@@ -81,7 +81,7 @@ def export(
                 raise LoadError(f"{option}: the exported program {model} has no BatchNorm layers; give the factory")
             if wanted and data is None:
                 raise LoadError(f"{option} needs real images: give --data")
-        checked = _check_before(job, model, data, recalibrate, images, progress)
+        checked = _check_before(job, model, data, recalibrate, samples, progress)
         result = export_onnx(
             job.network,
             out,
@@ -160,7 +160,7 @@ def _place_of_weights(given: Path | None, out: Path, recalibrate: bool, inputs: 
 
 
 def _check_before(
-    job: Job, model: str, data: str | None, recalibrate: bool, images: int, progress: Progress
+    job: Job, model: str, data: str | None, recalibrate: bool, samples: int, progress: Progress
 ) -> _Checked:
     """Returns the check whose verdict an export records, recalibrated before if asked for."""
     from functools import partial
@@ -182,11 +182,11 @@ def _check_before(
         return _Checked()
     if not any(map(serves_with_statistics, job.network.modules())):
         return _Checked()
-    check = partial(check_batchnorm, job.network, job.batches, images=images, progress=progress)
+    check = partial(check_batchnorm, job.network, job.batches, samples=samples, progress=progress)
     if not recalibrate:
         return _Checked(check())
     before = check(outputs=False)
-    done = recalibrate_batchnorm(job.network, job.batches, images=images, outputs=True, progress=progress)
+    done = recalibrate_batchnorm(job.network, job.batches, samples=samples, outputs=True, progress=progress)
     before.outputs = done.outputs
     recalibrated = f"BatchNorm layers recalibrated: {len(done.layers)}; passes over the data: {done.passes}"
     return _Checked(check(outputs=False), before, [recalibrated, *([done.note] if done.note else [])])

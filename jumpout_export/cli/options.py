@@ -18,9 +18,9 @@ class Dtype(StrEnum):
 
 
 class Weight(StrEnum):
-    """What an image weighs."""
+    """What a sample weighs."""
 
-    images = "images"
+    samples = "samples"
     pixels = "pixels"
 
 
@@ -54,7 +54,9 @@ ManyData = Annotated[
 ReferenceData = Annotated[
     str | None,
     typer.Option(
-        "--reference", metavar="DATA", help="images as in training: tells other images from a stale average; as --data"
+        "--reference",
+        metavar="DATA",
+        help="samples as in training: tells other samples from a stale average; as --data",
     ),
 ]
 GroupsOption = Annotated[
@@ -62,8 +64,8 @@ GroupsOption = Annotated[
     typer.Option(
         "--groups",
         metavar="NAME",
-        help="which images belong together: an entry of the batches, an array of the .npz, or a regular expression for "
-        "the paths in a folder",
+        help="which samples belong together: an entry of the batches, an array of the .npz, or a regular expression "
+        "for the paths in a folder",
     ),
 ]
 PerFolder = Annotated[bool, typer.Option("--per-folder", help="every folder in --data is a set with its own verdict")]
@@ -96,8 +98,8 @@ ExternalData = Annotated[
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="where torch runs: cpu or cuda[:N]")]
 Seed = Annotated[int, typer.Option(metavar="N", help="seeds whatever is random")]
-BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="images per batch")]
-NumImages = Annotated[int, typer.Option("--images", min=1, metavar="N", help="how many images to look at")]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="samples per batch")]
+NumSamples = Annotated[int, typer.Option("--samples", min=1, metavar="N", help="how many samples to look at")]
 Warn = Annotated[float, typer.Option(min=0.0, metavar="X", help="margin that decides the verdict, in units of W")]
 Fail = Annotated[float, typer.Option(min=0.0, metavar="X", help="margin from which drift is called severe")]
 TrainingBatchSize = Annotated[
@@ -105,14 +107,14 @@ TrainingBatchSize = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="images in a BatchNorm batch of training (a micro-batch, or one process's); says how noisy averages are",
+        help="samples in a BatchNorm batch of training (a micro-batch, or one process's); says how noisy averages are",
     ),
 ]
 WeighBy = Annotated[
     Weight,
     typer.Option(
         metavar=choices(Weight),
-        help="what images of different sizes weigh: the same (images), or by their pixels (pixels)",
+        help="what samples of different sizes weigh: the same (samples), or by their pixels (pixels)",
     ),
 ]
 Layers = Annotated[

@@ -47,7 +47,7 @@ def require_one_process(command: str) -> None:
     if world_size() > 1:
         raise LoadError(
             f"{command} runs in one process, got {world_size()} from torchrun; only check-bn and recalibrate-bn share "
-            "the images between processes"
+            "the samples between processes"
         )
 
 

@@ -18,7 +18,7 @@ _RULES = tuple(
         (r"\bweigh_by='(\w+)', or else '(\w+)'", r"--weigh-by \1, or else \2"),
         (r"\breference=", "--reference"),
         (r"\bgroups=", "--groups"),
-        (r"\bimages=N\b", "--images N"),
+        (r"\bsamples=N\b", "--samples N"),
         (r"\b\w+(?:=\w+)? \((--[a-z-]+)\)", r"\1"),  # both are said: `dynamic_batch=False (--static)`
         (r"\(\w+, (--[a-z-]+)\)", r"(\1)"),
     )

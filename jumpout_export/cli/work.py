@@ -104,7 +104,7 @@ def batches_for(network: nn.Module, data: str, batch_size: int, seed: int, group
 
 
 def sets_of(data: list[str], *, per_folder: bool) -> dict[str, str]:
-    """Returns the sets of images by name, what --data names or with --per-folder the folders in it.
+    """Returns the sets of samples by name, what --data names or with --per-folder the folders in it.
 
     Raises:
         LoadError: if two have one name, or there is no folder.
@@ -112,13 +112,13 @@ def sets_of(data: list[str], *, per_folder: bool) -> dict[str, str]:
     if per_folder:
         folders = [folder for root in data for folder in sorted(Path(root).glob("*")) if folder.is_dir()]
         if not folders:
-            raise LoadError(f"--per-folder: {', '.join(data)} must be a folder of folders, one for each set of images")
+            raise LoadError(f"--per-folder: {', '.join(data)} must be a folder of folders, one for each set of samples")
         names, specs = [folder.name for folder in folders], [str(folder) for folder in folders]
     else:
         names, specs = data, data
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise LoadError(f"--data: two sets of images are named {twice}; rename one, or give it once")
+        raise LoadError(f"--data: two sets of samples are named {twice}; rename one, or give it once")
     return dict(zip(names, specs, strict=True))
 
 

@@ -22,8 +22,8 @@ from jumpout_export.export.size_guards import check_sizes, traced_programs
 from jumpout_export.model.axes import BATCH, Axes, choose_axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.operations import no_fast_path
+from jumpout_export.model.probes import rows
 from jumpout_export.model.randomness import rng_restored
-from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import fresh, input_names, only_tensors, outputs
 from jumpout_export.onnxfile.data import tie_data
 from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, MAX_BYTES, load_onnx
@@ -70,7 +70,7 @@ def convert(
     axes = choose_axes(folded, batch, True) if axes is None else axes
     external = _bytes_of(folded) > _MOST_WEIGHTS if external_data is None else external_data
     wanted = DEFAULT_OPSET if opset is None else opset
-    # One image alone would let the tracer take an axis of length 1 for one that broadcasts.
+    # One sample alone would let the tracer take an axis of length 1 for one that broadcasts.
     traced = rows(batch, range(2), axes.batched) if axes.size is None and batch.size == 1 else batch
     names = input_names(folded, batch)
     _check_not_scripted(folded)

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from jumpout_export.disk import private_folder, writing
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.samples import rows
+from jumpout_export.model.probes import rows
 from jumpout_export.model.signature import tensors
 from jumpout_export.tolerances import Budget
 from jumpout_export.verify.values.reference import Expected, Reference
-from jumpout_export.verify.values.scale import Scale, axis_of_images, axis_of_length, representable
+from jumpout_export.verify.values.scale import Scale, axis_of_length, axis_of_samples, representable
 
 FOLDER = "test_data_set_0"
 # Enough to compare on, small enough to lie beside the model.
-_MOST_IMAGES = 8
+_MOST_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ class Golden:
 
 
 def compute_golden(original: nn.Module, folded: nn.Module, batch: Batch, axes: Axes) -> Golden:
-    """Runs the original on the first 8 images of a batch, or on all of them if the file's batch size is fixed.
+    """Runs the original on the first 8 samples of a batch, or on all of them if the file's batch size is fixed.
 
     The folded model, the one that is converted, gives the inputs their names. Raises whatever the model raises.
     """
-    count = min(batch.size, _MOST_IMAGES) if axes.size is None else batch.size
+    count = min(batch.size, _MOST_SAMPLES) if axes.size is None else batch.size
     batch = rows(batch, range(count), axes.batched)
     reference = Reference(original, batch, folded=folded)
     expected = reference(batch)
     if axes.size is None and count > 1:
         alone = reference.own(rows(batch, range(1), axes.batched))
-        images = [
-            axis_of_images(one.own.shape, two.tensor.shape, count) for one, two in zip(expected, alone, strict=True)
+        samples = [
+            axis_of_samples(one.own.shape, two.tensor.shape, count) for one, two in zip(expected, alone, strict=True)
         ]
-        expected = [replace(one, axis=axis) for one, axis in zip(expected, images, strict=True)]
+        expected = [replace(one, axis=axis) for one, axis in zip(expected, samples, strict=True)]
     elif axes.size is not None:
         expected = [replace(one, axis=axis_of_length(one.own.shape, count)) for one in expected]
     again = list(reference.nearby(batch))
@@ -107,7 +107,7 @@ def _keep_other_files(older: Path, target: Path) -> None:
 def tolerance_line(expected: Sequence[Expected], has_reference: bool) -> str:
     """Returns the tolerance of one output, measured on what PyTorch says of the golden inputs and of others near them.
 
-    A few images alone show too little of how far PyTorch itself is off. Without a reference the exact values are not
+    A few samples alone show too little of how far PyTorch itself is off. Without a reference the exact values are not
     float64.
     """
     golden, *others = expected
@@ -123,6 +123,6 @@ def tolerance_line(expected: Sequence[Expected], has_reference: bool) -> str:
 
 
 def _dimension(expected: Expected, main: int) -> int:
-    """Which dimension of the output an axis behind its images is; 1 of an output with one value per image."""
+    """Which dimension of the output an axis behind its samples is; 1 of an output with one value per sample."""
     behind = [axis for axis in range(expected.own.ndim) if axis != expected.axis]
     return behind[main] if behind else 1

@@ -19,7 +19,7 @@ _MOST = 64
 def offer_batch_axes(model: nn.Module, batch: Batch, axes: Axes) -> str:
     """Returns how to open the batch where some input has it on another axis than its first; empty if that is not it.
 
-    As a recurrent network's state does, (layers, N, H). Copies of the model are run with one image more.
+    As a recurrent network's state does, (layers, N, H). Copies of the model are run with one sample more.
     """
     names, values = input_names(model, batch), tensors(batch)
     first = axes.batched.index(True) if True in axes.batched else 0

@@ -68,7 +68,7 @@ def _batchnorm_line(report: BatchNormReport | None) -> str:
         return "not checked"
     worst = max((layer.w for layer in report.layers), default=0.0)
     origin = f", origin {report.origin}" if report.origin else ""
-    return f"{report.verdict}, largest W {worst:.4f} over {count(report.images, 'image')}{origin}"
+    return f"{report.verdict}, largest W {worst:.4f} over {count(report.samples, 'sample')}{origin}"
 
 
 def _refuse_other_model(subject: Subject, report: BatchNormReport) -> None:

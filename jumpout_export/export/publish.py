@@ -64,9 +64,9 @@ def export_onnx(
             `not_run` and nothing is published.
         opset: ONNX opset, from 18, in which torch's converter is written and which is the default, up to the newest
             that ONNX Runtime accepts. Honoured, or the check `convert` fails.
-        dynamic_batch: leave the batch size open (verified at 1, 2, 3, more than the example's and 17; an image's
+        dynamic_batch: leave the batch size open (verified at 1, 2, 3, more than the example's and 17; a sample's
             result must not depend on its place and the others in its batch), or fix it to the example's. Which inputs
-            have an entry per image is found by trying.
+            have an entry per sample is found by trying.
         dynamic_axes: further open axes, for example {"image": {2: "height", 3: "width"}}; axes of one name have one
             size. Verified at other sizes, all moved at once; `{"mask": {0: "batch"}}` says that axis 0 is the batch.
         dtype: torch.float16 exports a half-precision copy that takes and returns float16. It is verified against the
@@ -79,7 +79,7 @@ def export_onnx(
             depend on what is drawn, the file is deterministic and proven to be.
         allow_constant: names of outputs that may be the same for every input. Of another one that never moved nothing
             was shown; its check is `not_run` and nothing is published.
-        made_up: compare on inputs made of the example's, too (mixtures of its images), and not on given ones alone.
+        made_up: compare on inputs made of the example's, too (mixtures of its samples), and not on given ones alone.
         thorough: sweep more sizes of the open axes.
         keep_debug_info: keep the converter's source lines in the file, with paths cut to file names.
         batchnorm: the check of the exported weights, for the report and the file's metadata. Drift is a warning.

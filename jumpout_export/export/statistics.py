@@ -52,7 +52,7 @@ def statistics_check(model: nn.Module, report: BatchNormReport | None, required:
     if report.verdict == "ok":
         return [Check(name=NAME, measured=measured, limit=limit, verdict="pass", note=f"agree with serving{where}")]
     if report.verdict == "inconclusive":
-        note = f"could not be decided with {report.images} images{where}: give more images"
+        note = f"could not be decided with {report.samples} samples{where}: give more samples"
         return [Check(name=NAME, verdict="not_run", required=required, note=note)]
     origin = f" from `{report.origin}` on" if report.origin else ""
     note = f"the file serves with statistics that drift{origin}{where}: {_CURE}"

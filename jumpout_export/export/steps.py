@@ -213,6 +213,6 @@ def _golden(draft: Draft, original: nn.Module, network: nn.Module, batch: Batch,
     try:
         return compute_golden(original, network, batch, axes)
     except Exception as error:  # the user's forward may raise anything
-        note = f"PyTorch itself cannot run the first images of the example: {first_line(error)}"
+        note = f"PyTorch itself cannot run the first samples of the example: {first_line(error)}"
         draft.add([Check(name="golden", verdict="fail", note=note)])
         return None

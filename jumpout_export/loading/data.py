@@ -31,7 +31,7 @@ def load_data(spec: str, batch_size: int = 128, seed: int = 0) -> Any:
         spec: a folder of class sub-folders with images (RGB, scaled to [0, 1], (N, 3, H, W), shuffled once with `seed`
             so that a part of it holds all classes); an `.npz` with `inputs` and optionally `labels`; or
             `package.module:callable`, which returns batches itself, a generator that never ends among them.
-        batch_size: images per batch; a callable decides for itself.
+        batch_size: samples per batch; a callable decides for itself.
         seed: of the shuffle.
 
     Raises:
@@ -52,9 +52,9 @@ def load_data(spec: str, batch_size: int = 128, seed: int = 0) -> Any:
 
 
 def share_of(batches: Any, rank: int, size: int) -> Any:
-    """Returns one of `size` parts of what `load_data` returned; together they hold every image once.
+    """Returns one of `size` parts of what `load_data` returned; together they hold every sample once.
 
-    A folder or an `.npz` is split by images, which reads no more than its own; batches of a callable are dealt out one
+    A folder or an `.npz` is split by samples, which reads no more than its own; batches of a callable are dealt out one
     by one, so every process has to make the same ones.
     """
     if size == 1:
@@ -120,7 +120,7 @@ class ArrayFile:
         self._path = path
 
     def entry(self, name: str) -> list[Any]:
-        """Returns what another array of the file holds, one value for each image.
+        """Returns what another array of the file holds, one value for each sample.
 
         Raises:
             LoadError: if there is no such array, or it has another length.
@@ -135,7 +135,7 @@ class ArrayFile:
         return values
 
     def part(self, rank: int, size: int) -> ArrayFile:
-        """Returns every `size`-th image, from number `rank` on."""
+        """Returns every `size`-th sample, from number `rank` on."""
         own = copy.copy(self)
         own.inputs = self.inputs[rank::size]
         own.labels = None if self.labels is None else self.labels[rank::size]
@@ -156,7 +156,7 @@ class ImageFolder:
     Attributes:
         classes: names of the sub-folders, sorted; the label is the index.
         files: the image files in the order they are read, and their labels.
-        shuffled: the first of them are a random sample of all.
+        shuffled: the first of them are drawn at random from all.
     """
 
     shuffled = True

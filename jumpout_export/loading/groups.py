@@ -1,4 +1,4 @@
-"""Which images of a folder or an `.npz` belong together, as the command line says it."""
+"""Which samples of a folder or an `.npz` belong together, as the command line says it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from jumpout_export.loading.data import ArrayFile, ImageFolder
 
 
 def with_groups(batches: Any, groups: str) -> Any:
-    """Returns batches whose entry `groups` names what tells the groups of their images apart.
+    """Returns batches whose entry `groups` names what tells the groups of their samples apart.
 
     Args:
         batches: what `load_data` returned.
         groups: for a folder a regular expression that is searched in `<class>/<image>`; its groups, or else what it
-            matches, are what images of one group have in common. For an `.npz` the name of an array (N,). Other batches
-            have such an entry of their own.
+            matches, are what samples of one group have in common. For an `.npz` the name of an array (N,). Other
+            batches have such an entry of their own.
 
     Raises:
         LoadError: if the pattern is none or matches nothing in the path of an image, or there is no such array.

@@ -58,8 +58,8 @@ def choose_axes(
 ) -> Axes:
     """Returns the axes to leave open in an export.
 
-    An input whose first axis merely happens to be as long as the batch is told from one that has an entry per image:
-    the model runs with another batch size and that input as it is, or one entry changes the results of other images.
+    An input whose first axis merely happens to be as long as the batch is told from one that has an entry per sample:
+    the model runs with another batch size and that input as it is, or one entry changes the results of other samples.
     For that, copies of the model are run. Of `dynamic_axes`, {input: {axis: name}}, axis 0 named `batch` is the batch.
 
     Raises:
@@ -251,7 +251,7 @@ def _run(model: nn.Module, batch: Batch) -> list[Tensor] | None:
 
 
 def _reaches_others(model: nn.Module, batch: Batch, index: int) -> bool:
-    """Whether other entries in one half of this input change the results of the images in the other half."""
+    """Whether other entries in one half of this input change the results of the samples in the other half."""
     values, half = tensors(batch), batch.size // 2
     before = _run(model, batch)
     for own, others in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):

@@ -24,7 +24,7 @@ class NormCall:
 
     function: Callable[..., Any]
     given: dict[str, Any]
-    per_instance: bool  # each image is normalised by itself where batch_norm would take the batch
+    per_instance: bool  # each sample is normalised by itself where batch_norm would take the batch
 
     @property
     def input(self) -> Tensor:
@@ -75,16 +75,16 @@ def other_batch_norms(
     run: Callable[[], Any],
     known: Collection[str] = (),
     statistics: Collection[Tensor] = (),
-    images: int | None = None,
+    samples: int | None = None,
 ) -> tuple[list[Call], list[Call]]:
     """Returns the calls of `batch_norm` while `run()` ran `model`: by the batch, and by stored statistics of others.
 
     Each in call order and each place once. The own calls of modules with `known` paths are left out, and of those by
-    what is stored the ones that are given `statistics`, or a part of them. Where a forward is of several `images`, a
+    what is stored the ones that are given `statistics`, or a part of them. Where a forward is of several `samples`, a
     call on one row is of none of them: weights are standardised so.
     """
     stack: list[str] = []
-    with module_stack(model, stack), _BatchNormCalls(stack, known, statistics, images) as seen, torch.no_grad():
+    with module_stack(model, stack), _BatchNormCalls(stack, known, statistics, samples) as seen, torch.no_grad():
         run()
     return list(dict.fromkeys(seen.by_batch)), list(dict.fromkeys(seen.by_stored))
 
@@ -93,14 +93,14 @@ class _BatchNormCalls(TorchFunctionMode):
     # Not a dispatch mode: there F.instance_norm, which depends on no batch, is a batch_norm as well.
 
     def __init__(
-        self, stack: list[str], known: Collection[str], statistics: Collection[Tensor], images: int | None
+        self, stack: list[str], known: Collection[str], statistics: Collection[Tensor], samples: int | None
     ) -> None:
         super().__init__()
         self.by_batch: list[Call] = []
         self.by_stored: list[Call] = []
         self._stack = stack
         self._known = known
-        self._several = images is not None and images > 1
+        self._several = samples is not None and samples > 1
         self._places = {_storage(buffer) for buffer in statistics}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

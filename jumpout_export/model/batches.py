@@ -38,7 +38,7 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Number of images: the first dimension of the first tensor."""
+        """Number of samples: the first dimension of the first tensor."""
         for value in tensors_in((self.args, self.kwargs)):
             if value.ndim:
                 return value.shape[0]
@@ -52,7 +52,7 @@ def split_batch(batch: Any, model: nn.Module, device: torch.device | str | None 
 
     * A tensor is the input.
     * Of a tuple or list, the entries go to the parameters in order. An optional one takes an entry only where its name
-      says so: `lengths` and the like one number per image, masks, states and embeddings more than one. What is left
+      says so: `lengths` and the like one number per sample, masks, states and embeddings more than one. What is left
       over is no input: of that, integers (N,) or one-hot rows are the labels. A first entry that is itself a tuple or
       list, as in ((a, b), labels), is unpacked if `forward` requires as many.
     * Of a dict (any mapping), entries named like parameters of `forward` are keyword inputs; if none is, a single

@@ -19,11 +19,11 @@ from torch.utils import _pytree as pytree
 LABELS = ("labels", "label", "targets", "target")
 # What loaders call the input of a model that calls it something else.
 _INPUTS = ("inputs", "input", "images", "image", "img", "pixel_values", "data", "x")
-# Names that say what an optional parameter takes: more than one number per image, as no class label is, or one.
+# Names that say what an optional parameter takes: more than one number per sample, as no class label is, or one.
 _LARGER = re.compile(
     r"mask|hidden|state|memory|embed|cache|past_|pixel|(token_type|position|input)_ids|^[hc]_?[0x]$|^(image|input)s?$"
 )
-_PER_IMAGE = re.compile(r"^(?!max|min).*len(gth)?s?(_|$)")
+_PER_SAMPLE = re.compile(r"^(?!max|min).*len(gth)?s?(_|$)")
 _SETTING = re.compile(r"^(?!.*(tensor|any)).*\b(bool|int|float|str)\b")  # as annotation
 
 # Positional inputs, keyword inputs, and (N,) class labels or None.
@@ -114,19 +114,19 @@ def _inputs(entries: tuple[Any, ...], forward: Parameters) -> int:
 
 
 def _fits(entry: Any, place: Parameter, size: int | None) -> bool | None:
-    """Whether an entry is what a parameter takes, in a batch of so many images; None where that is not clear."""
+    """Whether an entry is what a parameter takes, in a batch of so many samples; None where that is not clear."""
     if _size(entry) is None or _is_label(place) or _SETTING.search(_annotation(place)):
         return False
     target = _is_target_like(entry)
     clear = None if target and _size(entry) == size else True
     if _is_required(place) or place.kind is _ARGS:
         return True if _is_required(place) else clear
-    if place.default is not None:  # a setting; where it is a number, there may be one per image
+    if place.default is not None:  # a setting; where it is a number, there may be one per sample
         number = isinstance(place.default, int | float | Tensor) and not isinstance(place.default, bool)
         return None if number and not _is_classes(entry) else False
     if _LARGER.search(place.name):
         return False if _is_classes(entry) else clear
-    if _PER_IMAGE.search(place.name):
+    if _PER_SAMPLE.search(place.name):
         return (entry.ndim < 2 or None) if target else False
     return None
 
@@ -174,7 +174,7 @@ def _only_input(entries: dict[str, Any]) -> str | None:
 
 
 def _is_target_like(value: Any) -> bool:
-    """Whether there is one number per image, or one per class and image that sum to one."""
+    """Whether there is one number per sample, or one per class and sample that sum to one."""
     if not isinstance(value, Tensor) or value.ndim > 2 or value.dtype == torch.bool or value.is_complex():
         return False
     if value.ndim < 2 or value.shape[1] == 1:

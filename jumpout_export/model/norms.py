@@ -42,7 +42,7 @@ def is_torch_norm(module: Any) -> bool:
 
 
 def is_instance_norm(module: Any) -> bool:
-    """Whether a module normalises each image by itself in training."""
+    """Whether a module normalises each sample by itself in training."""
     return isinstance(module, _InstanceNorm)
 
 
@@ -94,7 +94,7 @@ def hands_on_its_input(module: Any) -> bool:
 def use_batch(module: Any) -> None:
     """Makes a norm normalise by its batch, by flags only; a fixed one knows no such mode.
 
-    A BatchNorm then updates no buffer; an InstanceNorm, which normalises each image by itself, does.
+    A BatchNorm then updates no buffer; an InstanceNorm, which normalises each sample by itself, does.
     """
     if is_fixed(module):
         return

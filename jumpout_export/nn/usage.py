@@ -33,7 +33,7 @@ class Use:
 def uses_on(example: Any, model: nn.Module) -> tuple[dict[nn.Module, Use], list[Noise]]:
     """Returns how each nn.Dropout of the model is used, and every call that draws random numbers.
 
-    A copy of the model is run in train mode, but for normalisation layers that keep statistics: one image has none.
+    A copy of the model is run in train mode, but for normalisation layers that keep statistics: one sample has none.
 
     Raises:
         TypeError: if `example` is no batch of the model.

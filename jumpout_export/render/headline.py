@@ -84,7 +84,7 @@ def _batchnorm(report: BatchNormReport) -> tuple[Cell, str]:
     if report.verdict == "inconclusive":
         undecided = [layer for layer in layers if layer.verdict == "inconclusive"] or [worst]
         return state("INCONCLUSIVE"), (
-            f"{len(undecided)} of {total} could not be decided with {count(report.images, 'image')}, first "
+            f"{len(undecided)} of {total} could not be decided with {count(report.samples, 'sample')}, first "
             f"`{undecided[0].name}`: {_ended(undecided[0].note or _open_interval(undecided[0], report.warn))}"
         )
     return state("PASS"), (
@@ -96,13 +96,13 @@ def _batchnorm(report: BatchNormReport) -> tuple[Cell, str]:
 def _sets(report: BatchNormSetsReport) -> tuple[Cell, str]:
     checks, total = report.sets, count(len(report.sets), "set")
     if not checks:
-        return state("NOT RUN"), "No set of images was checked."
+        return state("NOT RUN"), "No set of samples was checked."
     name = next((name for name, check in checks.items() if check.verdict == report.verdict), next(iter(checks)))
     verdict, sentence = _batchnorm(checks[name])
     if report:
-        return verdict, f"The stored BatchNorm statistics agree with what serving sees of all {total} of images."
+        return verdict, f"The stored BatchNorm statistics agree with what serving sees of all {total} of samples."
     alike = sum(check.verdict == report.verdict for check in checks.values())
-    return verdict, f"{alike} of {total} of images, first {name}: {sentence}"
+    return verdict, f"{alike} of {total} of samples, first {name}: {sentence}"
 
 
 def _recalibrated(before: BatchNormReport, after: BatchNormReport) -> tuple[Cell, str]:

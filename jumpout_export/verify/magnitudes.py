@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.samples import rows
+from jumpout_export.model.probes import rows
 from jumpout_export.model.signature import Output, tensors, with_tensors
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.report import Check
@@ -30,7 +30,7 @@ from jumpout_export.verify.divergence.breaks import first_not_finite, first_with
 from jumpout_export.verify.divergence.locate import locate_divergence
 
 NAME = "magnitudes"
-# Factors of the given inputs, and how many images are run at each: only some reach the largest logits of their batch.
+# Factors of the given inputs, and how many samples are run at each: only some reach the largest logits of their batch.
 SCALES = {1e-8: 1, 1e-3: 1, 10.0: 1, 100.0: 5}
 # Of the largest number of a type: beyond, a sum in another order may overflow.
 _NEAR_OVERFLOW = 1 / 16
@@ -47,7 +47,7 @@ class _Broken:
     label: str  # of the session
     batch: Batch
     text: str  # for a person
-    usual: Batch | None = None  # the images that it is made of
+    usual: Batch | None = None  # the samples that it is made of
     off: bool = False  # whether finite values are off, else values are not finite
     scale: float = 1.0
     inside: bool = False  # whether some of the given inputs are as large
@@ -64,7 +64,7 @@ def check_magnitudes(
 ) -> Check | None:
     """Returns whether the file keeps up with PyTorch on inputs of other magnitudes; None if it has none to scale.
 
-    A few images, those with the largest and the smallest value first (a whole batch, where its size is fixed), are run
+    A few samples, those with the largest and the smallest value first (a whole batch, where its size is fixed), are run
     at each scale, in PyTorch and each session. Where PyTorch cannot run them, or has no finite value, nothing is
     compared.
 
@@ -85,9 +85,9 @@ def check_magnitudes(
     compared: list[float] = []
     found: list[_Broken] = []
     for scale, most in SCALES.items():
-        images = rows(given, order[:most] if axes.size is None else range(axes.size), axes.batched)
-        moved = [v * scale if is_scaled else v for v, is_scaled in zip(tensors(images), scaled, strict=True)]
-        batch = with_tensors(images, moved)
+        samples = rows(given, order[:most] if axes.size is None else range(axes.size), axes.batched)
+        moved = [v * scale if is_scaled else v for v, is_scaled in zip(tensors(samples), scaled, strict=True)]
+        batch = with_tensors(samples, moved)
         try:
             expected = own(batch)
         except Exception as error:  # the user's forward may raise anything
@@ -101,7 +101,7 @@ def check_magnitudes(
         compared.append(scale)
         inside = _reaches(given, batch, scaled)
         broken = (_compare(label, session, batch, expected, exact) for label, session in sessions)
-        found += [replace(one, usual=images, scale=scale, inside=inside) for one in broken if one is not None]
+        found += [replace(one, usual=samples, scale=scale, inside=inside) for one in broken if one is not None]
     if found:
         return _verdict(path, original, found)
     if not compared:
@@ -113,7 +113,7 @@ def check_magnitudes(
 
 
 def _extremes_first(given: Batch, axes: Axes, scaled: Sequence[bool]) -> list[int]:
-    """The numbers of all images, of which the first hold the largest and smallest value of an input that is scaled."""
+    """The numbers of all samples, of which the first hold the largest and smallest value of an input that is scaled."""
     for value, is_batch, is_scaled in zip(tensors(given), axes.batched, scaled, strict=True):
         if is_batch and is_scaled and value.numel():
             flat = value.reshape(len(value), -1)
@@ -189,11 +189,11 @@ def _share(flags: Tensor, true: Tensor) -> float:
 
 
 def _reaches(given: Batch, batch: Batch, scaled: Sequence[bool]) -> bool:
-    """Whether the given images are of such a magnitude too: their largest values, of every input that is scaled."""
+    """Whether the given samples are of such a magnitude too: their largest values, of every input that is scaled."""
     for value, moved, is_scaled in zip(tensors(given), tensors(batch), scaled, strict=True):
         if is_scaled:
-            images = value if value.ndim else value[None]
-            sizes = [float(one.abs().max()) for one in images.reshape(len(images), -1) if one.numel()]
+            samples = value if value.ndim else value[None]
+            sizes = [float(one.abs().max()) for one in samples.reshape(len(samples), -1) if one.numel()]
             if not sizes or not min(sizes) <= float(moved.abs().max()) <= max(sizes):
                 return False
     return True

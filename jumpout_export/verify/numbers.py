@@ -22,7 +22,7 @@ def around(batch: Batch, names: Sequence[str], numbers: Sequence[Number]) -> Ite
     """Yields each of the integers among the numbers, a name, and the batch with an input that is it or next to it.
 
     Args:
-        batch: at least one image.
+        batch: at least one sample.
         names: of its inputs.
         numbers: of the file.
     """

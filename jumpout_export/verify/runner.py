@@ -1,4 +1,4 @@
-"""Runs the saved file on every provider and level, on every sample, against PyTorch."""
+"""Runs the saved file on every provider and level, on every probe, against PyTorch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.model.axes import Axes, declared_axes
 from jumpout_export.model.batches import Batch, Progress
+from jumpout_export.model.probes import Probe, as_they_came
 from jumpout_export.model.randomness import same_bits
-from jumpout_export.model.samples import Sample, as_they_came
 from jumpout_export.model.signature import tensors
 from jumpout_export.report import Check, VerifyReport, counted
 from jumpout_export.runtime.placement import check_placement
@@ -20,7 +20,7 @@ from jumpout_export.runtime.session import LEVELS, Session
 from jumpout_export.text import first_line, joined
 from jumpout_export.verify.branches import Branches
 from jumpout_export.verify.constants.proof import prove_constants
-from jumpout_export.verify.divergence.samples import Suspects
+from jumpout_export.verify.divergence.suspects import Suspects
 from jumpout_export.verify.magnitudes import check_magnitudes
 from jumpout_export.verify.numbers import numbers_check
 from jumpout_export.verify.sizes import sizes_in_file
@@ -88,8 +88,8 @@ def run_providers(
             if not seen.sessions:
                 break
             inputs = loss.inputs(batch)
-            for sample in as_they_came(inputs, start, seen.axes):
-                runner.take(trials.of_data(sample), branches)
+            for probe in as_they_came(inputs, start, seen.axes):
+                runner.take(trials.of_data(probe), branches)
             start += inputs.size
         constants = prove_constants(file.path, original, first, seen.axes.size, file.proto)
         for trial in trials.of_numbers(constants.numbers) if seen.sessions else ():
@@ -108,7 +108,7 @@ def run_providers(
 
 
 class _Runner:
-    """Runs all sessions on all samples and takes down what they did."""
+    """Runs all sessions on all probes and takes down what they did."""
 
     def __init__(self, file: SavedFile, seen: Seen, progress: Progress | None) -> None:
         self.seen = seen
@@ -145,31 +145,31 @@ class _Runner:
         return self.seen.axes
 
     def take(self, trial: Trial, branches: Branches) -> None:
-        """Compares every session on a sample, as long as there is a session to run."""
-        sample, expected = trial.sample, trial.expected
+        """Compares every session on a probe, as long as there is a session to run."""
+        probe, expected = trial.probe, trial.expected
         if not self.seen.sessions or not expected:
             return
         if self._progress is not None:
-            self._progress("verify: sample", next(self._numbers), None)
-        self._examples.setdefault(source(sample.group), sample.batch)
+            self._progress("verify: batch", next(self._numbers), None)
+        self._examples.setdefault(source(probe.group), probe.batch)
         self._check_names([output.name for output in expected])
-        if source(sample.group) == "data":
-            self.seen.outputs.see(sample.batch, self.seen.axes.batched)
+        if source(probe.group) == "data":
+            self.seen.outputs.see(probe.batch, self.seen.axes.batched)
         for output in expected:
-            self.seen.outputs.add(sample.group, output)
-            self.seen.scales.setdefault((source(sample.group), output.name), Scale()).add(output, new=False)
-        for session, comparison in self._sessions_for(sample):
-            _run(session, comparison, sample, expected, twice=sample.group == "data")
-            self.suspects.add(comparison, sample)
-        branches.run(sample.batch)
+            self.seen.outputs.add(probe.group, output)
+            self.seen.scales.setdefault((source(probe.group), output.name), Scale()).add(output, new=False)
+        for session, comparison in self._sessions_for(probe):
+            _run(session, comparison, probe, expected, twice=probe.group == "data")
+            self.suspects.add(comparison, probe)
+        branches.run(probe.batch)
 
-    def _sessions_for(self, sample: Sample) -> list[tuple[Session, Comparison]]:
+    def _sessions_for(self, probe: Probe) -> list[tuple[Session, Comparison]]:
         """All of them, or of a large batch those that are optimized, as it is served.
 
         What a size decides is in the graph, so that both levels show it; what the optimizer does shows at any size.
         """
         optimized = [one for one in self.seen.sessions if one[1].label not in self._written]
-        return optimized if sample.large and optimized else self.seen.sessions
+        return optimized if probe.large and optimized else self.seen.sessions
 
     def try_magnitudes(self, original: nn.Module, first: Batch) -> None:
         """Compares one session of each provider, the plainest, on larger and smaller inputs."""
@@ -184,7 +184,7 @@ class _Runner:
         self.seen.checks += [check] if check else []
 
     def measure_own_errors_again(self) -> bool:
-        """Where a limit is exceeded, on more inputs: a few images alone show too little of PyTorch's own errors.
+        """Where a limit is exceeded, on more inputs: a few samples alone show too little of PyTorch's own errors.
 
         Returns whether one is exceeded all the same.
         """
@@ -217,18 +217,18 @@ class _Runner:
                 self.seen.sessions.remove((session, comparison))
 
 
-def _run(session: Session, comparison: Comparison, sample: Sample, expected: list[Expected], *, twice: bool) -> None:
-    values = tensors(sample.batch)
+def _run(session: Session, comparison: Comparison, probe: Probe, expected: list[Expected], *, twice: bool) -> None:
+    values = tensors(probe.batch)
     try:
         first = session.run(values)
         second = session.run(values) if twice else first
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base
         reason = session.provider.explain_error(error) or first_line(error)
-        comparison.problems.append(f"{sample.group}: ONNX Runtime cannot run it: {reason}")
+        comparison.problems.append(f"{probe.group}: ONNX Runtime cannot run it: {reason}")
         return
     comparison.runs += twice
     if twice and not same_bits(first, second):
-        comparison.differing_runs.append(f"{sample.group}: two runs differ")
+        comparison.differing_runs.append(f"{probe.group}: two runs differ")
         if not comparison.must_repeat:
-            comparison.add(f"{sample.group}, second run", sample.start, expected, second)
-    comparison.add(sample.group, sample.start, expected, first)
+            comparison.add(f"{probe.group}, second run", probe.start, expected, second)
+    comparison.add(probe.group, probe.start, expected, first)

@@ -1,4 +1,4 @@
-"""What a file is tried on, and what PyTorch gives for it: each image is run in float64 once."""
+"""What a file is tried on, and what PyTorch gives for it: each sample is run in float64 once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from jumpout_export.model.axes import BATCH, Axes, describe_sizes, other_sizes, resized
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.samples import MOVED, SIZES, Sample, make_up, rows, sizes_to_try
+from jumpout_export.model.probes import MOVED, SIZES, Probe, make_up, rows, sizes_to_try
 from jumpout_export.model.signature import tensors
 from jumpout_export.onnxfile.numbers import Number
 from jumpout_export.report import Check
@@ -23,7 +23,7 @@ from jumpout_export.verify.values.reference import Expected
 from jumpout_export.verify.values.scale import Scale
 from jumpout_export.verify.verdicts import Seen
 
-# Of the given images and of made-up ones: as many are run alone.
+# Of the given samples and of made-up ones: as many are run alone.
 GIVEN, MADE_UP = 4, 4
 _HINT = "; does the model fix its batch size? then export with dynamic_batch=False"
 
@@ -39,13 +39,13 @@ _SWITCHED_OFF = Check(
 class Trial:
     """A batch to compare on, and what has to come out."""
 
-    sample: Sample
+    probe: Probe
     expected: list[Expected]  # nothing where PyTorch cannot run it, which a check says
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What is tried beside the given images."""
+    """What is tried beside the given samples."""
 
     made_up: bool = True  # inputs that nobody gave
     thorough: bool = False  # many batch sizes
@@ -57,7 +57,7 @@ class Trials:
     """Everything that a file is tried on."""
 
     def __init__(self, seen: Seen, first: Batch, axes: Axes, effort: Effort) -> None:
-        """Runs the first images and some made-up ones alone.
+        """Runs the first samples and some made-up ones alone.
 
         Args:
             seen: gets what there is to say about PyTorch, and the sizes of outputs.
@@ -75,20 +75,20 @@ class Trials:
             self._fill()
 
     def of_first(self) -> Iterator[Trial]:
-        """Yields batches of several sizes, of the first images and of made-up ones, and other sizes of open axes."""
+        """Yields batches of several sizes, of the first samples and of made-up ones, and other sizes of open axes."""
         if self._axes.size is None:
             more = [moved[BATCH] for moved in self._effort.sizes if moved.keys() == {BATCH}]
             always = sizes_to_try(self._first.size, thorough=self._effort.thorough)
-            # The first batch as it came is one of them, as long as each of its images was run alone.
+            # The first batch as it came is one of them, as long as each of its samples was run alone.
             came = {self._first.size} if self._first.size == self._given else set()
             for size in sorted({*always, *more} - came) if len(self._pool) else ():
                 order = self._pool.order(size)
                 large = size not in more and size > max(self._first.size + 1, *SIZES)
-                sample = Sample(f"batch={size}", self._pool.batch(order), 0, self._axes.batched, large)
-                if size not in always and not self._can_run(sample.batch):
+                probe = Probe(f"batch={size}", self._pool.batch(order), 0, self._axes.batched, large)
+                if size not in always and not self._can_run(probe.batch):
                     self.refused.append(f"{BATCH}={size}")
                 else:
-                    yield self._trial(sample, order)
+                    yield self._trial(probe, order)
             self._seen.dependent += self._pool.dependent
         else:
             yield from self._whole_batches(self._axes.size)
@@ -98,30 +98,30 @@ class Trials:
         """Yields batches whose integers lie around numbers of the file; what PyTorch does not take is left out."""
         if not self._effort.made_up:
             return
-        images = rows(self._first, range(MOVED if self._axes.size is None else self._axes.size), self._axes.batched)
-        for number, group, batch in around(images, self._seen.reference.inputs, numbers):
+        samples = rows(self._first, range(MOVED if self._axes.size is None else self._axes.size), self._axes.batched)
+        for number, group, batch in around(samples, self._seen.reference.inputs, numbers):
             expected, why = self._made_up(batch)
             if not why:
                 self.tried.append(number)
-                yield Trial(Sample(group, batch, 0, self._axes.batched), expected)
+                yield Trial(Probe(group, batch, 0, self._axes.batched), expected)
 
-    def of_data(self, sample: Sample) -> Trial:
+    def of_data(self, probe: Probe) -> Trial:
         """Returns a batch as it came with what PyTorch gives for it."""
-        images = range(sample.start, sample.start + sample.batch.size)
-        known = len(self._pool) and images.stop <= self._given
-        return self._trial(sample, images if known else None, new=not known)
+        samples = range(probe.start, probe.start + probe.batch.size)
+        known = len(self._pool) and samples.stop <= self._given
+        return self._trial(probe, samples if known else None, new=not known)
 
     def _fill(self) -> None:
-        """Runs images alone; a made-up one that PyTorch itself cannot take is left out, one that was given fails."""
+        """Runs samples alone; a made-up one that PyTorch itself cannot take is left out, one that was given fails."""
         given = min(GIVEN, self._first.size)
         for number in range(given):
-            image = rows(self._first, [number], self._axes.batched)
+            sample = rows(self._first, [number], self._axes.batched)
             try:
-                alone = self._pool.run(image)
+                alone = self._pool.run(sample)
             except Exception as error:  # the user's forward may raise anything
                 self._cannot_run("batch=1", error)
                 return
-            self._pool.add(image, alone)
+            self._pool.add(sample, alone)
         with contextlib.suppress(Exception):  # what PyTorch cannot run is said when that batch is compared
             self._pool.learn_axes()
         for number in range(given):
@@ -133,12 +133,12 @@ class Trials:
         made = make_up(self._first, MADE_UP, self._generator, self._axes.batched)
         skipped = []
         for number in range(MADE_UP):
-            image = rows(made, [number], self._axes.batched)
-            alone, why = self._made_up(image)
+            sample = rows(made, [number], self._axes.batched)
+            alone, why = self._made_up(sample)
             if why:
                 skipped.append(why)
             else:
-                self._pool.add(image, alone)
+                self._pool.add(sample, alone)
                 self._prime(alone)
         self._say_made_up(MADE_UP, skipped)
 
@@ -178,10 +178,10 @@ class Trials:
         self._seen.checks.append(Check(name="made-up inputs", verdict="pass", note=note))
 
     def _whole_batches(self, size: int) -> Iterator[Trial]:
-        """Yields batches of the size that the file fixes; their images may depend on each other."""
+        """Yields batches of the size that the file fixes; their samples may depend on each other."""
         if self._first.size != size:
             batch = rows(self._first, range(size), self._axes.batched)
-            yield self._trial(Sample(f"batch={size}", batch, 0, self._axes.batched), new=True)
+            yield self._trial(Probe(f"batch={size}", batch, 0, self._axes.batched), new=True)
         if not self._effort.made_up:
             self._seen.checks.append(_SWITCHED_OFF)
             return
@@ -190,7 +190,7 @@ class Trials:
         self._say_made_up(1, [why] if why else [])
         if not why:
             self._prime(expected)
-            yield Trial(Sample(f"made-up batch={size}", made, 0, self._axes.batched), expected)
+            yield Trial(Probe(f"made-up batch={size}", made, 0, self._axes.batched), expected)
 
     def _other_sizes(self) -> Iterator[Trial]:
         """Yields batches with every further open axis moved."""
@@ -201,11 +201,11 @@ class Trials:
         found = []
         for moved in itertools.chain(other_sizes(batch, self._axes, self._can_run), self._asked_for(batch)):
             group = f"sizes batch={moved.size} {describe_sizes(moved, self._axes)}"
-            found.append(self._trial(Sample(group, moved, 0, self._axes.batched)))
+            found.append(self._trial(Probe(group, moved, 0, self._axes.batched)))
         for trial in found:
             self._prime(trial.expected, ("sizes",))
         for trial in found:
-            self._seen.moved.append(trial.sample.group.removeprefix("sizes "))
+            self._seen.moved.append(trial.probe.group.removeprefix("sizes "))
             self._alone_too(trial)
             yield trial
 
@@ -219,25 +219,25 @@ class Trials:
                 for value, axes in zip(tensors(batch), self._axes.further, strict=True)
                 for axis, name in axes.items()
             }
-            images = rows(batch, range(wanted.get(BATCH, batch.size)), self._axes.batched)
-            moved = resized(images, self._axes.further, here | dict(wanted))
+            samples = rows(batch, range(wanted.get(BATCH, batch.size)), self._axes.batched)
+            moved = resized(samples, self._axes.further, here | dict(wanted))
             if self._can_run(moved):
                 yield moved
             else:
                 self.refused.append(" ".join(f"{name}={size}" for name, size in wanted.items()))
 
     def _alone_too(self, trial: Trial) -> None:
-        """Compares two images of a batch of other sizes with the same images alone."""
+        """Compares two samples of a batch of other sizes with the same samples alone."""
         if self._axes.size is not None or not trial.expected:
             return
-        pool, size = Pool(self._seen.reference, self._axes.batched), trial.sample.batch.size
+        pool, size = Pool(self._seen.reference, self._axes.batched), trial.probe.batch.size
         try:
             for number in range(size):
-                image = rows(trial.sample.batch, [number], self._axes.batched)
-                pool.add(image, pool.run(image))
-            pool.expected(trial.sample.group, trial.sample.batch, range(size))
+                sample = rows(trial.probe.batch, [number], self._axes.batched)
+                pool.add(sample, pool.run(sample))
+            pool.expected(trial.probe.group, trial.probe.batch, range(size))
         except Exception as error:  # the user's forward may raise anything
-            self._cannot_run(f"{trial.sample.group}, images alone", error)
+            self._cannot_run(f"{trial.probe.group}, samples alone", error)
             return
         self._seen.dependent += pool.dependent
 
@@ -249,19 +249,19 @@ class Trials:
             return False
         return True
 
-    def _trial(self, sample: Sample, order: list[int] | range | None = None, *, new: bool = False) -> Trial:
+    def _trial(self, probe: Probe, order: list[int] | range | None = None, *, new: bool = False) -> Trial:
         try:
             if order is not None:
-                expected = self._pool.expected(sample.group, sample.batch, order)
+                expected = self._pool.expected(probe.group, probe.batch, order)
                 self._seen.with_batch |= dict.fromkeys(output.name for output in expected)
             else:
-                expected = self._pool.run(sample.batch)
+                expected = self._pool.run(probe.batch)
         except Exception as error:  # the user's forward may raise anything
-            self._cannot_run(sample.group, error)
-            return Trial(sample, [])
+            self._cannot_run(probe.group, error)
+            return Trial(probe, [])
         if new:
             self._prime(expected, ("data",))
-        return Trial(sample, expected)
+        return Trial(probe, expected)
 
     def _cannot_run(self, group: str, error: Exception) -> None:
         hint = _HINT if group.startswith("batch=") else ""

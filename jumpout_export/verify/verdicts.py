@@ -8,14 +8,14 @@ from torch import nn
 
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.samples import rows
+from jumpout_export.model.probes import rows
 from jumpout_export.report import Check, ProviderReport, VerifyReport, counted, passes
 from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.runtime.session import Session
 from jumpout_export.text import count
 from jumpout_export.tolerances import FACTOR, ILL_CONDITIONED, ceiling, describe_budget
 from jumpout_export.verify.constants.proof import Constants
-from jumpout_export.verify.divergence.samples import Suspects
+from jumpout_export.verify.divergence.suspects import Suspects
 from jumpout_export.verify.reasons import known_reasons
 from jumpout_export.verify.recalibrated import explained
 from jumpout_export.verify.values.compare import Comparison
@@ -34,8 +34,8 @@ class Seen:
     scales: Scales = field(default_factory=dict)  # how large outputs are
     checks: list[Check] = field(default_factory=list)  # verdicts so far
     unusable: dict[str, str] = field(default_factory=dict)  # why a provider cannot be used here
-    with_batch: dict[str, None] = field(default_factory=dict)  # outputs that were compared with those of images alone
-    dependent: list[str] = field(default_factory=list)  # how an image's result depends on the others in its batch
+    with_batch: dict[str, None] = field(default_factory=dict)  # outputs that were compared with those of samples alone
+    dependent: list[str] = field(default_factory=list)  # how a sample's result depends on the others in its batch
     axes: Axes = field(default_factory=lambda: Axes((), None, ()))  # that the file leaves open
     allow_constant: tuple[str, ...] = ()  # outputs that need not move
     outputs: Moves = field(default_factory=Moves)  # which outputs moved
@@ -76,9 +76,9 @@ def _model_checks(seen: Seen) -> list[Check]:
         else:  # a file whose writer did not know the sizes promises nothing about them
             checks.append(Check(name="dynamic axes", verdict="pass", note=text))
     if seen.with_batch or seen.dependent:
-        hint = "an image's result depends on the others in its batch; dynamic_batch=False (--static) fixes the size"
+        hint = "a sample's result depends on the others in its batch; dynamic_batch=False (--static) fixes the size"
         problems = [f"{text}; {hint}" if text is seen.dependent[-1] else text for text in seen.dependent]
-        good = f"images alone have the values they have in a batch: {', '.join(seen.with_batch)}"
+        good = f"samples alone have the values they have in a batch: {', '.join(seen.with_batch)}"
         checks.append(counted("batch independence", problems, good))
     elif seen.sessions and seen.axes.size is not None and seen.axes.names:
         text = (
@@ -104,9 +104,9 @@ def _notes(seen: Seen) -> list[str]:
     problem = seen.reference.problem
     compared = dict.fromkeys(scale.dtype for scale in seen.scales.values() if scale.own_errors)
     notes = [f"error limit per output: {describe_budget(dtype, not problem)}" for dtype in compared]
-    if seen.reference.images_own:
-        runs = f"{count(seen.reference.images_own, 'image')} in the model's own precision"
-        runs += f" and {seen.reference.images_double} in float64" if seen.reference.images_double else ""
+    if seen.reference.samples_own:
+        runs = f"{count(seen.reference.samples_own, 'sample')} in the model's own precision"
+        runs += f" and {seen.reference.samples_double} in float64" if seen.reference.samples_double else ""
         notes.append(f"PyTorch was run on {runs} to compare with")
     if problem:
         notes.append(f"compared with PyTorch's own precision, because the model fails in float64: {problem}")
@@ -135,8 +135,8 @@ def with_what_no_value_shows(
     """
     size = seen.axes.size
     reasons = [] if report.passed else known_reasons(original, first)
-    images = rows(first, range(min(2, first.size) if size is None else size), seen.axes.batched or None)
-    shown = shown_check(seen.outputs, original, images, seen.allow_constant)
+    samples = rows(first, range(min(2, first.size) if size is None else size), seen.axes.batched or None)
+    shown = shown_check(seen.outputs, original, samples, seen.allow_constant)
     checks = [*reasons, *report.checks, *constants.checks, *([branches] if branches is not None else []), *shown]
     checks = explained(checks, constants.located)
     found = suspects.look(file.path, original, report.checks, constants, size is not None)

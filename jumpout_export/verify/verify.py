@@ -43,13 +43,13 @@ def verify_onnx(
     """Returns whether an ONNX file computes what the model computes in eval mode, and is free of training noise.
 
     The file is inspected (`inspect_onnx`) and run in ONNX Runtime, with its optimizer off and fully on: on all given
-    images as they come, and on batches of 1, 2, 3, one more than the first one holds, 17 (or 2 more), and where the
-    file computes something from a size, on both sides of what that decides; they hold given images and some made of
+    samples as they come, and on batches of 1, 2, 3, one more than the first one holds, 17 (or 2 more), and where the
+    file computes something from a size, on both sides of what that decides; they hold given samples and some made of
     these, in changing places, and each has to have the values that it has alone. Names, number, shapes and dtypes
     must agree exactly, nothing may be NaN or infinite, two runs on the CPU must agree bitwise, and the error against a
     float64 copy of the model must stay within `tolerances.py`. A file that is changed meanwhile fails; `sha256` is of
     the file before. Paths of a machine in it, and metadata that it lacks, are warnings. The model must be free of
-    randomness and state in eval mode, and with an open batch size images must not depend on each other. It is not
+    randomness and state in eval mode, and with an open batch size samples must not depend on each other. It is not
     changed.
 
     The constants of every BatchNorm are recomputed from its buffers and compared with those in the file, folded into

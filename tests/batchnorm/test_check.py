@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.checked import check, healthy, images, network, row
+from support.checked import check, healthy, network, row, samples
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,7 +17,7 @@ from jumpout_export.report import BatchNormReport
 
 def test_an_edit_of_the_stored_statistics_is_measured_exactly():
     model = healthy().double()
-    x = images(seed=2).double()
+    x = samples(seed=2).double()
     before = row(check(model, x), "4")
     norm, d, c = model[4], 0.4, 0.5
     tau = (norm.running_var + norm.eps).sqrt()
@@ -124,7 +124,7 @@ def test_the_model_is_left_exactly_as_it_was(error):
             self.seen = 0
 
         def __iter__(self):
-            for batch in images().split(64):
+            for batch in samples().split(64):
                 self.seen += 1
                 if error is not None and self.seen == 11:  # in batch 3 of the third pass
                     raise error("stop")
@@ -179,7 +179,7 @@ def test_unusable_statistics_are_drift_and_named_and_so_is_what_they_poison(bad)
 
 
 def test_nan_in_the_data_is_inconclusive_and_said():
-    x = images()
+    x = samples()
     x[3, 0, 0, 0] = math.nan
     report = check_batchnorm(healthy(), x.split(64))
     assert report.verdict == "inconclusive"
@@ -194,7 +194,7 @@ def test_nan_in_the_data_is_inconclusive_and_said():
     [
         ({"warn": 0.0}, "0 < warn <= fail, got warn=0, fail=0.15"),
         ({"warn": 0.2}, "0 < warn <= fail, got warn=0.2, fail=0.15"),
-        ({"images": 0}, "images must be at least 1, got 0"),
+        ({"samples": 0}, "samples must be at least 1, got 0"),
         ({"training_batch_size": 0}, "training_batch_size must be at least 1, got 0; pass None if unknown"),
     ],
 )
@@ -209,7 +209,7 @@ def test_models_and_batches_with_nothing_to_check_are_refused():
     with pytest.raises(ValueError, match="batches is empty"):
         check_batchnorm(healthy(), [])
     with pytest.raises(ValueError, match="got a one-shot generator; pass a list or a DataLoader"):
-        check_batchnorm(healthy(), (batch for batch in images().split(64)))
+        check_batchnorm(healthy(), (batch for batch in samples().split(64)))
 
 
 @pytest.mark.integration
@@ -218,7 +218,7 @@ def test_other_batch_sizes_give_the_same_report(size):
     model = healthy()
     model[1].running_mean += 0.5
     expected = check(model)
-    report = check_batchnorm(model, images().split(size), outputs=False)
+    report = check_batchnorm(model, samples().split(size), outputs=False)
     for one, two in zip(expected.layers, report.layers, strict=True):
         assert two.delta == pytest.approx(one.delta, rel=1e-5, abs=1e-5)
         assert two.log_ratio == pytest.approx(one.log_ratio, rel=1e-5, abs=1e-5)
@@ -233,14 +233,14 @@ def test_synchronised_batchnorm_is_checked_on_cpu():
 
 
 def test_a_model_that_is_a_batchnorm_is_named_so():
-    report = check(nn.BatchNorm2d(3), images() + 1)
+    report = check(nn.BatchNorm2d(3), samples() + 1)
     assert report.origin == ""
     assert "1 of 1 BatchNorm layers drift; the origin is the model itself." in report.notes[-1]
 
 
 def test_progress_names_every_step():
     calls = []
-    check_batchnorm(healthy(), [images()], progress=lambda what, done, total: calls.append((what, done, total)))
+    check_batchnorm(healthy(), [samples()], progress=lambda what, done, total: calls.append((what, done, total)))
     assert [what for what, _, _ in calls] == [
         "checking BatchNorm",
         "recalibrating BatchNorm",

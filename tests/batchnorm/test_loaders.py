@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from support.checked_models import Net, assert_row, check, images
+from support.checked_models import Net, assert_row, check, samples
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -16,21 +16,21 @@ from jumpout_export import check_batchnorm
 
 
 @pytest.mark.parametrize("size", [1, 31], ids=["one by one", "the last one alone"])
-def test_batches_of_one_image(size):
+def test_batches_of_one_sample(size):
     model = Net()
-    report = check(model, list(images(32).split(size)))
-    assert report.images == 32
-    assert_row(report.layers[1], model, model.bn2, [images(32)])
+    report = check(model, list(samples(32).split(size)))
+    assert report.samples == 32
+    assert_row(report.layers[1], model, model.bn2, [samples(32)])
 
 
 class Pair(NamedTuple):
-    image: torch.Tensor
+    sample: torch.Tensor
     label: torch.Tensor
 
 
 @dataclass
 class Item:
-    image: torch.Tensor
+    sample: torch.Tensor
     index: torch.Tensor
 
 
@@ -53,13 +53,13 @@ LOADERS = {
 @pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS.keys())
 def test_every_kind_of_batch_gives_the_same_report(make):
     expected = check(Net())
-    report = check(Net(), [make(x) for x in images().split(32)])
+    report = check(Net(), [make(x) for x in samples().split(32)])
     assert [layer.model_dump() for layer in report.layers] == [layer.model_dump() for layer in expected.layers]
-    assert report.images == 128
+    assert report.samples == 128
 
 
 def test_labels_of_every_kind_give_accuracy():
-    x = images().split(32)
+    x = samples().split(32)
     one_hot = [(batch, F.one_hot(LABELS, 4).float()) for batch in x]
     model = nn.Sequential(Net(), nn.Flatten(), nn.Linear(64, 4))
     reports = [check_batchnorm(model, batches) for batches in ([(batch, LABELS) for batch in x], one_hot)]
@@ -77,7 +77,7 @@ def test_several_inputs_and_forward_fn():
         def forward(self, left, right):
             return self.net(left) + self.net(right)
 
-    x = list(images().split(32))
+    x = list(samples().split(32))
     report = check(Two(), [(one, one.flip(0)) for one in x])
     called = check(
         Two(), [{"l": one} for one in x], forward_fn=lambda model, batch: model(batch["l"], batch["l"].flip(0))
@@ -88,7 +88,7 @@ def test_several_inputs_and_forward_fn():
 
 
 def test_workers_and_generators_change_nothing():
-    data = TensorDataset(images(), torch.arange(128) % 4)
+    data = TensorDataset(samples(), torch.arange(128) % 4)
     options = {"batch_size": 32, "shuffle": True}
     loaders = [
         DataLoader(data, num_workers=workers, generator=torch.Generator().manual_seed(5), **options)
@@ -100,13 +100,13 @@ def test_workers_and_generators_change_nothing():
 
 def test_a_parametrised_model_of_the_users_own_device_rules_gets_its_batches_there():
     report = check(Net(), device="cpu")
-    assert report.images == 128
+    assert report.samples == 128
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         check(Net(), device="meta")
 
 
 @pytest.mark.integration
-def test_memory_does_not_grow_with_the_images():
+def test_memory_does_not_grow_with_the_samples():
     held = []
 
     def count(*_):
@@ -115,15 +115,15 @@ def test_memory_does_not_grow_with_the_images():
 
     class Made:
         def __iter__(self):
-            return (images(16) for _ in range(12))
+            return (samples(16) for _ in range(12))
 
     check(Net(), Made(), progress=count)
     assert len(held) == 12
     assert max(held[2:]) <= held[1]
 
 
-def test_images_repeated_by_a_distributed_sampler_are_a_note():
-    data = TensorDataset(images(30))
+def test_samples_repeated_by_a_distributed_sampler_are_a_note():
+    data = TensorDataset(samples(30))
     loader = DataLoader(data, 8, sampler=DistributedSampler(data, num_replicas=4, rank=0, shuffle=False))
     (note,) = [note for note in check(Net(), loader).notes if "DistributedSampler" in note]
-    assert note.startswith("The DistributedSampler repeats 2 of 30 images")
+    assert note.startswith("The DistributedSampler repeats 2 of 30 samples")

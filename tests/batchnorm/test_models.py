@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support.checked_models import Net, assert_row, check, images, inputs_of
+from support.checked_models import Net, assert_row, check, inputs_of, samples
 from torch import nn
 from torch.ao.nn.intrinsic.qat import ConvBn2d
 from torch.ao.quantization import get_default_qat_qconfig
@@ -32,7 +32,7 @@ class FrozenBatchNorm2d(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_are_measured_in_double(dtype):
     model = Net().to(dtype)
-    batches = list(images().to(dtype).split(32))
+    batches = list(samples().to(dtype).split(32))
     report = check(model, batches)
     for layer, module in zip(report.layers, (model.bn1, model.bn2), strict=True):
         assert_row(layer, model, module, batches)
@@ -43,7 +43,7 @@ def test_half_precision_models_are_measured_in_double(dtype):
     assert max(layer.w for layer in after.layers) < 4 * torch.finfo(dtype).eps
 
 
-def test_a_model_of_another_dtype_than_the_images_gets_torchs_own_message():
+def test_a_model_of_another_dtype_than_the_samples_gets_torchs_own_message():
     with pytest.raises(RuntimeError, match=r"Input type \(float\) and bias type \(c10::BFloat16\) should"):
         check(Net().bfloat16())
 
@@ -72,7 +72,7 @@ def test_autocast_is_measured_as_it_computes(where):
 def test_channels_last_changes_nothing():
     model = Net()
     expected = check(model)
-    batches = [batch.to(memory_format=torch.channels_last) for batch in images().split(32)]
+    batches = [batch.to(memory_format=torch.channels_last) for batch in samples().split(32)]
     report = check(model.to(memory_format=torch.channels_last), batches)
     for layer, other in zip(report.layers, expected.layers, strict=True):
         assert layer.w == pytest.approx(other.w, rel=1e-4)
@@ -95,7 +95,7 @@ def test_every_dimension_is_measured(norm, shape):
     batches = [2 * torch.randn(size, *shape) + 1 for size in (40, 40, 1)]
     model = nn.Sequential(norm)
     report = check(model, batches, attribution=False)
-    assert report.layers[0].images == 81
+    assert report.layers[0].samples == 81
     assert_row(report.layers[0], model, norm, batches)
     recalibrate_batchnorm(model, batches)
     assert check(model, batches, attribution=False).layers[0].w == pytest.approx(0, abs=1e-6)
@@ -129,32 +129,32 @@ def instance_norm(**options):
     return Net(nn.InstanceNorm2d(4, track_running_stats=True, **options))
 
 
-def test_instance_norm_is_compared_with_averages_of_each_images_own_statistics():
+def test_instance_norm_is_compared_with_averages_of_each_samples_own_statistics():
     model = instance_norm()
     x = inputs_of(model, model.bn1).double().flatten(2)
     report = check(model)
     layer = report.layers[0]
-    assert (layer.kind, layer.channels, layer.images) == ("InstanceNorm2d", 4, 128)
+    assert (layer.kind, layer.channels, layer.samples) == ("InstanceNorm2d", 4, 128)
     tau2 = 1 + model.bn1.eps
     expected_delta = x.mean(2).mean(0) / tau2**0.5
     expected_ratio = ((x.var(2).mean(0) + model.bn1.eps) / tau2).log()
     torch.testing.assert_close(torch.tensor(layer.delta).double(), expected_delta, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.tensor(layer.log_ratio).double(), expected_ratio, rtol=1e-5, atol=1e-6)
-    # The sampling error of a mean of independent numbers, one per image.
+    # The sampling error of a mean of independent numbers, one per sample.
     errors = x.mean(2).std(0) / 128**0.5 / tau2**0.5
     torch.testing.assert_close(torch.tensor(layer.delta_se).double(), errors, rtol=1e-4, atol=1e-8)
     errors = x.var(2).std(0) / 128**0.5 / (x.var(2).mean(0) + model.bn1.eps)
     torch.testing.assert_close(torch.tensor(layer.log_ratio_se).double(), errors, rtol=1e-4, atol=1e-8)
-    assert "compared with the averages over images of each image's own mean and variance" in layer.note
+    assert "compared with the averages over samples of each sample's own mean and variance" in layer.note
     assert "serves with the averages" in layer.note
 
 
 def test_instance_norm_is_recalibrated_to_what_training_would_store():
     model, trained = instance_norm(), instance_norm(momentum=1.0)
-    recalibrate_batchnorm(model, images().split(32))
+    recalibrate_batchnorm(model, samples().split(32))
     trained.train()
     with torch.no_grad():
-        trained(images())
+        trained(samples())
     torch.testing.assert_close(model.bn1.running_mean, trained.bn1.running_mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(model.bn1.running_var, trained.bn1.running_var, rtol=1e-5, atol=1e-6)
     report = check(model)
@@ -177,9 +177,9 @@ def test_fixed_batchnorm_is_checked_and_only_fixed_by_name(method):
     assert "Frozen: training leaves its statistics alone; it is recalibrated only if named in `layers`." in layer.note
     assert_row(layer, model, model.bn1)
     before = copy.deepcopy(model.bn1.state_dict())
-    recalibrate_batchnorm(model, [images()], method)
+    recalibrate_batchnorm(model, [samples()], method)
     assert same_bits(before, model.bn1.state_dict())
-    recalibrate_batchnorm(model, [images()], method, layers=["bn1"])
+    recalibrate_batchnorm(model, [samples()], method, layers=["bn1"])
     assert check(model).layers[0].w == pytest.approx(0, abs=1e-6)
     assert set(vars(model.bn1)) == attributes
 
@@ -199,9 +199,9 @@ def test_quantisation_aware_modules_are_checked_left_as_they_were_and_said():
     assert same_bits(before, model.state_dict())
     match = r"all are frozen or store no running statistics \(those of quantisation-aware modules count as frozen\)"
     with pytest.raises(ValueError, match=match):
-        recalibrate_batchnorm(model, [images()])
+        recalibrate_batchnorm(model, [samples()])
     assert same_bits(before, model.state_dict())
-    recalibrate_batchnorm(model, [images()], layers=["0.bn"])
+    recalibrate_batchnorm(model, [samples()], layers=["0.bn"])
     assert check(model).layers[0].w == pytest.approx(0, abs=1e-6)
 
 
@@ -225,7 +225,7 @@ def test_random_numbers_in_eval_mode_are_a_note_and_the_verdict_stays():
             return super().forward(x + 0.001 * torch.randn_like(x))
 
     model = Noisy()
-    recalibrate_batchnorm(model, [images()])
+    recalibrate_batchnorm(model, [samples()])
     report = check(model)
     assert report.verdict == "ok"
     (note,) = [note for note in report.notes if "random numbers" in note]

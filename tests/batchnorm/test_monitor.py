@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from support.monitored import Recorder, Training, by_look, held_out, images, labels, network
+from support.monitored import Recorder, Training, by_look, held_out, labels, network, samples
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -19,8 +19,8 @@ from jumpout_export.report import MonitorHistory
 @pytest.mark.parametrize("training_batch_size", [None, 4])
 def test_records_what_check_batchnorm_reports(training_batch_size):
     model = network()
-    model(images(16))  # so that the stored averages carry noise
-    options = {"images": 64, "training_batch_size": training_batch_size}
+    model(samples(16))  # so that the stored averages carry noise
+    options = {"samples": 64, "training_batch_size": training_batch_size}
     monitor = BatchNormMonitor(model, held_out(), every=2, **options)
     assert monitor.step() is None
     look = monitor.step()
@@ -34,21 +34,21 @@ def test_records_what_check_batchnorm_reports(training_batch_size):
 
 def test_small_training_batches_widen_the_intervals():
     model = network()
-    model(images(16))
+    model(samples(16))
     looks = [BatchNormMonitor(model, held_out(), training_batch_size=size).look() for size in (64, 4)]
     widths = [look.w_high["4"] ** 2 - look.w_low["4"] ** 2 for look in looks]
     assert 0 < widths[0] < widths[1]
 
 
 def test_a_known_shift_of_the_stored_mean_is_its_w():
-    x = images(256)
+    x = samples(256)
     model = nn.Sequential(nn.BatchNorm2d(1, momentum=None), nn.Flatten(), nn.Linear(36, 2))
     model(x)
     monitor = BatchNormMonitor(model, [x], every=1)
     assert monitor.step().w["0"] < 0.01
     model[0].running_mean += 0.5 * (model[0].running_var + model[0].eps).sqrt()
     look = monitor.step()
-    # Noise of 256 images is taken off W, so it is a little below.
+    # Noise of 256 samples is taken off W, so it is a little below.
     assert look.w["0"] == pytest.approx(0.5, abs=0.02)
     assert look.w_low["0"] < 0.5 < look.w_high["0"]
 
@@ -152,10 +152,10 @@ def test_dict_batches_and_a_forward_of_ones_own():
     assert same_bits(own.look().w, expected.w)
 
 
-def test_a_look_ends_with_the_images_asked_for():
+def test_a_look_ends_with_the_samples_asked_for():
     seen = []
     BatchNormMonitor(
-        network(), held_out(128), images=33, forward_fn=lambda model, batch: seen.append(len(model(batch)))
+        network(), held_out(128), samples=33, forward_fn=lambda model, batch: seen.append(len(model(batch)))
     ).look()
     assert seen == [32, 32]
 
@@ -198,7 +198,7 @@ def test_a_writer_gets_every_value_of_a_look():
     writer = Recorder()
     monitor = BatchNormMonitor(network(), held_out(), every=3, writer=writer)
     for _ in range(3):
-        monitor._model(images(16))
+        monitor._model(samples(16))
         look = monitor.step()
     assert writer.scalars == [
         ("batchnorm/W/1", look.w["1"], 3),
@@ -233,7 +233,7 @@ def test_tensorboard_reads_back_what_was_written(tmp_path):
 def test_the_history_is_saved_and_read_back(tmp_path):
     monitor = BatchNormMonitor(network(), held_out(), every=1)
     monitor.step()
-    monitor._model(images(16))
+    monitor._model(samples(16))
     monitor.step()
     path = monitor.save(tmp_path / "bn.json")
     read = MonitorHistory.model_validate_json(path.read_text(encoding="utf-8"))
@@ -266,7 +266,7 @@ def test_a_closed_monitor_keeps_its_history_and_lets_go_of_the_rest(tmp_path):
     [
         ({"model": nn.Linear(2, 2)}, ValueError, "Linear has no BatchNorm layer"),
         ({"every": 0}, ValueError, "every must be at least 1 step, got 0"),
-        ({"images": 0}, ValueError, "images must be at least 1, got 0"),
+        ({"samples": 0}, ValueError, "samples must be at least 1, got 0"),
         ({"training_batch_size": 0}, ValueError, "training_batch_size must be at least 1, got 0"),
         ({"batches": []}, ValueError, "batches is empty: there is nothing to look at; pass at least one held-out"),
         ({"batches": iter([])}, ValueError, "batches must be iterable more than once, got a one-shot list_iterator"),
@@ -295,7 +295,7 @@ def test_records_w_with_the_serving_statistics_too():
     monitor = BatchNormMonitor(model, held_out(), every=10**6, training_batch_size=16, serving=serving)
     before = monitor.look()
     assert all(math.isnan(value) for value in before.w_serving.values())
-    for x in images(64).split(16):
+    for x in samples(64).split(16):
         model(x)
         serving.step(x)
     state = {name: value.clone() for name, value in model.state_dict().items()}

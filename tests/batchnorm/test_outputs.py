@@ -72,7 +72,7 @@ def test_the_effect_equals_that_of_two_models_compared_at_once():
     assert same_bits(state, dict(model.state_dict()))
     before, after = outputs_before_and_after(model, x)
     p, q = before.softmax(1), after.softmax(1)
-    assert measured.images == 300
+    assert measured.samples == 300
     assert measured.logit_shift == pytest.approx(
         float((after - before).square().mean().sqrt() / before.std(correction=0)), rel=1e-5
     )
@@ -197,7 +197,7 @@ def test_a_deep_model_is_compared_with_a_nearly_exact_copy_and_says_so():
 def test_batches_of_one_value_per_channel_are_no_obstacle():
     report = check_batchnorm(classifier(), list(data(20)[0].split(1)))
     assert report.outputs is not None
-    assert report.outputs.images == 20
+    assert report.outputs.samples == 20
 
 
 def test_outputs_can_be_left_out():
@@ -218,7 +218,7 @@ def test_the_change_in_accuracy_comes_with_its_exact_test_and_interval():
     change = measured.top1_after - measured.top1_before
     assert change == pytest.approx((gained - lost) / 300)
     assert measured.top1_change_low < change < measured.top1_change_high
-    # The textbook interval is close at 300 images.
+    # The textbook interval is close at 300 samples.
     half = 1.96 * math.sqrt(((gained + lost) / 300 - change**2) / 300)
     assert measured.top1_change_low == pytest.approx(change - half, abs=0.005)
     assert measured.top1_change_high == pytest.approx(change + half, abs=0.005)
@@ -255,7 +255,7 @@ def test_labels_of_another_kind_count_as_none(labels):
     assert measured.top1_before is measured.nll_before is measured.mcnemar_p is measured.nll_change_low is None
 
 
-def test_one_image_has_no_error_bar_for_its_likelihood():
+def test_one_sample_has_no_error_bar_for_its_likelihood():
     x, labels = data()
     labels[1:] = -1
     measured = effect(classifier(), batches(x, labels))
@@ -297,7 +297,7 @@ def segments() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(30, 2, 5, 4, generator=generator) * 2, labels
 
 
-def test_segmentation_is_measured_per_pixel_with_images_as_the_unit():
+def test_segmentation_is_measured_per_pixel_with_samples_as_the_unit():
     model, (x, labels) = Segmenter(), segments()
     fixed = copy.deepcopy(model)
     recalibrate_batchnorm(fixed, x.split(8))
@@ -315,9 +315,9 @@ def test_segmentation_is_measured_per_pixel_with_images_as_the_unit():
     assert measured.kl == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-4)
     assert measured.labelled == 29
     assert measured.mcnemar_p is None
-    # Every image with labels has 16 valid pixels: the interval is that of the images' own changes.
-    images = torch.arange(30) != 7
-    changes = (right[1].double() - right[0].double())[:, 1:][images].mean((1, 2))
+    # Every sample with labels has 16 valid pixels: the interval is that of the samples' own changes.
+    samples = torch.arange(30) != 7
+    changes = (right[1].double() - right[0].double())[:, 1:][samples].mean((1, 2))
     half = 1.959964 * float(changes.std()) / math.sqrt(29)
     middle = float(changes.mean())
     assert (measured.top1_change_low, measured.top1_change_high) == pytest.approx((middle - half, middle + half))
@@ -330,7 +330,7 @@ def test_segmentation_without_labels_has_a_shift_only():
     assert measured.labelled == 0
 
 
-def test_memory_does_not_grow_with_the_images():
+def test_memory_does_not_grow_with_the_samples():
     x, labels = data(100)
     model = classifier()
     solution = solve_exact(Feed(model, batches(x)), batchnorm_layers(model))

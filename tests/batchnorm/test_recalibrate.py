@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from support.recalibrated import bits, by_hand, images, network, norms, worst_difference
+from support.recalibrated import bits, by_hand, network, norms, samples, worst_difference
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,16 +23,16 @@ from jumpout_export.nn.modules import Jumpout
 @pytest.mark.parametrize("training", [True, False], ids=["train mode", "eval mode"])
 def test_exact_gives_the_statistics_computed_by_hand(training):
     model = network().train(training)
-    expected = by_hand(model, images())
+    expected = by_hand(model, samples())
     assert worst_difference(expected, model) > 0.5
-    recalibrate_batchnorm(model, images().split(32))
+    recalibrate_batchnorm(model, samples().split(32))
     assert worst_difference(expected, model) < 1e-6
 
 
 @pytest.mark.integration
 def test_after_exact_what_serving_sees_is_what_is_stored():
     model = network()
-    batches = images().split(32)
+    batches = samples().split(32)
     assert check_batchnorm(model, batches, outputs=False).verdict == "drift"
     recalibrate_batchnorm(model, batches)
     report = check_batchnorm(model, batches, outputs=False)
@@ -42,7 +42,7 @@ def test_after_exact_what_serving_sees_is_what_is_stored():
 
 def test_exact_takes_one_pass_per_layer_and_no_more_when_settled():
     model = network()
-    feed = Feed(model, images().split(32))
+    feed = Feed(model, samples().split(32))
     solution = solve_exact(feed, batchnorm_layers(model))
     assert solution.passes == 5
     for new in solution.corrected:
@@ -52,7 +52,7 @@ def test_exact_takes_one_pass_per_layer_and_no_more_when_settled():
 
 def test_layers_that_need_no_correction_cost_no_pass():
     model = network()
-    batches = images().split(32)
+    batches = samples().split(32)
     recalibrate_batchnorm(model, batches)
     norms(model)[3].running_mean += 1
     assert solve_exact(Feed(model, batches), batchnorm_layers(model)).passes == 2
@@ -60,7 +60,7 @@ def test_layers_that_need_no_correction_cost_no_pass():
 
 def test_a_bounded_solution_says_how_far_it_still_is():
     model = network()
-    batches = images().split(32)
+    batches = samples().split(32)
     feed = Feed(model, batches)
     near = solve_near(feed, batchnorm_layers(model), 1e-5, 2)
     assert near.passes == 3
@@ -72,20 +72,20 @@ def test_a_bounded_solution_says_how_far_it_still_is():
 def test_shuffling_and_batch_size_change_nothing():
     model = network()
     start = bits(model)
-    recalibrate_batchnorm(model, images().split(32))
+    recalibrate_batchnorm(model, samples().split(32))
     expected = copy.deepcopy(model)
     for size in (1, 7, 96):
         model.load_state_dict(start)
-        loader = DataLoader(TensorDataset(images()), size, shuffle=True)
+        loader = DataLoader(TensorDataset(samples()), size, shuffle=True)
         recalibrate_batchnorm(model, loader)
         assert worst_difference(expected, model) < 1e-6
 
 
 def test_it_is_idempotent_bitwise_and_needs_one_pass_to_see_that():
     model = network()
-    recalibrate_batchnorm(model, images().split(32))
+    recalibrate_batchnorm(model, samples().split(32))
     once = bits(model)
-    again = recalibrate_batchnorm(model, images().split(32))
+    again = recalibrate_batchnorm(model, samples().split(32))
     assert again.passes == 1
     assert same_bits(once, bits(model))
 
@@ -101,7 +101,7 @@ def test_only_the_statistics_change_and_undo_restores_them_bitwise(method):
     grads = [p.requires_grad for p in model.parameters()]
     buffers = [id(b) for b in model.buffers()]
     rng = torch.get_rng_state()
-    undo = recalibrate_batchnorm(model, images().split(32), method)
+    undo = recalibrate_batchnorm(model, samples().split(32), method)
     after = bits(model)
     changed = {name for name in before if not same_bits(before[name], after[name])}
     kinds = ("running_var",) if method == "variance" else ("running_mean", "running_var")
@@ -122,7 +122,7 @@ def test_an_exception_in_batch_three_leaves_everything_bitwise(method, error):
 
         def __iter__(self):
             self.passes += 1
-            for index, batch in enumerate(images().split(16)):
+            for index, batch in enumerate(samples().split(16)):
                 if index == 2 and (method != "exact" or self.passes == 3):
                     raise error("stop")
                 yield batch
@@ -155,7 +155,7 @@ def test_an_interrupt_while_writing_restores_what_was_written(monkeypatch):
 
     monkeypatch.setattr(recalibrate, "solve_exact", solved)
     with pytest.raises(KeyboardInterrupt):
-        recalibrate_batchnorm(model, images().split(32))
+        recalibrate_batchnorm(model, samples().split(32))
     assert written == ["1", "5"]
     assert same_bits(before, bits(model))
 
@@ -196,7 +196,7 @@ def population(rows: list[tuple[torch.Tensor, torch.Tensor, int]]) -> tuple[torc
 
 def test_batch_is_the_recipe_of_fvcore_but_for_the_unbiased_variance():
     model = network()
-    batches = list(images().split(32))
+    batches = list(samples().split(32))
     rows = batch_statistics(model, batches)
     recalibrate_batchnorm(model, batches, "batch")
     for norm, of_layer in zip(norms(model), rows, strict=True):
@@ -204,12 +204,12 @@ def test_batch_is_the_recipe_of_fvcore_but_for_the_unbiased_variance():
         n = 96 * 36
         torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(norm.running_var.double(), var * n / (n - 1), rtol=1e-5, atol=0)
-    assert worst_difference(by_hand(model, images()), model) > 1e-3  # which is not what serving sees
+    assert worst_difference(by_hand(model, samples()), model) > 1e-3  # which is not what serving sees
 
 
 def test_batch_is_the_recipe_of_aimet_but_for_the_variance_between_batches():
     model = network()
-    batches = list(images().split(32))
+    batches = list(samples().split(32))
     rows = batch_statistics(model, batches)
     recalibrate_batchnorm(model, batches, "batch")
     for norm, of_layer in zip(norms(model), rows, strict=True):
@@ -227,7 +227,7 @@ def test_batch_gives_what_fvcore_itself_gives():
         warnings.simplefilter("ignore")  # fvcore scripts its losses, which torch deprecates
         precise_bn = pytest.importorskip("fvcore.nn.precise_bn")
     model = network()
-    batches = list(images(100).split(32))  # the last one is smaller
+    batches = list(samples(100).split(32))  # the last one is smaller
     other = noise_off(model)
     precise_bn.update_bn_stats(other, batches, len(batches))
     recalibrate_batchnorm(model, batches, "batch")
@@ -239,8 +239,8 @@ def test_batch_gives_what_fvcore_itself_gives():
 
 def test_variance_is_the_variance_of_batch_with_the_old_mean():
     model, other = network(), network()
-    recalibrate_batchnorm(model, images().split(32), "variance")
-    recalibrate_batchnorm(other, images().split(32), "batch")
+    recalibrate_batchnorm(model, samples().split(32), "variance")
+    recalibrate_batchnorm(other, samples().split(32), "batch")
     for one, two, old in zip(norms(model), norms(other), norms(network()), strict=True):
         assert torch.equal(one.running_var, two.running_var)
         assert torch.equal(one.running_mean, old.running_mean)
@@ -297,12 +297,12 @@ def test_a_layer_that_does_not_settle_is_an_error():
     assert same_bits(before, bits(model))
 
 
-def test_forward_fn_dict_batches_and_an_image_limit():
+def test_forward_fn_dict_batches_and_a_sample_limit():
     torch.manual_seed(0)
     x = torch.randn(60, 3)
     model = nn.Sequential(nn.BatchNorm1d(3))
     batches = [{"image": part, "label": torch.zeros(10, dtype=torch.int64)} for part in x.split(10)]
-    recalibrate_batchnorm(model, batches, images=25, forward_fn=lambda m, batch: m(2 * batch["image"]))
+    recalibrate_batchnorm(model, batches, samples=25, forward_fn=lambda m, batch: m(2 * batch["image"]))
     torch.testing.assert_close(model[0].running_mean, 2 * x[:30].mean(0))
 
 
@@ -313,13 +313,13 @@ def test_forward_fn_dict_batches_and_an_image_limit():
         ({"layers": ["1", "nope"]}, "got 'nope'; allowed are '1', '5', '9', '13', '17'"),
         ({"layers": []}, "layers must name at least one BatchNorm layer, got none"),
         ({"layers": "1"}, r"got the string '1'; pass layers=\['1'\]"),
-        ({"images": 0}, "images must be at least 1"),
+        ({"samples": 0}, "samples must be at least 1"),
     ],
-    ids=["method", "unknown layer", "no layer", "string", "images"],
+    ids=["method", "unknown layer", "no layer", "string", "samples"],
 )
 def test_wrong_arguments_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
-        recalibrate_batchnorm(network(), images().split(32), **arguments)
+        recalibrate_batchnorm(network(), samples().split(32), **arguments)
 
 
 def test_models_with_nothing_to_recalibrate_are_refused():
@@ -338,7 +338,7 @@ def test_models_with_nothing_to_recalibrate_are_refused():
 
 def test_progress_names_the_pass():
     calls = []
-    recalibrate_batchnorm(network(2), images().split(48), progress=lambda *args: calls.append(args))
+    recalibrate_batchnorm(network(2), samples().split(48), progress=lambda *args: calls.append(args))
     assert calls == [
         ("recalibrating BatchNorm, pass 1 of at most 3", 48, 96),
         ("recalibrating BatchNorm, pass 1 of at most 3", 96, 96),
@@ -352,11 +352,11 @@ def test_progress_names_the_pass():
 def test_what_is_returned_says_what_was_done_and_undoes_it():
     model = network()
     before = bits(model)
-    batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images().split(32)]
+    batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in samples().split(32)]
     done = recalibrate_batchnorm(model, batches, layers=["5", "9"], outputs=True)
     assert done.layers == ["5", "9"]
     assert done.passes == 3
-    assert done.outputs.images == 96
+    assert done.outputs.samples == 96
     assert done.outputs.logit_shift > 0
     done.undo()
     assert same_bits(before, bits(model))
@@ -367,9 +367,9 @@ def test_what_is_returned_says_what_was_done_and_undoes_it():
 def test_the_effect_on_the_outputs_is_that_of_the_method(method):
     model = network()
     with torch.no_grad():
-        deployed = copy.deepcopy(model).eval()(images()).double()
-    done = recalibrate_batchnorm(model, images().split(32), method, outputs=True)
+        deployed = copy.deepcopy(model).eval()(samples()).double()
+    done = recalibrate_batchnorm(model, samples().split(32), method, outputs=True)
     with torch.no_grad():
-        recalibrated = model.eval()(images()).double()
+        recalibrated = model.eval()(samples()).double()
     shift = (recalibrated - deployed).square().mean().sqrt() / deployed.std(correction=0)
     assert done.outputs.logit_shift == pytest.approx(float(shift), rel=1e-4)

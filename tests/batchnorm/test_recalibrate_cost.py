@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.recalibrated import images, network
+from support.recalibrated import network, samples
 from torch import nn
 
 from jumpout_export.batchnorm.check import check_batchnorm
@@ -59,7 +59,7 @@ def test_large_batches_in_a_network_of_some_layers_come_near_and_nothing_is_said
 
 def test_exact_and_variance_have_nothing_left_to_say():
     for method in ("exact", "variance"):
-        done = recalibrate_batchnorm(network(), images().split(32), method)
+        done = recalibrate_batchnorm(network(), samples().split(32), method)
         assert (done.remaining, done.note) == (0, "")
 
 

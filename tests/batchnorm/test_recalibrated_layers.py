@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.recalibrated import bits, by_hand, images, network, norms, worst_difference
+from support.recalibrated import bits, by_hand, network, norms, samples, worst_difference
 from torch import nn
 
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
@@ -14,7 +14,7 @@ from jumpout_export.model.randomness import same_bits
 def test_only_the_layers_named_change():
     model = network()
     before = bits(model)
-    recalibrate_batchnorm(model, images().split(32), layers=["9"])
+    recalibrate_batchnorm(model, samples().split(32), layers=["9"])
     after = bits(model)
     assert {name for name in before if not same_bits(before[name], after[name])} == {"9.running_mean", "9.running_var"}
 
@@ -23,7 +23,7 @@ def test_a_frozen_layer_is_recalibrated_when_named():
     model = network().train()
     model[1].eval()
     before = model[1].running_mean.clone()
-    recalibrate_batchnorm(model, images().split(32), layers=("1",))
+    recalibrate_batchnorm(model, samples().split(32), layers=("1",))
     assert not torch.equal(before, model[1].running_mean)
 
 
@@ -32,7 +32,7 @@ def test_eval_and_no_gradient_is_frozen_but_eval_alone_is_not():
     for parameter in model[1].parameters():
         parameter.requires_grad_(False)
     before = bits(model)
-    recalibrate_batchnorm(model, images().split(32))
+    recalibrate_batchnorm(model, samples().split(32))
     assert torch.equal(before["1.running_mean"], model[1].running_mean)
     assert not torch.equal(before["5.running_mean"], model[5].running_mean)
 
@@ -57,10 +57,10 @@ def test_layers_that_the_forward_does_not_reach_are_left_alone():
 
 def test_a_layer_poisoned_with_nan_is_repaired():
     model = network()
-    expected = by_hand(model, images())
+    expected = by_hand(model, samples())
     model[5].running_var[2] = math.nan
     model[9].running_mean[0] = math.inf
-    recalibrate_batchnorm(model, images().split(32))
+    recalibrate_batchnorm(model, samples().split(32))
     assert worst_difference(expected, model) < 1e-6
 
 
@@ -68,7 +68,7 @@ def test_a_layer_poisoned_with_nan_is_repaired():
 def test_nan_in_the_data_is_an_error_and_nothing_is_written(method):
     model = network()
     before = bits(model)
-    bad = images()
+    bad = samples()
     bad[50, 0, 0, 0] = math.nan
     with pytest.raises(ValueError, match=r"the input of BatchNorm `1` holds NaN or infinity.*nothing was written"):
         recalibrate_batchnorm(model, bad.split(32), method)
@@ -99,7 +99,7 @@ def test_buffers_keep_their_dtype_and_must_hold_the_result():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_in_half_precision_stores_what_it_sees_rounded_once(dtype):
     model = network(3).to(dtype)
-    x = images().to(dtype)
+    x = samples().to(dtype)
     recalibrate_batchnorm(model, x.split(32))
     seen = {}
     for norm in norms(model):
@@ -119,7 +119,7 @@ def test_one_value_per_channel_has_no_variance():
         recalibrate_batchnorm(nn.Sequential(nn.BatchNorm1d(3)), [torch.randn(1, 3)])
 
 
-def test_batches_of_one_image_are_fine_for_exact():
+def test_batches_of_one_sample_are_fine_for_exact():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.BatchNorm1d(3)), torch.randn(30, 3)
     recalibrate_batchnorm(model, x.split(1))

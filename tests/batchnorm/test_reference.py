@@ -1,10 +1,10 @@
-"""Other data told apart from stale averages, by images of training; several sets of images side by side."""
+"""Other data told apart from stale averages, by samples of training; several sets of samples side by side."""
 
 import math
 
 import pytest
 import torch
-from support.attributed import edit, flat, healthy, images, network
+from support.attributed import edit, flat, healthy, network, samples
 from support.moments import moments_of
 from torch import nn
 
@@ -45,17 +45,17 @@ def assert_adds_up(report: BatchNormReport) -> None:
 )
 def test_another_camera_is_data_and_says_nothing_of_the_learning_rate(camera):
     model = healthy()
-    report = check(model, camera(images(seed=3)), images(seed=4))
-    assert (report.verdict, report.origin, report.reference_images) == ("drift", "1", 512)
+    report = check(model, camera(samples(seed=3)), samples(seed=4))
+    assert (report.verdict, report.origin, report.reference_samples) == ("drift", "1", 512)
     assert report.layers[0].cause == "data"
-    assert "is data: these images have" in report.layers[0].note
+    assert "is data: these samples have" in report.layers[0].note
     assert all("learning rate" not in layer.note for layer in report.layers)
     assert_adds_up(report)
 
 
-def test_verdict_and_w_stay_those_of_the_images_that_are_checked():
-    model, x = healthy(), images(seed=3) * 0.6
-    alone, known = check(model, x, None), check(model, x, images(seed=4))
+def test_verdict_and_w_stay_those_of_the_samples_that_are_checked():
+    model, x = healthy(), samples(seed=3) * 0.6
+    alone, known = check(model, x, None), check(model, x, samples(seed=4))
     for one, two in zip(alone.layers, known.layers, strict=True):
         assert (one.verdict, one.w, one.w_low, one.w_high) == (two.verdict, two.w, two.w_low, two.w_high)
 
@@ -63,7 +63,7 @@ def test_verdict_and_w_stay_those_of_the_images_that_are_checked():
 def test_a_stale_layer_stays_stale_on_the_data_of_training():
     model = healthy()
     edit(model[4], 0.4, 0.5)
-    report = check(model, images(seed=3), images(seed=4))
+    report = check(model, samples(seed=3), samples(seed=4))
     layer = next(layer for layer in report.layers if layer.name == "4")
     assert (report.origin, layer.cause) == ("4", "stale")
     assert layer.data == pytest.approx(0, abs=0.05)
@@ -76,7 +76,7 @@ def test_stale_statistics_and_other_data_are_told_apart_in_one_layer():
     """At the first BatchNorm the truth is known: ln of the edit, and ln of the square of the contrast."""
     model = healthy()
     edit(model[1], 0.0, 0.3)
-    layer = check(model, images(seed=3) * 0.5, images(seed=4)).layers[0]
+    layer = check(model, samples(seed=3) * 0.5, samples(seed=4)).layers[0]
     for part, truth in (("stale", -0.3), ("stochastic", 0.0), ("propagated", 0.0), ("data", 2 * math.log(0.5))):
         low, high = layer.part_intervals[part]
         assert getattr(layer, part) == pytest.approx(truth, abs=0.03)
@@ -86,9 +86,9 @@ def test_stale_statistics_and_other_data_are_told_apart_in_one_layer():
 
 def test_noise_is_measured_on_the_reference():
     model = healthy(nn.Dropout(0.5))
-    report = check(model, images(seed=3), images(seed=4))
+    report = check(model, samples(seed=3), samples(seed=4))
     stochastic = next(layer for layer in report.layers if layer.name == "7").stochastic
-    alone = next(layer for layer in check(model, images(seed=4), None).layers if layer.name == "7").stochastic
+    alone = next(layer for layer in check(model, samples(seed=4), None).layers if layer.name == "7").stochastic
     assert stochastic == pytest.approx(alone, abs=0.06)
 
 
@@ -109,19 +109,19 @@ def test_a_missing_normalisation_is_named_with_the_map_that_fits():
 
 
 def test_data_that_differ_otherwise_get_no_map():
-    x = images(seed=3)
+    x = samples(seed=3)
     signs = x.sign() * x.square().mean().sqrt()  # of the same mean and deviation
     smooth = nn.functional.avg_pool2d(x, 3, 1, 1)
     smooth = (smooth - smooth.mean()) / smooth.std() * x.std() + x.mean()
-    report = check(healthy(), smooth, images(seed=4))
+    report = check(healthy(), smooth, samples(seed=4))
     assert signs.std() == pytest.approx(float(x.std()), rel=0.01)
     assert report.layers[0].cause == "data"
     assert any("what differs is not a scale" in note for note in report.notes)
 
 
 def test_without_a_reference_both_possibilities_are_named_and_how_to_tell():
-    note = check(healthy(), images(seed=3) * 0.6, None).layers[0].note
-    assert "Either the average lags behind the weights or saw augmentation that serving lacks, or these images" in note
+    note = check(healthy(), samples(seed=3) * 0.6, None).layers[0].note
+    assert "Either the average lags behind the weights or saw augmentation that serving lacks, or these samples" in note
     assert "check with reference=" in note
     assert "learning rate" not in note
 
@@ -143,15 +143,15 @@ def test_sets_stand_side_by_side_and_the_reference_is_measured_once():
             return super().__iter__()
 
     model = healthy()
-    reference = Counted(images(seed=4).split(64))
-    sets = {"day": images(seed=3).split(64), "night": (images(seed=5) * 0.3).split(64)}
+    reference = Counted(samples(seed=4).split(64))
+    sets = {"day": samples(seed=3).split(64), "night": (samples(seed=5) * 0.3).split(64)}
     report = check_batchnorm_sets(model, sets, reference=reference, outputs=False, stop_early=False)
     assert {name: check.verdict for name, check in report.sets.items()} == {"day": "ok", "night": "drift"}
     assert (report.verdict, bool(report), len(passes)) == ("drift", False, 1)
     alone = check_batchnorm(model, sets["night"], reference=list(reference), outputs=False, stop_early=False)
     assert report.sets["night"].layers[0].data == alone.layers[0].data
     page = render_markdown(report)
-    assert "1 of 2 sets of images, first night: " in page
+    assert "1 of 2 sets of samples, first night: " in page
     assert "| `day` | " in page
 
 
@@ -163,7 +163,7 @@ def test_no_set_is_an_error():
 def test_the_model_is_left_as_it_was():
     model = healthy(nn.Dropout(0.3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    check(model, images(seed=3), images(seed=4))
+    check(model, samples(seed=3), samples(seed=4))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

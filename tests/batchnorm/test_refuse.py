@@ -42,7 +42,7 @@ def test_a_fix_that_makes_the_likelihood_worse_is_refused_with_the_numbers():
     assert float(found[1]) == pytest.approx(done.outputs.nll_before, abs=1e-4)
     assert float(found[2]) == pytest.approx(done.outputs.nll_after, abs=1e-4)
     assert float(found[2]) > 1.2 * float(found[1])
-    assert "400 images" in str(caught.value)
+    assert "400 samples" in str(caught.value)
     assert "nothing was written" in str(caught.value)
     assert "accuracy" not in str(caught.value)
 
@@ -87,7 +87,7 @@ def test_refusing_needs_labels_and_says_so_before_the_work():
     per_pixel = nn.Sequential(nn.Unflatten(1, (6, 1, 1)), nn.BatchNorm2d(6))
     with pytest.raises(ValueError, match=r"output \(64, 6, 1, 1\) and labels \(64,\) of torch.int64; pass batches of"):
         recalibrate_batchnorm(per_pixel, labelled_batches(x, labels), refuse_if_worse=True)
-    with pytest.raises(ValueError, match="needs at least two images with a valid label, got 0"):
+    with pytest.raises(ValueError, match="needs at least two samples with a valid label, got 0"):
         recalibrate_batchnorm(model, labelled_batches(x, torch.full_like(labels, -1)), refuse_if_worse=True)
     assert same_bits(before, bits(model))
 
@@ -109,7 +109,7 @@ def test_refusing_needs_labels_and_says_so_before_the_work():
 )
 def test_what_counts_as_worse(changes, found):
     effect = OutputEffect(
-        images=100,
+        samples=100,
         logit_shift=0.1,
         top1_before=0.9,
         top1_after=0.9,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.checked import Partial, check, healthy, images, row, special
+from support.checked import Partial, check, healthy, row, samples, special
 from torch import nn
 
 from jumpout_export.batchnorm.check import check_batchnorm
@@ -13,7 +13,7 @@ from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 
 def test_layers_the_forward_does_not_reach_are_listed():
     model = Partial()
-    recalibrate_batchnorm(model, [images()])
+    recalibrate_batchnorm(model, [samples()])
     report = check(model)
     assert report.verdict == "ok"
     assert report.not_observed == ["unused"]
@@ -28,7 +28,7 @@ def test_nothing_reached_is_inconclusive():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
 
-    report = check_batchnorm(Nothing(), [images()])
+    report = check_batchnorm(Nothing(), [samples()])
     assert (report.verdict, report.layers, report.outputs) == ("inconclusive", [], None)
     assert not report
 
@@ -62,13 +62,13 @@ def test_special_settings_are_named_in_the_note(changes, note):
 
 
 def test_a_layer_at_its_initial_statistics_drifts():
-    report = check(nn.Sequential(nn.BatchNorm2d(3)), 3 * images() + 5)
+    report = check(nn.Sequential(nn.BatchNorm2d(3)), 3 * samples() + 5)
     assert report.verdict == "drift"
     assert "Never trained" in report.layers[0].note
 
 
 def test_constant_channels_are_counted():
-    x = images()
+    x = samples()
     x[:, 1] = 4.0
     model = special()
     recalibrate_batchnorm(model, [x])
@@ -91,13 +91,13 @@ def test_several_calls_per_forward_are_named_pooled_and_listed_one_by_one():
             return self.used(x) + self.used(3 * x.flip(0) + 1)
 
     model = Twice()
-    recalibrate_batchnorm(model, [images()])
+    recalibrate_batchnorm(model, [samples()])
     report = check(model)
     layer = report.layers[0]
     assert report.verdict == "ok"
     assert "Called 2 times per forward; the calls are pooled." in layer.note
-    assert layer.images == 256
-    for call, x in zip(layer.calls, (images(), 3 * images() + 1), strict=True):
+    assert layer.samples == 256
+    for call, x in zip(layer.calls, (samples(), 3 * samples() + 1), strict=True):
         values = x.double().transpose(0, 1).flatten(1)
         tau = (model.used.running_var.double() + model.used.eps).sqrt()
         delta, r = (values.mean(1) - model.used.running_mean) / tau, (values.var(1) + model.used.eps) / tau.square()
@@ -127,12 +127,12 @@ def test_channels_that_differ_are_flagged_the_worst_first():
     tau = (model[7].running_var + 1e-5).sqrt()
     model[7].running_mean[2] += 0.5 * tau[2]
     model[7].running_mean[5] += tau[5]
-    layer = row(check(model, images(seed=2)), "7")
+    layer = row(check(model, samples(seed=2)), "7")
     assert layer.flagged[:2] == [5, 2]
     assert layer.worst_channel == 5
-    assert row(check(healthy(), images()), "7").flagged == []
+    assert row(check(healthy(), samples()), "7").flagged == []
     model[7].running_var[1] = math.nan
-    assert row(check(model, images(seed=2)), "7").flagged[:3] == [1, 5, 2]
+    assert row(check(model, samples(seed=2)), "7").flagged[:3] == [1, 5, 2]
 
 
 def test_downstream_drift_names_the_layer_before_it():

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support.monitored import images, network
+from support.monitored import network, samples
 from support.serving import fed, noisy_linear, serving_moments, statistics, train
 from torch import nn
 
@@ -42,19 +42,19 @@ def test_training_is_bitwise_the_same_with_them():
     def validate(model: nn.Module) -> None:
         with serving():
             model.eval()
-            seen.append(model(images(32, seed=9)).detach())
+            seen.append(model(samples(32, seed=9)).detach())
 
     assert same_bits(train(model, serving.step, after_epoch=validate), plain)
     served = network()
     served.load_state_dict(model.state_dict())
-    assert not torch.allclose(served.eval()(images(32, seed=9)), seen[-1], atol=1e-2)  # they did serve others
+    assert not torch.allclose(served.eval()(samples(32, seed=9)), seen[-1], atol=1e-2)  # they did serve others
 
 
 def test_a_recalibration_that_stays_is_found_by_that_comparison():
     plain = train(network(), lambda x: None)
 
     def recalibrate(model: nn.Module) -> None:
-        recalibrate_batchnorm(model, [images(32)])
+        recalibrate_batchnorm(model, [samples(32)])
 
     assert not same_bits(train(network(), lambda x: None, after_epoch=recalibrate), plain)
 
@@ -137,7 +137,7 @@ def test_they_are_those_of_a_batch_pass_over_what_was_kept():
 def test_micro_batches_are_put_together(size):
     model, whole = network(), network()
     serving, at_once = ServingStatistics(model, keep=2), ServingStatistics(whole, keep=2)
-    for x in images(48).split(16):
+    for x in samples(48).split(16):
         at_once.step((x, torch.zeros(16, dtype=torch.long)))
         for index, part in enumerate(x.split(size)):
             serving.step({"input": part, "labels": torch.zeros(len(part), dtype=torch.long)}, new_batch=index == 0)
@@ -149,7 +149,7 @@ def test_micro_batches_are_put_together(size):
 def test_apart_micro_batches_would_give_noisy_statistics():
     model, apart = network(), network()
     serving, noisy = ServingStatistics(model, keep=3), ServingStatistics(apart, keep=24)
-    for x in images(48).split(16):
+    for x in samples(48).split(16):
         serving.step(x)
         for part in x.split(2):
             noisy.step(part)
@@ -171,7 +171,7 @@ def test_batches_can_be_given_at_the_read():
 def test_nothing_is_copied_and_old_batches_are_let_go():
     model = network()
     serving = ServingStatistics(model, keep=2)
-    kept = [images(16, seed=seed) for seed in range(4)]
+    kept = [samples(16, seed=seed) for seed in range(4)]
     for x in kept:
         serving.step(x)
     held = [batch.args[0] for batch in serving._kept]
@@ -179,15 +179,15 @@ def test_nothing_is_copied_and_old_batches_are_let_go():
     assert all(one is other for one, other in zip(held, kept[-2:], strict=True))
 
 
-def test_the_check_knows_how_many_images_they_are_the_average_of():
+def test_the_check_knows_how_many_samples_they_are_the_average_of():
     model, serving, _ = fed(keep=2)
     layers = batchnorm_layers(model)
-    feed = Feed(model, list(images(256, seed=5).split(64)))
+    feed = Feed(model, list(samples(256, seed=5).split(64)))
 
     def held() -> list[float]:
         seen = collect(feed, layers, SERVING, "")
         scores = [Judge(0.05, 0.15).score(layer, seen.moments[layer.name], seen, 0.05) for layer in layers]
-        return [score.stored_images for score in scores]
+        return [score.stored_samples for score in scores]
 
     moving = [64 * 19] * 2  # what an average of momentum .1 is taken for
     assert held() == pytest.approx(moving)
@@ -237,7 +237,7 @@ def test_validation_without_gradients_may_stand_outside(mode):
     with mode(), serving():
         assert same_bits(dict(model.state_dict()), dict(expected.state_dict()))
     assert same_bits(statistics(model), before)
-    model(images(16)).sum().backward()
+    model(samples(16)).sum().backward()
 
 
 @pytest.mark.integration
@@ -249,7 +249,7 @@ def test_a_compiled_model_serves_with_them_and_trains_on():
     for x in trained:
         compiled(x)
         serving.step(x)
-    x = images(16, seed=4)
+    x = samples(16, seed=4)
     plain = compiled.eval()(x)
     with serving():
         served = compiled(x)
@@ -267,7 +267,7 @@ def test_frozen_layers_keep_what_they_store_unless_named():
     model[1].eval()
     serving = ServingStatistics(model, keep=2)
     named = ServingStatistics(model, keep=2, layers=["1"])
-    for x in images(32).split(16):
+    for x in samples(32).split(16):
         serving.step(x)
         named.step(x)
     before = statistics(model)
@@ -278,7 +278,7 @@ def test_frozen_layers_keep_what_they_store_unless_named():
         assert not torch.equal(after[3], before[3])
     assert serving.left_out == {"1": "is frozen"}
     model.train()
-    serving.step(images(16))
+    serving.step(samples(16))
     assert serving.left_out == {}  # it trains again
     with named():
         assert not torch.equal(model[1].running_mean, before[0])
@@ -290,7 +290,7 @@ def test_what_is_frozen_is_seen_at_the_read_too_where_nothing_is_kept():
     serving = ServingStatistics(model, keep=0)
     model[4].eval()
     before = statistics(model)
-    with serving([images(16)]):
+    with serving([samples(16)]):
         assert same_bits(statistics(model)[3:], before[3:])
         assert not torch.equal(statistics(model)[0], before[0])
     assert serving.left_out == {"4": "is frozen"}

@@ -1,4 +1,4 @@
-"""Serving statistics on the demo's network and images: near what serving sees in every epoch, and never worse."""
+"""Serving statistics on the demo's network and samples: near what serving sees in every epoch, and never worse."""
 
 import copy
 import functools
@@ -15,7 +15,7 @@ EPOCHS = 8
 
 
 class Epoch(NamedTuple):
-    """The largest W over layers, and (359,) negative log likelihood of each test image, by whose statistics."""
+    """The largest W over layers, and (359,) negative log likelihood of each test sample, by whose statistics."""
 
     w: dict[str, float]
     nll: dict[str, Tensor]
@@ -43,8 +43,8 @@ class SlowAverage:
 
 @functools.cache
 def epochs() -> list[Epoch]:
-    images = demo.load_digits(0)
-    everything = demo.batches(images.train, images.train_labels) + demo.batches(images.test, images.test_labels)
+    samples = demo.load_digits(0)
+    everything = demo.batches(samples.train, samples.train_labels) + demo.batches(samples.test, samples.test_labels)
     torch.manual_seed(0)
     model = demo.network()
     serving, slow = ServingStatistics(model, keep=8), SlowAverage(model)
@@ -56,17 +56,17 @@ def epochs() -> list[Epoch]:
 
     @torch.no_grad()
     def nll(network: nn.Module) -> Tensor:
-        return F.cross_entropy(network.eval()(images.test), images.test_labels, reduction="none")
+        return F.cross_entropy(network.eval()(samples.test), samples.test_labels, reduction="none")
 
     found = []
     for _ in range(EPOCHS):
         model.train()
-        for chosen in torch.randperm(len(images.train)).split(demo.BATCH_SIZE):
+        for chosen in torch.randperm(len(samples.train)).split(demo.BATCH_SIZE):
             optimizer.zero_grad()
-            F.cross_entropy(model(images.train[chosen]), images.train_labels[chosen]).backward()
+            F.cross_entropy(model(samples.train[chosen]), samples.train_labels[chosen]).backward()
             optimizer.step()
-            serving.step(images.train[chosen])
-            slow.step(images.train[chosen])
+            serving.step(samples.train[chosen])
+            slow.step(samples.train[chosen])
         plain = w(), nll(model)
         with serving():
             served = w(), nll(model)

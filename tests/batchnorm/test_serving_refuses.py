@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from support.monitored import images, network
+from support.monitored import network, samples
 from support.serving import fed, statistics
 from torch import nn
 
@@ -28,7 +28,7 @@ from jumpout_export.model.randomness import same_bits
 )
 def test_an_input_that_was_changed_in_place_is_refused(change):
     model, serving, _ = fed()
-    x = images(16, seed=8)
+    x = samples(16, seed=8)
     serving.step(x)
     before = statistics(model)
     with serving():
@@ -44,7 +44,7 @@ def test_an_input_that_was_changed_in_place_is_refused(change):
 
 def test_another_tensor_of_the_same_values_is_none_of_its_business():
     _, serving, _ = fed()
-    x = images(16, seed=8)
+    x = samples(16, seed=8)
     serving.step(x)
     y = x.clone()
     y.add_(1)
@@ -78,7 +78,7 @@ def inference(count: int) -> torch.Tensor:
 def test_a_batch_that_the_forward_cannot_take_is_refused_at_the_step():
     serving = ServingStatistics(network())
     with pytest.raises(TypeError, match="a batch must be a tensor"):
-        serving.step("images")
+        serving.step("samples")
 
 
 def test_labels_are_not_kept_and_may_be_anything():
@@ -90,7 +90,7 @@ def test_labels_are_not_kept_and_may_be_anything():
     model = network()
     serving = ServingStatistics(model)
     y = torch.zeros(16, dtype=torch.long)
-    serving.step(Sample(images(16), y))
+    serving.step(Sample(samples(16), y))
     y += 1  # no input
     with serving():
         pass
@@ -160,7 +160,7 @@ def test_a_named_layer_that_the_forward_does_not_reach_is_refused():
     model.forward = lambda x: nn.Sequential(*list(model)[:-1])(x)
     for layers, refused in ((["unused"], True), (["1", "unused"], True), (["1"], False), (None, False)):
         serving = ServingStatistics(model, layers=layers)
-        serving.step(Batch((images(16),), {}))
+        serving.step(Batch((samples(16),), {}))
         if refused:
             with pytest.raises(ValueError, match="the forward pass did not reach `unused`"):
                 serving.write()
@@ -199,7 +199,7 @@ def frozen() -> nn.Module:
 def test_with_keep_0_there_is_nothing_to_step():
     serving = ServingStatistics(network(), keep=0)
     with pytest.raises(RuntimeError, match="keep=0 keeps no batch"):
-        serving.step(images(16))
+        serving.step(samples(16))
     with pytest.raises(ValueError, match="batches is empty"), serving([]):
         pytest.fail("entered")
 

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from support.monitored import Augmented, Training, by_look, held_out, images, labels, network, random_loader
+from support.monitored import Augmented, Training, by_look, held_out, labels, network, random_loader, samples
 from support.ranks import run_ranks
 from torch import nn
 from torch.nn import functional as F
@@ -22,7 +22,7 @@ def test_training_is_bitwise_the_same_with_the_monitor():
     loader = random_loader()
     generator = loader.generator.get_state()
     plain = Training()
-    watched = Training(watch=lambda model: BatchNormMonitor(model, loader, every=7, images=40))
+    watched = Training(watch=lambda model: BatchNormMonitor(model, loader, every=7, samples=40))
     assert watched.monitor.history.steps == [7, 14, 21, 28]
     assert same_bits(watched.traces, plain.traces)
     assert torch.equal(loader.generator.get_state(), generator)
@@ -56,7 +56,7 @@ def test_the_comparison_above_finds_every_trace(meddle):
 class Broken(Augmented):
     def __getitem__(self, index: int) -> torch.Tensor:
         if index == 40:
-            raise OSError("image 40 cannot be read")
+            raise OSError("sample 40 cannot be read")
         return super().__getitem__(index)
 
 
@@ -65,7 +65,7 @@ def test_training_is_bitwise_the_same_if_the_looks_fail_in_the_middle():
     watched = Training(watch=lambda model: BatchNormMonitor(model, loader, every=7), broken=True)
     assert same_bits(watched.traces, Training().traces)
     assert [type(error) for error in watched.errors] == [OSError] * 4
-    assert "image 40 cannot be read" in str(watched.errors[1])
+    assert "sample 40 cannot be read" in str(watched.errors[1])
     (note,) = watched.errors[1].__notes__
     assert note.startswith("This was the look of BatchNormMonitor at training step 14; the model and the generators")
     assert watched.monitor.history.steps == []
@@ -109,13 +109,13 @@ def test_a_compiled_model_trains_bitwise_the_same_and_compiles_nothing_anew(wrap
     assert history.rate["2"] == pytest.approx([float(torch.stack(s)[:, 2].mean()) for s in by_look(watched, 5)])
     with torch.compiler.set_stance("fail_on_recompile"):
         for _ in range(5):  # a look at the third
-            F.cross_entropy(watched.called(images(16)), labels(images(16))).backward()
+            F.cross_entropy(watched.called(samples(16)), labels(samples(16))).backward()
             watched.monitor.step()
     assert history.steps == [5, 10, 15]
 
 
 def test_a_look_in_an_autocast_region_leaves_no_cast_weights_behind():
-    x = images(16)
+    x = samples(16)
 
     def gradients(look) -> list[torch.Tensor]:
         model = network()

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from support.checked_models import Net, assert_row, check, images
+from support.checked_models import Net, assert_row, check, samples
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -70,8 +70,8 @@ def test_a_wrapped_model_gives_the_report_of_the_network_in_it(group, wrap):
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS.keys())
 def test_a_wrapped_model_is_recalibrated_like_the_network_in_it(group, wrap):
     plain, model = Net(), wrap(Net())
-    recalibrate_batchnorm(plain, images().split(32))
-    undo = recalibrate_batchnorm(model, images().split(32), layers=["bn1", "bn2"])
+    recalibrate_batchnorm(plain, samples().split(32))
+    undo = recalibrate_batchnorm(model, samples().split(32), layers=["bn1", "bn2"])
     after = {name.split(".")[-2:][0] + name.split(".")[-1]: buffer for name, buffer in model.named_buffers()}
     for name, buffer in plain.named_buffers():
         assert torch.equal(after[name.replace(".", "")], buffer)
@@ -82,10 +82,10 @@ def test_a_wrapped_model_is_recalibrated_like_the_network_in_it(group, wrap):
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_activation_checkpointing_counts_no_image_twice(reentrant):
+def test_activation_checkpointing_counts_no_sample_twice(reentrant):
     model = Checkpointed(reentrant)
     report = check(model)
-    assert [(layer.images, layer.calls) for layer in report.layers] == [(128, []), (128, [])]
+    assert [(layer.samples, layer.calls) for layer in report.layers] == [(128, []), (128, [])]
     assert_row(report.layers[0], model, model.bn1)
 
 
@@ -100,9 +100,9 @@ def test_a_lazy_model_is_checked_once_it_has_run():
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
     with pytest.raises(ValueError, match="is not initialised yet; run one forward pass of the model first"):
         check(model)
-    model.eval()(images(2))
+    model.eval()(samples(2))
     report = check(model)
-    assert [(layer.kind, layer.images) for layer in report.layers] == [("BatchNorm2d", 128)]
+    assert [(layer.kind, layer.samples) for layer in report.layers] == [("BatchNorm2d", 128)]
 
 
 def test_a_layer_under_two_names_is_one_row_that_names_both():
@@ -111,5 +111,5 @@ def test_a_layer_under_two_names_is_one_row_that_names_both():
     report = check(model)
     assert [layer.name for layer in report.layers] == ["bn1", "bn2"]
     assert "Also `alias`: one module under several names, which is one layer." in report.layers[1].note
-    recalibrate_batchnorm(model, [images()], layers=["alias"])
+    recalibrate_batchnorm(model, [samples()], layers=["alias"])
     assert check(model).layers[1].w == pytest.approx(0, abs=1e-6)

@@ -24,7 +24,7 @@ def test_check_bn_tells_drift_from_agreement(folder, run):
         "--data",
         "data.npz",
         "--json",
-        "--images",
+        "--samples",
         300,
     )
     assert json.loads(out)["verdict"] == "ok"
@@ -40,7 +40,7 @@ def test_check_bn_that_cannot_decide_exits_3(folder, run):
         "good.safetensors",
         "--data",
         "data.npz",
-        "--images",
+        "--samples",
         2,
         "--batch-size",
         2,
@@ -146,17 +146,17 @@ def test_check_bn_tells_other_data_from_a_stale_average_and_shows_sets_side_by_s
     assert json.loads(out)["layers"][0]["cause"] == "data"
     code, out, _ = run(*model, "--data", "data.npz", "--data", "night.npz")
     assert code == FAILED
-    assert "1 of 2 sets of images, first night.npz: " in out
+    assert "1 of 2 sets of samples, first night.npz: " in out
     assert "reference=" not in out
 
 
 def test_check_bn_names_each_set_once(folder, run):
     code, _, err = run("check-bn", "cli_factories:model", "--data", "data.npz", "--data", "data.npz")
     assert code == WRONG_USAGE
-    assert "two sets of images are named data.npz; rename one, or give it once" in err
+    assert "two sets of samples are named data.npz; rename one, or give it once" in err
     code, _, err = run("check-bn", "cli_factories:model", "--data", "data.npz", "--per-folder")
     assert code == WRONG_USAGE
-    assert "--per-folder: data.npz must be a folder of folders, one for each set of images" in err
+    assert "--per-folder: data.npz must be a folder of folders, one for each set of samples" in err
 
 
 def test_check_bn_takes_groups_from_an_array(folder, run):

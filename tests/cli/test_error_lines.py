@@ -21,7 +21,7 @@ from jumpout_export.exit_codes import FAILED, NOT_VERIFIED, WRONG_USAGE
         (ArgumentError("dynamic_axes", "no axis"), WRONG_USAGE, "error: --dynamic: no axis"),
         (ArgumentError("seed", "seed is odd"), WRONG_USAGE, "error: seed is odd"),
         # A message of the user's own code that happens to begin with a word of the library.
-        (ValueError("path of the images is empty"), WRONG_USAGE, "error: path of the images is empty"),
+        (ValueError("path of the samples is empty"), WRONG_USAGE, "error: path of the samples is empty"),
         (TypeError("opset"), WRONG_USAGE, "error: opset"),
         (ValueError(""), WRONG_USAGE, "error: "),
         (LoadError("no file"), WRONG_USAGE, "error: no file"),

@@ -36,7 +36,7 @@ def test_the_new_statistics_lie_beside_the_file_and_verify_it(exported, run):
 def test_before_and_after_are_in_the_report_with_the_effect_on_the_outputs(exported):
     before, after = exported.batchnorm_before, exported.batchnorm
     assert (before.verdict, after.verdict) == ("drift", "ok")
-    assert before.outputs.images == 300
+    assert before.outputs.samples == 300
     assert after.outputs is None
     assert "the file's weights are in m.recalibrated.safetensors: verify it with --weights" in " ".join(exported.notes)
     assert next(check for check in exported.checks if check.name == "batchnorm statistics").verdict == "pass"
@@ -119,7 +119,7 @@ def test_statistics_that_agree_pass_where_it_is_asked_for(folder, run):
     assert out.strip().splitlines()[-1].startswith("✓ PASS: ")
 
 
-def test_too_few_images_to_decide_are_exit_code_3_where_it_is_asked_for(folder, run):
+def test_too_few_samples_to_decide_are_exit_code_3_where_it_is_asked_for(folder, run):
     calibrated("good.safetensors")
     data = np.load("data.npz")
     np.savez("few.npz", inputs=data["inputs"][:3], labels=data["labels"][:3])

@@ -79,7 +79,7 @@ def test_the_version_is_that_of_the_package_and_imports_nothing_heavy():
         (["exprt"], "Error: No such command 'exprt'. Did you mean 'export'?"),
         (["inspect", "--jsn", "m.onnx"], "Error: No such option: --jsn"),
         (["export", "zoo:net"], "Error: Missing argument 'OUT.onnx'."),
-        (["check-bn", "zoo:net", "--data", "d", "--images", "0"], "Error: Invalid value for '--images'"),
+        (["check-bn", "zoo:net", "--data", "d", "--samples", "0"], "Error: Invalid value for '--samples'"),
         (["verify", "m.onnx", "--against", "zoo:net", "--seed", "one"], "Error: Invalid value for '--seed'"),
         (["export", "zoo:net", "m.onnx", "--dtype", "fp8"], "Error: Invalid value for '--dtype'"),
     ],

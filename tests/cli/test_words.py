@@ -23,7 +23,7 @@ from jumpout_export.report import Check, VerifyReport
             "allowed in `a` (allow, --allow); leave golden (--golden) out",
             "allowed in `a` (--allow); leave --golden out",
         ),
-        ("(weigh_by='images', or else 'pixels')", "(--weigh-by images, or else pixels)"),
+        ("(weigh_by='samples', or else 'pixels')", "(--weigh-by samples, or else pixels)"),
         ("train it with track_running_stats=True (PyTorch)", "train it with track_running_stats=True (PyTorch)"),
     ],
 )

@@ -25,7 +25,7 @@ WRONG = [
     ),
     (["export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--dtype", "bf16"], "'bf16' is not"),
     (
-        ["export", "cli_factories:two_norms", "m.onnx", "--data", "data.npz", "--allow", "9", "--images", "100"],
+        ["export", "cli_factories:two_norms", "m.onnx", "--data", "data.npz", "--allow", "9", "--samples", "100"],
         "error: --allow: allow names no module of the model: '9'; it has '0'; '1'; '2'; '3'; '4'",
     ),
     (

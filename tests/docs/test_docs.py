@@ -263,7 +263,7 @@ def test_a_file_that_does_not_exist_is_found():
     [
         (fenced("jumpout-export check-bn a:b --data d.npz --imgs 3", "console"), "--imgs"),
         (fenced("jumpout-export check-bn a:b", "bash"), "data"),
-        (fenced("jumpout-export check-bn a:b --data d.npz --images many", ""), "many"),
+        (fenced("jumpout-export check-bn a:b --data d.npz --samples many", ""), "many"),
         ("    jumpout-export exports a:b m.onnx\n", "no such command"),
         ("say `jumpout-export exports`", "no such command"),
         ("say `jumpout-export inspect --opset`", "no option --opset"),

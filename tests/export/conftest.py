@@ -30,7 +30,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     model = trained()
     batchnorm = BatchNormReport(
-        verdict="ok", images=64, layers=[BatchNormLayer(name="bn", verdict="ok", w=0.0123, w_low=0.01, w_high=0.02)]
+        verdict="ok", samples=64, layers=[BatchNormLayer(name="bn", verdict="ok", w=0.0123, w_low=0.01, w_high=0.02)]
     )
     report = export_onnx(
         model,

@@ -1,4 +1,4 @@
-"""Whether the batch is open: baked in, fixed, or of one image."""
+"""Whether the batch is open: baked in, fixed, or of one sample."""
 
 import os
 
@@ -49,7 +49,7 @@ def test_a_batch_size_that_pytorch_itself_cannot_run_fails_clearly(older):
     assert not report
 
 
-def test_the_batch_is_open_even_if_the_example_is_one_image(tmp_path):
+def test_the_batch_is_open_even_if_the_example_is_one_sample(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 2))
     assert export_onnx(model, tmp_path / "model.onnx", X[:1])
     proto = onnx.load(tmp_path / "model.onnx")

@@ -80,7 +80,7 @@ exec(compile(FACTORIES, "factories", "exec"), MADE)
 def report_of(*layers):
     return BatchNormReport(
         verdict="ok",
-        images=8,
+        samples=8,
         layers=[
             BatchNormLayer(name=name, channels=channels, verdict="ok", w=0.0, w_low=0.0, w_high=0.0)
             for name, channels in layers
@@ -100,10 +100,10 @@ def refusal(model, *layers):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_an_export_takes_the_models_own_report(network, tmp_path):
-    images = torch.rand(32, 3, 6, 6)
+    samples = torch.rand(32, 3, 6, 6)
     model = MADE[network]()
-    report = check_batchnorm(model, [images])
-    exported = export_onnx(model, tmp_path / "net.onnx", images[:2], batchnorm=report)
+    report = check_batchnorm(model, [samples])
+    exported = export_onnx(model, tmp_path / "net.onnx", samples[:2], batchnorm=report)
     assert exported.passed
     assert exported.batchnorm == report
     assert {layer.name for layer in report.layers} == (
@@ -117,8 +117,8 @@ def test_the_command_line_checks_and_exports_it(network, tmp_path, monkeypatch, 
     monkeypatch.syspath_prepend(tmp_path)
     name = f"batchnorm_report_{network}"  # a module of its own, because imported modules stay
     (tmp_path / f"{name}.py").write_text(FACTORIES)
-    np.savez(tmp_path / "images.npz", inputs=torch.rand(32, 3, 6, 6).numpy())
-    code, out, err = run("export", f"{name}:{network}", "net.onnx", "--data", "images.npz", "--json")
+    np.savez(tmp_path / "samples.npz", inputs=torch.rand(32, 3, 6, 6).numpy())
+    code, out, err = run("export", f"{name}:{network}", "net.onnx", "--data", "samples.npz", "--json")
     assert "another model" not in err
     assert code == 0, (code, err)
     assert (tmp_path / "net.onnx").exists()
@@ -132,7 +132,7 @@ def test_the_check_may_have_run_on_the_wrapped_model_or_the_export(network):
     for checked in wrapped:
         report = check_batchnorm(checked, [torch.rand(32, 3, 6, 6)])
         for exported in wrapped:
-            assert "over 32 images" in provenance(exported, (), report)["jumpout_export.batchnorm"]
+            assert "over 32 samples" in provenance(exported, (), report)["jumpout_export.batchnorm"]
 
 
 def test_a_wrapper_of_the_users_own_counts_too():

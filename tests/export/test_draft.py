@@ -107,6 +107,6 @@ def test_the_hash_of_a_published_file_is_there(tmp_path):
 def test_one_of_something_is_singular(tmp_path):
     notes = [check.note for check in audit_model(nn.BatchNorm1d(3, affine=False)).checks]
     assert notes == ["0 parameters, all finite", "1 BatchNorm layer, all with usable statistics"]
-    checked = BatchNormReport(verdict="ok", images=1)
+    checked = BatchNormReport(verdict="ok", samples=1)
     assert export_onnx(network(), tmp_path / "model.onnx", X, batchnorm=checked)
-    assert metadata(tmp_path / "model.onnx")["batchnorm"] == "ok, largest W 0.0000 over 1 image"
+    assert metadata(tmp_path / "model.onnx")["batchnorm"] == "ok, largest W 0.0000 over 1 sample"

@@ -52,7 +52,7 @@ def test_without_golden_data_nothing_is_published(tmp_path):
     report = export_onnx(FailsOnEight(8, 2), tmp_path / "model.onnx", torch.randn(12, 8), golden=tmp_path)
     (failed,) = [check for check in report.checks if check.verdict != "pass"]
     assert failed.name == "golden"
-    assert failed.note == "PyTorch itself cannot run the first images of the example: eight are too many"
+    assert failed.note == "PyTorch itself cannot run the first samples of the example: eight are too many"
     assert os.listdir(tmp_path) == []
 
 

@@ -38,7 +38,7 @@ def test_half_precision_is_exported_verified_and_measured_against_the_model(tmp_
     assert onnx.TensorProto.FLOAT not in {tensor.data_type for tensor in proto.graph.initializer}
     assert report.provenance["jumpout_export.dtype"] == "float16"
     text = note(report, "precision")
-    assert text.startswith("float16 against the model's own precision, 6 images: output `output` is off by up to 0.")
+    assert text.startswith("float16 against the model's own precision, 6 samples: output `output` is off by up to 0.")
     assert text.endswith("top-1 agrees on 6 of 6")
     # An oracle of its own: what the file gives, against the float64 model.
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -52,9 +52,9 @@ def test_half_precision_is_exported_verified_and_measured_against_the_model(tmp_
     verified = verify_onnx(path, model, X)
     assert verified, found(verified)
     assert "compared with the model in float16, which the file's metadata names as its type" in verified.notes
-    # 1, 2 and 7 are rows of the first batch; `verify` sees X alone, the export X and two more images.
+    # 1, 2 and 7 are rows of the first batch; `verify` sees X alone, the export X and two more samples.
     assert note(verified, "precision").startswith(
-        "float16 against the model's own precision, 4 images: output `output`"
+        "float16 against the model's own precision, 4 samples: output `output`"
     )
     with torch.no_grad():
         model.linear.weight[0, 0] += 0.1 * model.linear.weight.abs().max()

@@ -100,7 +100,7 @@ def test_nothing_is_offered_where_nothing_works():
         assert offer_batch_axes(model, batch, choose_axes(model, batch, True)) == ""
 
 
-def test_one_image_needs_a_larger_example():
+def test_one_sample_needs_a_larger_example():
     model = Recurrent()
     batch = onnx_batch((drawn(1, 5, 8), drawn(2, 1, 6)), model)
     assert offer_batch_axes(model, batch, choose_axes(model, batch, True)).endswith("with an example of 2 or more")
@@ -112,7 +112,7 @@ ROWS = {
     "as many texts as images": (Compares(), (drawn(3, 8), TEXT), ["`text` is fixed at 3"]),
     "texts and their mask": (ComparesMasked(), (drawn(4, 8), TEXT, MASK), ["`text` and `mask` is fixed at 3"]),
     "a state": (Recurrent(), (drawn(4, 5, 8), drawn(2, 4, 6)), []),
-    "one entry per image": (ByHand(), (drawn(3, 5), drawn(5, 3)), []),
+    "one entry per sample": (ByHand(), (drawn(3, 5), drawn(5, 3)), []),
 }
 
 

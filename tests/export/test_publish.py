@@ -61,7 +61,7 @@ def test_the_file_tells_where_it_comes_from_and_nothing_else(exported):
     assert metadata["folded"].startswith(
         "drop: Jumpout(sigma=0.1, p_min=0.01, p_max=0.6, relu=True) -> relu; second.3: "
     )
-    assert metadata["batchnorm"] == "ok, largest W 0.0123 over 64 images"
+    assert metadata["batchnorm"] == "ok, largest W 0.0123 over 64 samples"
     assert metadata["torch"] == torch.__version__
     assert metadata["onnx"] == onnx.__version__
     assert len(metadata["weights_sha256"]) == 64

@@ -69,12 +69,12 @@ def test_an_interrupt_at_any_step_leaves_nothing_behind(older):
 
         return progress
 
-    for step in ("export: fold", "export: inspect", "verify: sample"):
+    for step in ("export: fold", "export: inspect", "verify: batch"):
         with pytest.raises(KeyboardInterrupt):
             export_onnx(nn.Linear(8, 2), older, X, golden=older.parent, progress=interrupt_at(step))
     assert list(dict.fromkeys(steps)) == [
         *(f"export: {s}" for s in ("audit", "fold", "convert", "inspect", "verify")),
-        "verify: sample",
+        "verify: batch",
     ]
 
 

@@ -25,7 +25,7 @@ A, B, C = (torch.randn(4, size, generator=torch.Generator().manual_seed(size)) f
 
 
 class Chunks(nn.Linear):
-    """Runs 32 images at a time."""
+    """Runs 32 samples at a time."""
 
     def forward(self, x):
         return torch.cat([super(Chunks, self).forward(part) for part in x.split(32)])

@@ -18,8 +18,8 @@ X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 
 
 def report(verdict, w):
-    layer = BatchNormLayer(name="1", channels=4, images=9, verdict=verdict, w=w, w_low=w, w_high=w)
-    return BatchNormReport(verdict=verdict, origin="1" if verdict == "drift" else None, images=9, layers=[layer])
+    layer = BatchNormLayer(name="1", channels=4, samples=9, verdict=verdict, w=w, w_low=w, w_high=w)
+    return BatchNormReport(verdict=verdict, origin="1" if verdict == "drift" else None, samples=9, layers=[layer])
 
 
 @pytest.mark.parametrize(

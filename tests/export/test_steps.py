@@ -136,12 +136,12 @@ def test_a_subject_that_fixes_an_open_axis_is_refused_before_the_converter_runs(
     prepared = prepare(made)
 
     def conditions(_axes):
-        raise ConversionError("only for four images")
+        raise ConversionError("only for four samples")
 
     monkeypatch.setattr(made.subject, "conditions", conditions)
     with pytest.raises(RefusedError):
         write(made, prepared, tmp_path)
-    assert made.draft.checks[-1].note == "only for four images"
+    assert made.draft.checks[-1].note == "only for four samples"
     assert list(tmp_path.iterdir()) == []
 
 

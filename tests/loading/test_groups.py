@@ -1,4 +1,4 @@
-"""Groups of images as the command line names them: by the paths in a folder, or by an array."""
+"""Groups of samples as the command line names them: by the paths in a folder, or by an array."""
 
 import numpy as np
 import pytest

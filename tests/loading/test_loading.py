@@ -243,10 +243,10 @@ def test_of_a_generator_that_never_ends_only_the_batches_asked_for_are_made(fold
     assert len(data._kept) == 6
 
 
-def test_a_callable_that_yields_forever_serves_a_check_of_as_many_images_as_asked(folder):
+def test_a_callable_that_yields_forever_serves_a_check_of_as_many_samples_as_asked(folder):
     model = nn.Sequential(nn.BatchNorm1d(3))
-    report = check_batchnorm(model, load_data("factories_of_test:endless"), images=64)
-    assert report.images == 64
+    report = check_batchnorm(model, load_data("factories_of_test:endless"), samples=64)
+    assert report.samples == 64
 
 
 def test_random_batches():

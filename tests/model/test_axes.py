@@ -1,10 +1,10 @@
-"""Which axes are open: one entry per image, named by the user, declared by a file, moved to other sizes."""
+"""Which axes are open: one entry per sample, named by the user, declared by a file, moved to other sizes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from support.networks import Baked, PerImage, Table
+from support.networks import Baked, PerSample, Table
 from torch import nn
 
 from jumpout_export.model.axes import Axes, choose_axes, declared_axes, other_sizes
@@ -24,13 +24,13 @@ class Lookup(nn.Module):
     [
         (Table(), (A, A), (True, False)),
         (Lookup(), (A, torch.tensor([0, 3, 1, 1]), A), (True, True, False)),
-        (PerImage(), (A, A, A), (True, True, True)),
-        (PerImage(), (A, A[:, :1], A[0]), (True, True, False)),
+        (PerSample(), (A, A, A), (True, True, True)),
+        (PerSample(), (A, A[:, :1], A[0]), (True, True, False)),
         (Baked(), (A, A), (True, True)),
     ],
-    ids=["matrix", "lookup", "per image", "broadcast", "baked in"],
+    ids=["matrix", "lookup", "per sample", "broadcast", "baked in"],
 )
-def test_an_input_as_long_as_the_batch_is_open_only_if_it_has_an_entry_per_image(model, example, batched):
+def test_an_input_as_long_as_the_batch_is_open_only_if_it_has_an_entry_per_sample(model, example, batched):
     batch = onnx_batch(example, model)
     assert choose_axes(model, batch, True).batched == batched
     assert choose_axes(model, batch, False).size == 4
@@ -74,7 +74,7 @@ def test_sizes_are_moved_all_at_once_each_by_another_amount_and_only_where_the_m
 
 
 def test_what_a_file_declares_is_read_as_its_writer_meant_it():
-    batch = onnx_batch((A, A, X), PerImage())
+    batch = onnx_batch((A, A, X), PerSample())
 
     def axes(*declared):
         return declared_axes(declared, ("x", "y", "z"), batch)
@@ -92,11 +92,11 @@ def test_what_a_file_declares_is_read_as_its_writer_meant_it():
 
 
 def test_axes_of_one_name_must_have_one_size_and_a_fixed_batch_is_not_open():
-    batch = onnx_batch((A, B, C), PerImage())
+    batch = onnx_batch((A, B, C), PerSample())
     with pytest.raises(ValueError, match="axis 1 of input `scale` is named `n` as one of input `x`, but has 2 entries"):
-        choose_axes(PerImage(), batch, True, {"x": {1: "n"}, "scale": {1: "n"}})
+        choose_axes(PerSample(), batch, True, {"x": {1: "n"}, "scale": {1: "n"}})
     with pytest.raises(ValueError, match=r"cannot be open: dynamic_batch=False \(--static\) fixes the batch size"):
-        choose_axes(PerImage(), batch, False, {"scale": {0: "batch"}})
-    odd = onnx_batch((A, torch.ones(1, 3), A), PerImage())
+        choose_axes(PerSample(), batch, False, {"scale": {0: "batch"}})
+    odd = onnx_batch((A, torch.ones(1, 3), A), PerSample())
     with pytest.raises(ValueError, match="axis 0 of input `scale` is no batch: it has 1 entries, the example holds 4"):
-        choose_axes(PerImage(), odd, True, {"scale": {0: "batch"}})
+        choose_axes(PerSample(), odd, True, {"scale": {0: "batch"}})

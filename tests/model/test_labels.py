@@ -38,13 +38,13 @@ def network(parameters: str) -> nn.Module:
         ("x, target", (X, FLOAT), 2, None),
         ("z, y", (X, Y, Y + 1), 2, 2),
         ("x, t, attn_mask=None", (X, Y, Y + 1), 2, 2),
-        # Optional, and the name says one number per image.
+        # Optional, and the name says one number per sample.
         ("x, lengths=None", (X, Y), 2, None),
         ("x, lengths=None", [X, Y.to(torch.int32)], 2, None),
         ("x, x_lens=None", (X, FLOAT), 2, None),
         ("x, seq_len=None", (X, Y, Y + 1), 2, 2),
         ("x, length: Tensor | None = None", (X, Y), 2, None),
-        # Optional, and the name says more than one number per image.
+        # Optional, and the name says more than one number per sample.
         ("x, mask=None", (X, MASK), 2, None),
         ("x, src_key_padding_mask=None", (X, MASK.bool(), Y), 2, 2),
         ("x, mask=None, lengths=None", (X, MASK, Y), 3, None),

@@ -31,12 +31,12 @@ def batch(**kwargs):
 
 
 def test_a_run_leaves_generators_and_inputs_and_a_run_of_a_copy_the_model():
-    model, images = Restless(), batch(index=torch.arange(4))
-    before, own = generator_states(), images.args[0].clone()
-    result = run(model, images)
-    again = run_copy(model, images)
+    model, samples = Restless(), batch(index=torch.arange(4))
+    before, own = generator_states(), samples.args[0].clone()
+    result = run(model, samples)
+    again = run_copy(model, samples)
     assert same_bits(generator_states(), before)
-    assert torch.equal(images.args[0], own)
+    assert torch.equal(samples.args[0], own)
     assert same_bits(result, again)
     assert not result["y"].requires_grad
     assert model.calls == 1
@@ -58,11 +58,11 @@ def test_a_call_shows_what_moves_and_gives_tensors_only():
 
 
 def test_only_floating_point_inputs_are_cast():
-    images = batch(index=torch.arange(4))
+    samples = batch(index=torch.arange(4))
     for dtype in (torch.float64, torch.float16):
-        other = cast(images, dtype)
+        other = cast(samples, dtype)
         assert (other.args[0].dtype, other.kwargs["index"].dtype) == (dtype, torch.int64)
-    assert images.args[0].dtype == torch.float32
+    assert samples.args[0].dtype == torch.float32
 
 
 def test_a_double_copy_computes_in_float64_and_the_model_does_not():
@@ -86,8 +86,8 @@ def test_equal_seeds_draw_alike_whatever_their_size():
 
 
 def test_inputs_take_other_sizes_along_open_axes_and_start_again_at_their_end():
-    images = Batch((torch.arange(6).reshape(2, 3), torch.arange(2)), {})
-    other = resized(images, ({0: "batch", 1: "width"}, {0: "batch"}), {"batch": 3, "width": 2})
+    samples = Batch((torch.arange(6).reshape(2, 3), torch.arange(2)), {})
+    other = resized(samples, ({0: "batch", 1: "width"}, {0: "batch"}), {"batch": 3, "width": 2})
     assert other.args[0].tolist() == [[0, 1], [3, 4], [0, 1]]
     assert other.args[1].tolist() == [0, 1, 0]
-    assert resized(images, ({}, {}), {}).args[0].tolist() == images.args[0].tolist()
+    assert resized(samples, ({}, {}), {}).args[0].tolist() == samples.args[0].tolist()

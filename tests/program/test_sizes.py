@@ -35,7 +35,7 @@ def test_a_program_of_one_batch_size_is_refused_with_an_open_one_and_says_what_t
 
 def test_sizes_beyond_a_range_of_the_program_are_refused():
     model = nn.Linear(8, 8)
-    shapes = {"input": {0: Dim("images", min=2, max=5)}}
+    shapes = {"input": {0: Dim("samples", min=2, max=5)}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(model, (X[:, 0, 0],), dynamic_shapes=shapes)
@@ -57,7 +57,7 @@ class Pyramid(nn.Module):
 
 def test_a_program_with_conditions_on_its_batch_size_is_refused_with_an_open_one(tmp_path):
     x = X[:, 0, 0]
-    shapes = ({0: Dim("images", min=1, max=16)},)
+    shapes = ({0: Dim("samples", min=1, max=16)},)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         limited = torch.export.export(nn.Linear(8, 8), (x,), dynamic_shapes=shapes)

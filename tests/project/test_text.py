@@ -16,7 +16,7 @@ from jumpout_export.text import count, first_line, joined, some_of
         (some_of(list("abcdefg")), "a, b, c, d, e and 2 more"),
         (count(1, "layer"), "1 layer"),
         (count(0, "layer"), "0 layers"),
-        (count(4096, "image"), "4,096 images"),
+        (count(4096, "sample"), "4,096 samples"),
         (first_line(ValueError("one\ntwo")), "one"),
         (first_line(ValueError()), "ValueError"),
     ],

@@ -21,7 +21,7 @@ from jumpout_export.report import (
 def layer(name: str, **changes: object) -> BatchNormLayer:
     values = {
         "name": name, "verdict": "drift", "w": 0.2004, "w_low": 0.1802, "w_high": 0.2251, "cause": "stochastic",
-        "channels": 3, "images": 4096, "delta": [0.1, -0.2, 0.05], "log_ratio": [-0.3, -0.5, 0.01],
+        "channels": 3, "samples": 4096, "delta": [0.1, -0.2, 0.05], "log_ratio": [-0.3, -0.5, 0.01],
         "median_log_ratio": -0.3, "stale": -0.05, "stochastic": -0.35, "propagated": 0.1, "delta_p95": 0.187,
         "symmetric_kl": 0.0211, "max_ratio": 1.35, "worst_channel": 1, "flagged": [0, 1],
         "note": "Drift: 0.74 times the stored one.",
@@ -30,7 +30,7 @@ def layer(name: str, **changes: object) -> BatchNormLayer:
 
 
 def check(*layers: BatchNormLayer, **changes: object) -> BatchNormReport:
-    values = {"verdict": "drift", "origin": layers[0].name, "images": 4096, "layers": layers}
+    values = {"verdict": "drift", "origin": layers[0].name, "samples": 4096, "layers": layers}
     return BatchNormReport(**{**values, **changes})
 
 
@@ -99,10 +99,10 @@ def test_the_advice_shows_prediction_beside_measurement():
 
 
 def test_the_numbers_behind_a_verdict_are_listed():
-    head, _, row = rows(check(layer("bn", images_needed=9100)), "Channels")
+    head, _, row = rows(check(layer("bn", samples_needed=9100)), "Channels")
     assert dict(zip(head, row, strict=True)) == {
         "layer": "`bn`", "channels": "3", "significant": "2", "mean shift, 95%": "0.187",
-        "symmetric KL, nats": "0.0211", "max(r, 1/r)": "1.35", "images": "4,096", "images needed": "9,100",
+        "symmetric KL, nats": "0.0211", "max(r, 1/r)": "1.35", "samples": "4,096", "samples needed": "9,100",
     }  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_layers_without_the_numbers_are_left_out_of_the_tables_of_those_that_hav
 # -- outputs
 
 EFFECT = OutputEffect(
-    images=10_000, logit_shift=0.31, kl=0.12, flip_rate=0.2144, top1_before=0.454, top1_after=0.493, nll_before=1.5121,
+    samples=10_000, logit_shift=0.31, kl=0.12, flip_rate=0.2144, top1_before=0.454, top1_after=0.493, nll_before=1.5121,
     nll_after=1.3984, ece_before=0.081, ece_after=0.0312, labelled=9_990, top1_change_low=0.0211,
     top1_change_high=0.057, mcnemar_p=2.04e-5, nll_change_low=-0.1201, nll_change_high=-0.1073,
 )  # fmt: skip
@@ -145,13 +145,13 @@ EFFECT = OutputEffect(
 def test_the_change_of_accuracy_comes_with_interval_and_test():
     text = render_markdown(check(layer("bn"), outputs=EFFECT)).replace("\\", "")
     assert (
-        "- top-1 45.4% -> 49.3% (+3.9 points, 95% +2.1 to +5.7, McNemar p = 2e-5), 9,990 labelled images\n"
-        "- negative log likelihood 1.512 -> 1.398 (-0.114 nats, 95% -0.120 to -0.107), 9,990 labelled images\n"
+        "- top-1 45.4% -> 49.3% (+3.9 points, 95% +2.1 to +5.7, McNemar p = 2e-5), 9,990 labelled samples\n"
+        "- negative log likelihood 1.512 -> 1.398 (-0.114 nats, 95% -0.120 to -0.107), 9,990 labelled samples\n"
     ) in text
     assert "| top-1 accuracy | 45.4% | 49.3% | ✓ better by 3.9 points |" in text
     assert "| negative log likelihood, nats | 1.512 | 1.398 | ✓ better by 0.114 |" in text
     assert "| calibration error (ECE) | 8.1% | 3.1% | ✓ better by 5.0 points |" in text
-    assert "| images whose class changes | 21.4% |" in text
+    assert "| samples whose class changes | 21.4% |" in text
 
 
 def test_a_change_that_chance_explains_is_neither_better_nor_worse():
@@ -164,16 +164,16 @@ def test_a_change_that_chance_explains_is_neither_better_nor_worse():
     unsure |= {"ece_after": 0.083, "ece_change_low": -0.01, "ece_change_high": 0.014}
     report = check(layer("bn"), outputs=EFFECT.model_copy(update=unsure))
     assert rows(report, "Effect")[4][3] == "= within chance (worse by 0.2 points)"
-    text = "calibration error 8.1% -> 8.3% (+0.2 points, 95% -1.0 to +1.4), 9,990 labelled images"
+    text = "calibration error 8.1% -> 8.3% (+0.2 points, 95% -1.0 to +1.4), 9,990 labelled samples"
     assert text in render_markdown(report).replace("\\", "")
     pixels = {"mcnemar_p": None, "top1_after": 0.457, "top1_change_low": -0.01, "top1_change_high": 0.02}
     assert rows(check(layer("bn"), outputs=EFFECT.model_copy(update=pixels)), "Effect")[2][3].startswith("= within")
 
 
 def test_an_effect_without_intervals_or_labels_claims_none():
-    bare = OutputEffect(images=9, logit_shift=0.1, top1_before=0.5, top1_after=0.4)
+    bare = OutputEffect(samples=9, logit_shift=0.1, top1_before=0.5, top1_after=0.4)
     assert "- top-1 50.0% -\\> 40.0% (-10.0 points)\n" in render_markdown(check(BARE, outputs=bare))
-    text = render_markdown(check(BARE, outputs=OutputEffect(images=9, logit_shift=0.1)))
+    text = render_markdown(check(BARE, outputs=OutputEffect(samples=9, logit_shift=0.1)))
     assert "top-1" not in text
     assert "likelihood |" not in text
 

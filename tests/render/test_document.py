@@ -126,7 +126,7 @@ def test_drift_is_named_with_layer_interval_and_margin():
 
 def test_an_undecided_layer_gives_its_reason():
     assert "first `features.5`: served variance is 0.7 of it." in build_document(batchnorm("inconclusive")).sentence
-    bare = BatchNormReport(verdict="inconclusive", images=9, layers=[layer("bn", 0.05, "inconclusive")])
+    bare = BatchNormReport(verdict="inconclusive", samples=9, layers=[layer("bn", 0.05, "inconclusive")])
     assert "W lies between 0.045 and 0.055, the margin is 0.05." in build_document(bare).sentence
 
 

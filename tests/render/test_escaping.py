@@ -32,7 +32,7 @@ def hostile_report() -> PipelineReport:
     return PipelineReport(
         title=HOSTILE,
         training=TrainingHistory(active_fraction={HOSTILE: [0.5, 0.4], "_underscore": [0.3, 0.2]}),
-        before=BatchNormReport(verdict="drift", origin=HOSTILE, images=1, layers=[bad], not_observed=[HOSTILE]),
+        before=BatchNormReport(verdict="drift", origin=HOSTILE, samples=1, layers=[bad], not_observed=[HOSTILE]),
         after=report.after,
         export=export(
             fail=True,
@@ -131,12 +131,12 @@ def test_numbers_that_are_none_render_in_every_form(value):
     )  # fmt: skip
     history = TrainingHistory(loss=[value], test_accuracy=[value], active_fraction={"j": [value, 0.5], "k": []})
     effect = OutputEffect(
-        images=1, logit_shift=value, top1_before=value, top1_after=0.5, nll_before=1, nll_after=value, mcnemar_p=value,
+        samples=1, logit_shift=value, top1_before=value, top1_after=0.5, nll_before=1, nll_after=value, mcnemar_p=value,
         top1_change_low=value, top1_change_high=value, nll_change_low=value, nll_change_high=value,
     )  # fmt: skip
     broken = [Check(name=f"cpu/all/{i}", measured=value, limit=limit, verdict="fail") for i, limit in enumerate(BROKEN)]
     bad = BatchNormReport(
-        verdict="drift", origin="bn", images=1, layers=[row], outputs=effect, warn=abs(value), fail=value
+        verdict="drift", origin="bn", samples=1, layers=[row], outputs=effect, warn=abs(value), fail=value
     )
     report = PipelineReport(
         training=history, before=bad, after=bad, export=export(True, checks=[*broken, check("a/b/c")])

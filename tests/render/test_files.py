@@ -14,7 +14,7 @@ from jumpout_export.report import BatchNormLayer, BatchNormReport, Check, Export
 
 def report(w: float = 0.3) -> PipelineReport:
     row = BatchNormLayer(name="bn", verdict="drift", w=w, w_low=w, w_high=w, delta=[w], log_ratio=[w])
-    check = BatchNormReport(verdict="drift", origin="bn", images=5, layers=[row])
+    check = BatchNormReport(verdict="drift", origin="bn", samples=5, layers=[row])
     return PipelineReport(training=TrainingHistory(loss=[1.0, 0.5]), before=check)
 
 
@@ -50,7 +50,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path):
 def test_plots_of_an_older_report_are_removed_and_other_files_are_not(tmp_path):
     write_report(report(), tmp_path)
     (tmp_path / "plot-mine.svg").write_text("mine")
-    written = write_report(BatchNormReport(verdict="ok", images=0), tmp_path)
+    written = write_report(BatchNormReport(verdict="ok", samples=0), tmp_path)
     assert names(tmp_path) == {*written, "plot-mine.svg"}
     assert set(written) == {"report.json", "report.md", "report.html"}
 

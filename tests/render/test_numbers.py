@@ -98,4 +98,4 @@ def test_probabilities_are_written_with_two_significant_digits(value, text):
 
 
 def test_counts_have_separators_and_a_plural():
-    assert [count(1, "layer"), count(2, "layer"), count(4096, "image")] == ["1 layer", "2 layers", "4,096 images"]
+    assert [count(1, "layer"), count(2, "layer"), count(4096, "sample")] == ["1 layer", "2 layers", "4,096 samples"]

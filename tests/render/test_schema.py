@@ -27,7 +27,7 @@ ROW = BatchNormLayer(
     name="bn", channels=2, verdict="drift", w=0.2, w_low=0.1, w_high=0.3, cause="stale", delta=[0.1, -0.1], stale=0.1
 )
 BATCHNORM = BatchNormReport(
-    verdict="drift", origin="bn", images=9, layers=[ROW], outputs=OutputEffect(images=9, logit_shift=0.1, kl=0.2)
+    verdict="drift", origin="bn", samples=9, layers=[ROW], outputs=OutputEffect(samples=9, logit_shift=0.1, kl=0.2)
 )
 VERIFY = VerifyReport(
     passed=False,
@@ -40,7 +40,7 @@ EXPORT = ExportReport(
 PIPELINE = PipelineReport(
     training=TrainingHistory(loss=[1.0], active_fraction={"a": [0.5]}), before=BATCHNORM, after=BATCHNORM, export=EXPORT
 )
-REPORTS = [BATCHNORM, VERIFY, EXPORT, PIPELINE, BatchNormReport(verdict="ok", images=0), PipelineReport()]
+REPORTS = [BATCHNORM, VERIFY, EXPORT, PIPELINE, BatchNormReport(verdict="ok", samples=0), PipelineReport()]
 
 
 def validator() -> jsonschema.Draft202012Validator:

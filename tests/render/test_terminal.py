@@ -22,7 +22,7 @@ def layer(name: str, log_ratio: float | None = -0.3, verdict: str = "drift", **c
 def check(*layers: BatchNormLayer, **changes: object) -> BatchNormReport:
     drifting = [row.name for row in layers if row.verdict == "drift"]
     verdict = "drift" if drifting else "ok"
-    values = {"verdict": verdict, "origin": drifting[0] if drifting else None, "images": 4096, "layers": layers}
+    values = {"verdict": verdict, "origin": drifting[0] if drifting else None, "samples": 4096, "layers": layers}
     return BatchNormReport(**{**values, **changes})
 
 
@@ -263,7 +263,7 @@ def test_the_origin_follows_the_table_and_the_verdict_is_the_last_line():
 
 def test_several_processes_and_an_early_stop_are_said():
     text = terminal(check(layer("bn"), ranks=3, stopped_early=True))
-    assert "Images: 4,096, on 3 processes, stopped early" in text
+    assert "Samples: 4,096, on 3 processes, stopped early" in text
 
 
 def test_kinds_are_counted_where_they_differ():

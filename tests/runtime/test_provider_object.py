@@ -15,7 +15,7 @@ from jumpout_export.runtime.provider import Provider
 from jumpout_export.runtime.providers import PROVIDERS, check_providers, fallback
 from jumpout_export.runtime.session import open_session
 
-IMAGES = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+SAMPLES = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(1))
 
 
 class Absent(Provider):
@@ -55,13 +55,13 @@ def network():
 @pytest.fixture(scope="module")
 def file(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("toys") / "m.onnx"
-    assert export_onnx(network, path, IMAGES)
+    assert export_onnx(network, path, SAMPLES)
     return path
 
 
 @pytest.mark.integration
 def test_a_made_up_provider_is_verified_on_and_has_its_own_verdict(toys, file, network):
-    report = verify_onnx(file, network, IMAGES, providers=("cpu", "toy"))
+    report = verify_onnx(file, network, SAMPLES, providers=("cpu", "toy"))
     assert report
     assert {name: entry.verdict for name, entry in report.providers.items()} == {"cpu": "pass", "toy": "pass"}
     checks = {check.name: check for check in report.checks}
@@ -81,7 +81,7 @@ def test_a_made_up_provider_is_verified_on_and_has_its_own_verdict(toys, file, n
     ],
 )
 def test_one_that_cannot_be_used_was_not_run_and_says_why(toys, file, network, name, reason):
-    report = verify_onnx(file, network, IMAGES, providers=(name, "cpu"))
+    report = verify_onnx(file, network, SAMPLES, providers=(name, "cpu"))
     assert not report
     assert report.providers["cpu"].verdict == "pass"
     assert report.providers[name].verdict == "not_run"
@@ -105,7 +105,7 @@ def test_a_provider_on_which_nodes_do_not_run_fails(monkeypatch, file, network):
             return None
 
     monkeypatch.setitem(PROVIDERS, "toy", Elsewhere("toy", "ToyExecutionProvider"))
-    report = verify_onnx(file, network, IMAGES, providers=("toy",))
+    report = verify_onnx(file, network, SAMPLES, providers=("toy",))
     assert report.providers["toy"].verdict == "fail"
     assert "nodes do not run on ToyExecutionProvider" in report.providers["toy"].reason
 

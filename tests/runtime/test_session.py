@@ -20,7 +20,7 @@ from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.runtime.session import open_session
 from jumpout_export.verify.runner import run_providers
 
-IMAGES = torch.randn(9, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+SAMPLES = torch.randn(9, 1, 6, 6, generator=torch.Generator().manual_seed(1))
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 without_cuda = pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has the CUDA provider")
 
@@ -34,7 +34,7 @@ def network():
 @pytest.fixture(scope="module")
 def file(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("session") / "m.onnx"
-    assert export_onnx(network, path, IMAGES)
+    assert export_onnx(network, path, SAMPLES)
     return path
 
 
@@ -168,7 +168,7 @@ def test_a_value_of_an_inner_graph_that_hides_a_shape_is_no_shape(tmp_path):
 def test_a_session_that_silently_runs_on_the_cpu_fails_for_cuda(file, network, monkeypatch):
     """ONNX Runtime opens a CPU session if CUDA is asked for and missing: here nothing warned before."""
     monkeypatch.setattr(Provider, "explain_unusable", lambda provider: None)
-    report = verify_onnx(file, network, IMAGES, ("cpu", "cuda"))
+    report = verify_onnx(file, network, SAMPLES, ("cpu", "cuda"))
     assert {name: provider.verdict for name, provider in report.providers.items()} == {"cpu": "pass", "cuda": "fail"}
     assert "cuda/off/nodes: 4 of 4 nodes do not run on CUDAExecutionProvider" in report.providers["cuda"].reason
     assert not report
@@ -214,7 +214,7 @@ def test_a_file_that_cannot_be_loaded_is_the_files_fault(tmp_path):
 def test_a_session_knows_its_names(file):
     session = open_session(file, "cpu", "off")
     assert (session.inputs, session.outputs, session.nodes) == (["input"], ["output"], [])
-    assert session.run([IMAGES])[0].shape == (9, 3)
+    assert session.run([SAMPLES])[0].shape == (9, 3)
 
 
 @pytest.mark.parametrize(("given", "got"), [("cpu", ("cpu",)), (["cuda", "cpu", "cuda"], ("cuda", "cpu"))])

@@ -12,7 +12,7 @@ from jumpout_export.report import BatchNormLayer, BatchNormReport
 PARTS = ("stale", "stochastic", "propagated")
 
 
-def images(count: int = 512, seed: int = 1) -> torch.Tensor:
+def samples(count: int = 512, seed: int = 1) -> torch.Tensor:
     return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
 
 
@@ -28,14 +28,14 @@ def network(noise: nn.Module | None = None) -> nn.Sequential:
 
 def healthy(noise: nn.Module | None = None) -> nn.Sequential:
     model = network(noise)
-    recalibrate_batchnorm(model, images().split(64))
+    recalibrate_batchnorm(model, samples().split(64))
     return model
 
 
 def trained(noise: nn.Module, steps: int = 60) -> nn.Sequential:
     """A network whose statistics training with `noise` has stored; its weights are not trained."""
     model = network(noise).train()
-    x = images(1024, seed=2)
+    x = samples(1024, seed=2)
     with torch.no_grad():
         for step in range(steps):
             model(x[torch.randperm(1024, generator=torch.Generator().manual_seed(step))[:64]])
@@ -44,7 +44,7 @@ def trained(noise: nn.Module, steps: int = 60) -> nn.Sequential:
 
 def check(model: nn.Module, x: torch.Tensor | None = None, size: int = 64, **options: object) -> BatchNormReport:
     options = {"outputs": False, "stop_early": False} | options
-    return check_batchnorm(model, list((images() if x is None else x).split(size)), **options)
+    return check_batchnorm(model, list((samples() if x is None else x).split(size)), **options)
 
 
 def edit(norm: nn.BatchNorm2d, d: float, c: float) -> None:

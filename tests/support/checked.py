@@ -22,18 +22,18 @@ def network() -> nn.Sequential:
     )
 
 
-def images(count: int = 256, seed: int = 1) -> torch.Tensor:
+def samples(count: int = 256, seed: int = 1) -> torch.Tensor:
     return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
 
 
 def healthy() -> nn.Sequential:
     model = network()
-    recalibrate_batchnorm(model, [images()])
+    recalibrate_batchnorm(model, [samples()])
     return model
 
 
 def check(model: nn.Module, x: torch.Tensor | None = None, **options: object) -> BatchNormReport:
-    batches = list((images() if x is None else x).split(64))
+    batches = list((samples() if x is None else x).split(64))
     return check_batchnorm(model, batches, outputs=False, **options)
 
 
@@ -55,7 +55,7 @@ class Partial(nn.Module):
 def special(**changes: object) -> nn.Sequential:
     """One healthy layer with attributes changed."""
     model = nn.Sequential(nn.BatchNorm2d(3))
-    recalibrate_batchnorm(model, [images()])
+    recalibrate_batchnorm(model, [samples()])
     model[0].num_batches_tracked.fill_(9)
     for name, value in changes.items():
         setattr(model[0], name, value)

@@ -20,12 +20,12 @@ class Net(nn.Module):
         return self.bn2(self.conv2(self.between(self.bn1(self.conv1(x)))))
 
 
-def images(count=128):
+def samples(count=128):
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def check(model, batches=None, **options) -> BatchNormReport:
-    return check_batchnorm(model, list(images().split(32)) if batches is None else batches, outputs=False, **options)
+    return check_batchnorm(model, list(samples().split(32)) if batches is None else batches, outputs=False, **options)
 
 
 def inputs_of(model, module, batches=None) -> torch.Tensor:
@@ -35,7 +35,7 @@ def inputs_of(model, module, batches=None) -> torch.Tensor:
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
     model.eval()
     with torch.no_grad():
-        for batch in list(images().split(32)) if batches is None else batches:
+        for batch in list(samples().split(32)) if batches is None else batches:
             model(batch)
     handle.remove()
     for part, training in flags:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jumpout_export import Jumpout, check_batchnorm, recalibrate_batchnorm
 from jumpout_export.errors import NotVerifiableError
 
-IMAGES = 203
+SAMPLES = 203
 LOSSES = (NotVerifiableError, ValueError, RuntimeError)
 
 
@@ -31,22 +31,22 @@ def network() -> nn.Module:
         nn.Flatten(),
         nn.Linear(8 * 36, 5),
     )
-    x, _ = images()
+    x, _ = samples()
     model.train()
     for part in x[:128].split(32):
         model(part)
     return model.eval()
 
 
-def images() -> tuple[torch.Tensor, torch.Tensor]:
+def samples() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(IMAGES, 3, 6, 6, generator=generator) + torch.randn(IMAGES, 1, 1, 1, generator=generator)
-    return x, torch.randint(5, (IMAGES,), generator=generator)
+    x = torch.randn(SAMPLES, 3, 6, 6, generator=generator) + torch.randn(SAMPLES, 1, 1, 1, generator=generator)
+    return x, torch.randint(5, (SAMPLES,), generator=generator)
 
 
 def shard(rank: int, size: int, batch_size: int = 16) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Every size-th image, so that the shards are uneven: 203 is no multiple of 2 or 3."""
-    x, labels = (tensor[rank::size] for tensor in images())
+    """Every size-th sample, so that the shards are uneven: 203 is no multiple of 2 or 3."""
+    x, labels = (tensor[rank::size] for tensor in samples())
     return list(zip(x.split(batch_size), labels.split(batch_size), strict=True))
 
 
@@ -81,7 +81,7 @@ def wrapped(scenario: str, model: nn.Module, batches: list) -> dict[str, object]
         return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
     def check() -> object:
-        return json.loads(check_batchnorm(given, batches, images=IMAGES, process_group="world").model_dump_json())
+        return json.loads(check_batchnorm(given, batches, samples=SAMPLES, process_group="world").model_dump_json())
 
     try:
         result["report"] = check()
@@ -105,7 +105,7 @@ def main() -> None:
     model, batches = network(), shard(rank, size)
     result: dict[str, object] = {}
     if scenario == "check":
-        report = check_batchnorm(model, batches, images=IMAGES, process_group="world")
+        report = check_batchnorm(model, batches, samples=SAMPLES, process_group="world")
         result["report"] = json.loads(report.model_dump_json())
     elif scenario == "recalibrate":
         undo = recalibrate_batchnorm(model, batches, process_group=dist.group.WORLD)

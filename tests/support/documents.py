@@ -24,13 +24,13 @@ from jumpout_export.report import (
 
 def layer(name: str = "features.1", w: float = 0.2, verdict: str = "drift", **changes: object) -> BatchNormLayer:
     numbers = {"w": w, "w_low": 0.9 * w, "w_high": 1.1 * w, "delta": [w, -w], "log_ratio": [-w, w / 2]}
-    return BatchNormLayer(name=name, verdict=verdict, channels=2, images=100, **{**numbers, **changes})
+    return BatchNormLayer(name=name, verdict=verdict, channels=2, samples=100, **{**numbers, **changes})
 
 
 def batchnorm(verdict: str = "drift", w: float = 0.2, **changes: object) -> BatchNormReport:
     layers = [layer("features.1", w / 20, "ok"), layer("features.5", w, verdict, note="served variance is 0.7 of it")]
     origin = "features.5" if verdict == "drift" else None
-    return BatchNormReport(**{"verdict": verdict, "origin": origin, "images": 1437, "layers": layers, **changes})
+    return BatchNormReport(**{"verdict": verdict, "origin": origin, "samples": 1437, "layers": layers, **changes})
 
 
 def check(name: str, verdict: str = "pass", measured: float | None = 2e-7, limit: float | None = 1e-5) -> Check:
@@ -70,7 +70,7 @@ def pipeline(fail: bool = False) -> PipelineReport:
         rate={"features.3": [0.1, 0.2, 0.2], "features.7": [0.1, 0.1, 0.3]},
     )
     effect = OutputEffect(
-        images=360, logit_shift=0.2, kl=0.03, flip_rate=0.02, top1_before=0.9, top1_after=0.95,
+        samples=360, logit_shift=0.2, kl=0.03, flip_rate=0.02, top1_before=0.9, top1_after=0.95,
         nll_before=0.2, nll_after=0.3, ece_before=0.02, ece_after=0.02,
     )  # fmt: skip
     return PipelineReport(
@@ -88,7 +88,7 @@ REPORTS = {
     "batchnorm ok": (batchnorm("ok", 0.01), "PASS"),
     "batchnorm drift": (batchnorm(), "FAIL"),
     "batchnorm inconclusive": (batchnorm("inconclusive", 0.05), "INCONCLUSIVE"),
-    "batchnorm empty": (BatchNormReport(verdict="ok", images=0), "NOT RUN"),
+    "batchnorm empty": (BatchNormReport(verdict="ok", samples=0), "NOT RUN"),
     "verify": (VerifyReport(passed=True, checks=[check("cpu/all/x")]), "PASS"),
     "verify empty": (VerifyReport(passed=False), "FAIL"),
     "inspect": (VerifyReport(kind="inspect", passed=False, checks=[check("file/x", "fail", 2, 0)]), "FAIL"),

@@ -177,7 +177,7 @@ def fuzz_onnx(fuzz: Fuzz, rng: random.Random, count: int) -> None:
     (fuzz.folder / "weights").write_bytes(bytes(64))
     path.write_bytes(b"")
     x = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
-    model, images = network(), torch.randn(3, 6)
+    model, samples = network(), torch.randn(3, 6)
     for number in range(count):
         name = list(files)[number % len(files)]
         data, action = files[name]
@@ -189,7 +189,7 @@ def fuzz_onnx(fuzz: Fuzz, rng: random.Random, count: int) -> None:
         if inspected and (once := run(path, x)):
             fuzz.expect(same(once[0], run(path, x)[0]), "inspect passed a random file")
         if action == "verify" and (inspected or number % 16 == 0):
-            report = fuzz.check(lambda: verify_onnx(path, model, images))
+            report = fuzz.check(lambda: verify_onnx(path, model, samples))
             if report:
                 got, rows = run(path, x)
                 want = model(torch.from_numpy(x[:rows])).detach().numpy()
@@ -218,7 +218,7 @@ def fuzz_npz(fuzz: Fuzz, rng: random.Random, count: int) -> None:
         path.write_bytes(data if number < 2 else mutated(data, rng))
         read = fuzz.check(lambda: loading.load_data(str(path), 4))
         if read:
-            fuzz.expect(np.array_equal(read.inputs.numpy(), inputs), "other images were read")
+            fuzz.expect(np.array_equal(read.inputs.numpy(), inputs), "other samples were read")
 
 
 def fuzz_safetensors(fuzz: Fuzz, rng: random.Random, count: int) -> None:

@@ -20,12 +20,12 @@ from jumpout_export.report import AlphaAdvice
 SIX = 6.0
 
 
-def paths_of(model: nn.Module, *batches: torch.Tensor, images: int = 512) -> dict[str, NoisePath]:
-    return noise_paths(Feed(model, list(batches)), batchnorm_layers(model), images)
+def paths_of(model: nn.Module, *batches: torch.Tensor, samples: int = 512) -> dict[str, NoisePath]:
+    return noise_paths(Feed(model, list(batches)), batchnorm_layers(model), samples)
 
 
-def advice_of(model: nn.Module, *batches: torch.Tensor, images: int = 512) -> dict[str, AlphaAdvice]:
-    return advise(Feed(model, list(batches)), batchnorm_layers(model), images)
+def advice_of(model: nn.Module, *batches: torch.Tensor, samples: int = 512) -> dict[str, AlphaAdvice]:
+    return advise(Feed(model, list(batches)), batchnorm_layers(model), samples)
 
 
 def alpha_of(module: nn.Module) -> float:

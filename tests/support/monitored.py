@@ -13,7 +13,7 @@ from jumpout_export import Jumpout
 from jumpout_export.report import MonitorHistory
 
 
-def images(count: int = 192, seed: int = 1) -> torch.Tensor:
+def samples(count: int = 192, seed: int = 1) -> torch.Tensor:
     return torch.randn(count, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
 
 
@@ -45,17 +45,17 @@ def network() -> Network:
 
 
 def held_out(count: int = 64) -> list[torch.Tensor]:
-    return list(images(count, seed=2).split(32))
+    return list(samples(count, seed=2).split(32))
 
 
 class Augmented(Dataset):
-    """Draws from every global generator for each image."""
+    """Draws from every global generator for each sample."""
 
     def __len__(self) -> int:
         return 64
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return images(64, seed=3)[index] + np.random.rand() + random.random() + torch.rand(())
+        return samples(64, seed=3)[index] + np.random.rand() + random.random() + torch.rand(())
 
 
 def random_loader() -> DataLoader:
@@ -69,7 +69,7 @@ class Training:
         self.model = network()
         self.called = model = wrap(self.model)
         # The shuffling loader and the augmentation below draw from the generators that the looks draw from too.
-        data = TensorDataset(images(), labels(images()))
+        data = TensorDataset(samples(), labels(samples()))
         loader = DataLoader(data, batch_size=16, shuffle=True)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         torch.manual_seed(7)

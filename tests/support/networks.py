@@ -29,7 +29,7 @@ class Table(nn.Module):
         return x @ table.T
 
 
-class PerImage(nn.Module):
+class PerSample(nn.Module):
     def forward(self, x, scale, shift):
         return x * scale + shift
 

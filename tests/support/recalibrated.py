@@ -34,7 +34,7 @@ def bits(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def images(count: int = 96) -> torch.Tensor:
+def samples(count: int = 96) -> torch.Tensor:
     return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(1)) * 2 + 1
 
 
@@ -50,7 +50,7 @@ def worst_difference(model: nn.Module, other: nn.Module) -> float:
 
 
 def by_hand(model: nn.Sequential, x: torch.Tensor) -> nn.Sequential:
-    """Layer after layer on all images at once: no pass over batches, no hooks, float64."""
+    """Layer after layer on all samples at once: no pass over batches, no hooks, float64."""
     model = copy.deepcopy(model).double().eval()
     x = x.double()
     with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from jumpout_export import ServingStatistics
-from support.monitored import images, labels, network
+from support.monitored import labels, network, samples
 
 
 def noisy_linear(p: float = 0.5) -> nn.Sequential:
@@ -33,7 +33,7 @@ def train(model: nn.Module, seen, *, epochs: int = 3, after_epoch=lambda model: 
     torch.manual_seed(7)
     np.random.seed(7)
     random.seed(7)
-    x, y = images(), labels(images())
+    x, y = samples(), labels(samples())
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(epochs):
@@ -61,7 +61,7 @@ def fed(keep: int = 2, batches: int = 3, **options) -> tuple[nn.Module, ServingS
     """A network in training mode, its serving statistics, and the batches that it was trained on."""
     model = network()
     serving = ServingStatistics(model, keep=keep, **options)
-    trained = list(images(16 * batches).split(16))
+    trained = list(samples(16 * batches).split(16))
     for x in trained:
         model(x)
         serving.step(x)

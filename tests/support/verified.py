@@ -19,7 +19,7 @@ class Net(nn.Module):
         return self.linear(self.drop(self.bn(self.conv(x))).mean((2, 3)))
 
 
-IMAGES = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+SAMPLES = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def found(report):

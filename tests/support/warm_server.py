@@ -131,9 +131,9 @@ def export_once() -> None:
     from jumpout_export.model.batches import Batch
 
     state = torch.get_rng_state()
-    net, images = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).eval(), torch.ones(2, 1, 4, 4)
+    net, samples = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).eval(), torch.ones(2, 1, 4, 4)
     with tempfile.TemporaryDirectory() as folder:
-        convert(net, Batch((images,), {}), Path(folder, "m.onnx"))
+        convert(net, Batch((samples,), {}), Path(folder, "m.onnx"))
     torch.set_rng_state(state)
 
 

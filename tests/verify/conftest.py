@@ -3,7 +3,7 @@
 import onnx
 import pytest
 import torch
-from support.verified import IMAGES, Net
+from support.verified import SAMPLES, Net
 
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.verify.verify import verify_onnx
@@ -15,9 +15,9 @@ def good(tmp_path_factory):
     torch.manual_seed(0)
     model = Net()
     for _ in range(5):
-        model(IMAGES * 2 + 1)
+        model(SAMPLES * 2 + 1)
     path = tmp_path_factory.mktemp("good") / "model.onnx"
-    assert export_onnx(model, path, IMAGES[:4])
+    assert export_onnx(model, path, SAMPLES[:4])
     return model, path
 
 
@@ -30,6 +30,6 @@ def corrupt(good, tmp_path):
         proto = onnx.load(path)
         edit(proto)
         (tmp_path / "bad.onnx").write_bytes(proto.SerializeToString())
-        return verify_onnx(tmp_path / "bad.onnx", model, IMAGES, **arguments)
+        return verify_onnx(tmp_path / "bad.onnx", model, SAMPLES, **arguments)
 
     return verify

@@ -6,7 +6,7 @@ import shutil
 import onnx
 import pytest
 import torch
-from support.verified import IMAGES, found, shifted
+from support.verified import SAMPLES, found, shifted
 from torch import nn
 
 from jumpout_export.export.publish import export_onnx
@@ -29,7 +29,7 @@ def test_a_file_that_is_replaced_while_it_is_verified_fails_and_the_hash_is_of_t
         if done == 1:
             other.replace(served)
 
-    report = verify_onnx(served, model, IMAGES[:4], progress=replace)
+    report = verify_onnx(served, model, SAMPLES[:4], progress=replace)
     assert found(report)["file/unchanged"].note.startswith("the file was changed while it was looked at")
     assert "model.onnx; run this again" in found(report)["file/unchanged"].note
     assert report.sha256 == before

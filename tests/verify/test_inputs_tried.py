@@ -59,7 +59,7 @@ def test_a_score_that_is_wrong_beside_large_boxes_is_found_in_any_layout(tmp_pat
 
 
 @pytest.mark.parametrize("layout", ["flat", "batch behind", "rows"])
-def test_a_fixed_batch_is_judged_along_the_axis_of_its_images(tmp_path, layout):
+def test_a_fixed_batch_is_judged_along_the_axis_of_its_samples(tmp_path, layout):
     model, path, x = Does(LAYOUTS[layout]).eval(), tmp_path / "m.onnx", torch.randn(16, 8)
     assert export_onnx(model, path, x, dynamic_batch=False)
     proto = onnx.load(path)
@@ -70,7 +70,7 @@ def test_a_fixed_batch_is_judged_along_the_axis_of_its_images(tmp_path, layout):
 
 
 def changes_from(path, size, factor):
-    """Multiplies the output of a file by a factor from `size` images on."""
+    """Multiplies the output of a file by a factor from `size` samples on."""
     proto = onnx.load(path)
     graph, make = proto.graph, helper.make_node
     out = graph.output[0].name
@@ -91,7 +91,7 @@ def changes_from(path, size, factor):
 
 
 @pytest.mark.parametrize("size", [5, 16, 64, 200])
-def test_a_file_that_is_right_for_fewer_images_only_is_found(tmp_path, size):
+def test_a_file_that_is_right_for_fewer_samples_only_is_found(tmp_path, size):
     model, path, x = Does(torch.tanh).eval(), tmp_path / "m.onnx", torch.randn(2, 8)
     assert export_onnx(model, path, x)
     changes_from(path, size, 2)
@@ -111,7 +111,7 @@ class Limited(nn.Module):
 
     def forward(self, x):
         if not torch.compiler.is_compiling() and x.shape[0] > self.most:
-            raise ValueError("too many images")
+            raise ValueError("too many samples")
         return self.fc(x)
 
 
@@ -127,7 +127,7 @@ def test_a_size_that_the_file_decides_by_and_pytorch_refuses_is_listed(tmp_path)
 def test_a_size_that_is_always_tried_and_pytorch_refuses_fails(tmp_path):
     report = export_onnx(Limited(2).eval(), tmp_path / "m.onnx", torch.randn(2, 8))
     check = the(report, "torch/batch=3")
-    assert "too many images; does the model fix its batch size?" in check.note
+    assert "too many samples; does the model fix its batch size?" in check.note
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_size_that_is_always_tried_and_pytorch_refuses_fails(tmp_path):
     ],
     ids=["place", "from the ninth on", "mean"],
 )
-def test_an_image_whose_result_depends_on_its_place_or_the_others_is_found(tmp_path, leak):
+def test_a_sample_whose_result_depends_on_its_place_or_the_others_is_found(tmp_path, leak):
     report = export_onnx(Does(leak).eval(), tmp_path / "m.onnx", torch.randn(2, 8))
     assert the(report, "batch independence").verdict == "fail"
     assert not (tmp_path / "m.onnx").exists()

@@ -244,7 +244,7 @@ def test_a_fixed_batch_is_run_whole(tmp_path):
 
 
 def test_the_largest_logits_of_the_batch_are_reached(tmp_path):
-    """They belong to whichever image: the weights decide, not the size of its inputs."""
+    """They belong to whichever sample: the weights decide, not the size of its inputs."""
     torch.manual_seed(0)
     layer = nn.Linear(8, 4)
     weights = {"w": layer.weight.detach().numpy(), "b": layer.bias.detach().numpy()}

@@ -104,7 +104,7 @@ def test_a_measurement_is_made_when_it_is_asked_for_and_only_then():
     assert loss.checks()[0].note == "no floating-point output"
     loss.add(BATCH)
     (measured,) = loss.checks()
-    assert measured.note.startswith("float16 against the model's own precision, 6 images: output `output` is off by")
+    assert measured.note.startswith("float16 against the model's own precision, 6 samples: output `output` is off by")
     # An independent run of the rounded network: off by rounding to 11 bits, not by nothing.
     exact = copy.deepcopy(model).double()(X.double()).detach()
     off = (half.prepare(model, BATCH)(X.half()).detach().double() - exact).abs().max() / exact.abs().max()
@@ -133,7 +133,7 @@ def test_a_made_up_precision_is_exported_and_verified_through_the_object_alone(t
     report = export_onnx(model, path, X, calibration=[X, X[:2]], dtype=torch.qint8)
     assert report, report.checks
     assert report.provenance["jumpout_export.dtype"] == "fixed point 2^-8"
-    assert check(report, "precision").note.startswith("fixed point 2^-8 against the model's own precision, 8 images")
+    assert check(report, "precision").note.startswith("fixed point 2^-8 against the model's own precision, 8 samples")
     assert 0 < check(report, "precision").measured < 0.05
     weights = [numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer]
     weights = [one for one in weights if one.dtype == "float32" and one.size > 1]

@@ -21,8 +21,8 @@ CONSTANTS = {
 
 def verified(folder, body, **constants):
     """The report on a file with these nodes behind a ReLU, against a ReLU."""
-    image = "float[batch,3,height,width]"
-    text = f"g ({image} input) => ({image} output) {{ h = Relu (input) s = Shape (input) {body} }}"
+    sample = "float[batch,3,height,width]"
+    text = f"g ({sample} input) => ({sample} output) {{ h = Relu (input) s = Shape (input) {body} }}"
     return verify_onnx(saved(parsed(text, {**CONSTANTS, **constants}), folder / "model.onnx"), nn.ReLU(), X)
 
 
@@ -30,7 +30,7 @@ FACTOR = " f = Where (b, two, one) output = Mul (h, f)"
 
 
 @pytest.mark.parametrize("size", [7, 15, 16, 40, 63, 64])
-def test_a_file_that_is_right_up_to_a_number_of_images_fails(tmp_path, size):
+def test_a_file_that_is_right_up_to_a_number_of_samples_fails(tmp_path, size):
     report = verified(tmp_path, "n = Gather (s, zero) b = Greater (n, k)" + FACTOR, k=np.int64(size))
     assert any(f"batch={size + 1}/worst error" in name for name in found(report))
 
@@ -68,7 +68,7 @@ def test_shapes_alone_are_no_matter(tmp_path):
 
 
 class Shifted(nn.Module):
-    """Adds the image forty places before, which no batch of 17 shows."""
+    """Adds the sample forty places before, which no batch of 17 shows."""
 
     def __init__(self):
         super().__init__()
@@ -79,7 +79,7 @@ class Shifted(nn.Module):
         return y + nn.functional.pad(y, (0, 0, 40, 0))[: y.shape[0]]
 
 
-def test_images_that_reach_far_beyond_the_example_are_found(tmp_path):
+def test_samples_that_reach_far_beyond_the_example_are_found(tmp_path):
     report = export_onnx(Shifted().eval(), tmp_path / "m.onnx", torch.randn(2, 4))
     assert "batch=41" in note(report, "batch independence")
     assert not report
@@ -94,7 +94,7 @@ class Merged(nn.Module):
         return self.fc(x).reshape(-1).tanh().reshape(-1, 3)
 
 
-def test_an_axis_made_of_images_and_others_is_no_matter_by_itself(tmp_path):
+def test_an_axis_made_of_samples_and_others_is_no_matter_by_itself(tmp_path):
     report = export_onnx(Merged().eval(), tmp_path / "m.onnx", torch.randn(2, 4))
     assert report
     assert note(report, "sizes") == "nothing that the file computes from sizes decides anything but shapes"
@@ -109,7 +109,7 @@ COUNTED = (
 
 @pytest.mark.parametrize("body", ["output = Identity (h)", COUNTED], ids=["right", "doubled from a height of 33 on"])
 def test_a_file_that_counts_rows_in_its_data_is_tried_on_both_sides(body, tmp_path):
-    """What it counts are ones that it makes of the image."""
+    """What it counts are ones that it makes of the sample."""
     constants = {"none": np.float32(0), "k": np.float32(32), "rows": np.int64(2)}
     report = verified(tmp_path, body, **constants)
     assert bool(report) == ("Identity" in body)

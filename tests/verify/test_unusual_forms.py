@@ -70,7 +70,7 @@ class Cosine(nn.Module):
 
 
 class Standardized(nn.Module):
-    """A convolution whose kernel is standardized, gates between 0 and 6, means over images."""
+    """A convolution whose kernel is standardized, gates between 0 and 6, means over samples."""
 
     def __init__(self):
         super().__init__()

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from support.verified import IMAGES, Net, found, shifted
+from support.verified import SAMPLES, Net, found, shifted
 from torch import nn
 
 from jumpout_export.export.converter_log import converter_log
@@ -75,14 +75,14 @@ def test_no_model_buys_a_limit_under_which_a_wrong_file_passes(make, edit, right
     model = make().eval()
     wrong = copy.deepcopy(model)
     edit(wrong)
-    images = torch.randn(64, 4).to(next(model.parameters()).dtype)
+    samples = torch.randn(64, 4).to(next(model.parameters()).dtype)
     for source, name in ((model, "right"), (wrong, "wrong")):
         inputs = ["input" if isinstance(model, nn.Linear | nn.Sequential) else "x"]
         named = {"input_names": inputs, "output_names": ["output"], "dynamic_shapes": ({0: torch.export.Dim.DYNAMIC},)}
         with converter_log():
-            torch.onnx.export(source, (images,), tmp_path / f"{name}.onnx", dynamo=True, verbose=False, **named)
+            torch.onnx.export(source, (samples,), tmp_path / f"{name}.onnx", dynamo=True, verbose=False, **named)
     errors = [
-        {check.verdict for check in verify_onnx(tmp_path / name, model, images).checks if "data/worst" in check.name}
+        {check.verdict for check in verify_onnx(tmp_path / name, model, samples).checks if "data/worst" in check.name}
         for name in ("right.onnx", "wrong.onnx")
     ]
     assert errors == [{right}, {"fail"}]
@@ -95,7 +95,7 @@ def test_one_changed_weight_fails(name, corrupt):
     assert report.providers["cpu"].verdict == "fail"
     worst = found(report)["cpu/off/data/worst error"]
     assert worst.measured > 10 * worst.limit
-    assert "output `output`, image" in worst.note
+    assert "output `output`, sample" in worst.note
     constants = "batchnorm constants" if name.startswith("conv") else "weights"
     assert {name.split("/")[0] for name in found(report)} == {"cpu", constants}
     assert report.first_divergence == name.split(".")[0]
@@ -107,8 +107,8 @@ def test_the_batchnorm_constants_are_the_buffers(good, corrupt):
     model, path = good
     wrong = copy.deepcopy(model)
     wrong.bn.running_mean[2] += 1e-3
-    assert verify_onnx(path, model, IMAGES)
-    assert "cpu/all/data/worst error" in found(verify_onnx(path, wrong, IMAGES))
+    assert verify_onnx(path, model, SAMPLES)
+    assert "cpu/all/data/worst error" in found(verify_onnx(path, wrong, SAMPLES))
 
 
 def test_a_renamed_output_fails(corrupt):
@@ -149,7 +149,7 @@ def test_an_added_and_a_dropped_output_fail(corrupt, good):
     model, path = good
     two = Two()
     two.load_state_dict(model.state_dict())
-    report = verify_onnx(path, two, IMAGES)
+    report = verify_onnx(path, two, SAMPLES)
     assert "the file's outputs are output, the model's are output_0, output_1" in found(report)["cpu/off/names"].note
 
 
@@ -216,7 +216,7 @@ def test_a_file_with_a_fixed_batch_size_is_verified_at_that_size(good, corrupt):
     assert report
     names = [check.name for check in report.checks if "worst error" in check.name and "off" in check.name]
     assert [name.split("/")[2] for name in names] == ["batch=3", "made-up batch=3", "data"]
-    assert any("; 42 images" in check.note for check in report.checks)  # 40 in threes, the last filled up
+    assert any("; 42 samples" in check.note for check in report.checks)  # 40 in threes, the last filled up
 
 
 def test_a_file_that_runs_at_one_batch_size_only_fails(corrupt):
@@ -240,7 +240,7 @@ def test_integer_outputs_must_be_equal(tmp_path):
     node.op_type = "ArgMin"
     (tmp_path / "bad.onnx").write_bytes(proto.SerializeToString())
     report = verify_onnx(tmp_path / "bad.onnx", Top(), torch.randn(4, 3))
-    assert found(report)["cpu/off/data/worst error"].note.startswith("output `top`, image")
+    assert found(report)["cpu/off/data/worst error"].note.startswith("output `top`, sample")
     assert (found(report)["cpu/off/data/worst error"].measured, found(report)["cpu/off/data/worst error"].limit) == (
         1,
         0,

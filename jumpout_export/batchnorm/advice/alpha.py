@@ -38,18 +38,18 @@ SAME = 0.01
 DISAGREEMENT, SCATTER = 0.1, 0.25
 
 
-def advise(feed: Feed, layers: Sequence[Layer], images: int = 512) -> dict[str, AlphaAdvice]:
+def advise(feed: Feed, layers: Sequence[Layer], samples: int = 512) -> dict[str, AlphaAdvice]:
     """Returns, by BatchNorm name, what the noise before it does to its variance and the alpha that would keep it.
 
     Only BatchNorms that read a Jumpout or nn.Dropout layer directly or through one linear layer are there;
     `noise_paths` says what counts. Noise further upstream is not in the law. The prediction is of ln(P / T) as the
     check measures it: pooled over many batches, eps added to both variances. The model is left as it was found, after
-    one pass that ends with the batch that reaches `images`.
+    one pass that ends with the batch that reaches `samples`.
 
     Raises:
-        ValueError: if `images` is not positive.
+        ValueError: if `samples` is not positive.
     """
-    paths = noise_paths(feed, layers, images)
+    paths = noise_paths(feed, layers, samples)
     found = {layer.name: _advice(paths[layer.name], layer.eps) for layer in layers if layer.name in paths}
     return {name: advice for name, advice in found.items() if advice is not None}
 

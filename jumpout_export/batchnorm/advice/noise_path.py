@@ -27,7 +27,7 @@ LINEAR: tuple[type[nn.Module], ...] = (nn.Linear, *_CONVOLUTIONS)
 class NoisePath:
     """How the noise of one stochastic layer reaches one BatchNorm, measured with the noise off.
 
-    The BatchNorm's input is a bias plus u = sum_i w_i x_i; without a linear layer between, u = x. Sums are over images
+    The BatchNorm's input is a bias plus u = sum_i w_i x_i; without a linear layer between, u = x. Sums are over samples
     and pixels, (C,) float64 on the CPU each.
     """
 
@@ -78,10 +78,10 @@ class NoisePath:
 
 
 def mask_power(linear: Any, x: Tensor, channels: int | None) -> Tensor | None:
-    """Returns the sum over images and output pixels of sum_i w_i^2 x_i^2, (C,) float64, or None where no law is known.
+    """Returns the sum over samples and output pixels of sum_i w_i^2 x_i^2, (C,) float64, or None where no law is known.
 
     i runs over the taps and input channels that one output pixel reads; what is padded with zeros has no noise. It is
-    the convolution of x^2 with w^2, and because that is linear the images are summed before it.
+    the convolution of x^2 with w^2, and because that is linear the samples are summed before it.
 
     Where whole channels of a map are dropped, `channels` is how many it has. One mask then covers all values of a
     channel, so that their weighted sum is squared instead of each.
@@ -113,7 +113,7 @@ def _apply(linear: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _channel_power_of_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """The sum over images and channels of (sum of w x over the channel)^2, (O,), of (N, C, L) and (O, C, L)."""
+    """The sum over samples and channels of (sum of w x over the channel)^2, (O,), of (N, C, L) and (O, C, L)."""
     power = torch.zeros(len(weight), dtype=torch.float64, device=x.device)
     for chunk in _chunks(x):
         for channel in range(x.shape[1]):
@@ -151,6 +151,6 @@ def _taps(convolution: Any, x: Tensor) -> Iterator[Tensor]:
 
 
 def _chunks(x: Tensor, copies: int = 1) -> Iterator[Tensor]:
-    """Images of x in float64, new memory, as many at a time as hold `CHUNK` values in all copies, at least one."""
+    """Samples of x in float64, new memory, as many at a time as hold `CHUNK` values in all copies, at least one."""
     for chunk in x.detach().split(max(1, CHUNK * len(x) // max(copies * x.numel(), 1))):
         yield chunk.to(torch.float64, copy=True)

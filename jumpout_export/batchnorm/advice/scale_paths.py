@@ -23,30 +23,30 @@ from jumpout_export.model.stochastic import StochasticLayer, stochastic_layers
 from jumpout_export.model.wrappers import plain_names
 from jumpout_export.nn.modules import Jumpout
 
-# Numbers of dimensions with which torch drops whole channels of single images; with others it drops something else.
+# Numbers of dimensions with which torch drops whole channels of single samples; with others it drops something else.
 _CHANNELWISE: dict[type[nn.Module], int] = {nn.Dropout1d: 3, nn.Dropout2d: 4, nn.Dropout3d: 5}
 _SOURCES = (Jumpout, nn.Dropout, *_CHANNELWISE)
 # f(s z x) = s z f(x) for a scale s > 0 and a mask z of zeros and ones; Flatten moves no element.
 _KEEPS_MASKS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Flatten)
 
 
-def noise_paths(feed: Feed, layers: Sequence[Layer], images: int) -> dict[str, NoisePath]:
+def noise_paths(feed: Feed, layers: Sequence[Layer], samples: int) -> dict[str, NoisePath]:
     """Returns, by BatchNorm name, the noise of a single layer that reaches it through at most one linear layer.
 
     Sources are Jumpout and nn.Dropout, 1d, 2d and 3d; linear layers are nn.Linear on (N, F) and nn.Conv1d to 3d with
     zero padding. Between source and linear layer only what keeps masks may stand (identity, Flatten, ReLU, LeakyReLU,
     PReLU), between linear layer and BatchNorm nothing but an identity. Anything else, functional calls among it, ends
-    the path; so does a BatchNorm whose calls read different layers. Memory does not depend on the number of images.
+    the path; so does a BatchNorm whose calls read different layers. Memory does not depend on the number of samples.
 
     Measured in the state P, noise off and BatchNorm on batch statistics: what the law relates the state T to. The
-    model is left exactly as it was found, also after an exception. The pass ends with the batch that reaches `images`;
+    model is left exactly as it was found, also after an exception. The pass ends with the batch that reaches `samples`;
     layers that are frozen or no BatchNorm are passed over.
 
     Raises:
-        ValueError: if `images` is not positive.
+        ValueError: if `samples` is not positive.
     """
-    if images < 1:
-        raise ValueError(f"images must be at least 1, got {images}")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     # Layers that are no identity in eval mode hand on new memory anyway.
     names = plain_names(feed.model)
     sources = [
@@ -62,7 +62,7 @@ def noise_paths(feed: Feed, layers: Sequence[Layer], images: int) -> dict[str, N
     norms = [layer for layer in moving if is_batchnorm(layer.module)]
     hooked = trace.attached(feed.model, norms, sources)
     with torch.no_grad(), in_state(feed.model, moving, RENORMALISED), hooked:
-        feed.alone(images).replay("looking for what feeds BatchNorm", trace.forward)
+        feed.alone(samples).replay("looking for what feeds BatchNorm", trace.forward)
     return {name: path for name, path in trace.paths.items() if path is not None}
 
 
@@ -90,11 +90,11 @@ class _Trace:
         # By address. Holding the tensor keeps its memory from being given to another one.
         self._signals: dict[int, tuple[Tensor, int, _Signal]] = {}
         self._running: list[_Signal | None] = []
-        self._images = 0
+        self._samples = 0
 
     def forward(self, step: Step) -> int:
-        """Runs the step and returns the number of images that reached the first BatchNorm."""
-        self._images = 0
+        """Runs the step and returns the number of samples that reached the first BatchNorm."""
+        self._samples = 0
         try:
             step.run()
         except _OneValueError:
@@ -102,7 +102,7 @@ class _Trace:
         finally:
             self._signals.clear()
             self._running.clear()
-        return self._images
+        return self._samples
 
     @contextlib.contextmanager
     def attached(self, model: nn.Module, layers: Sequence[Layer], sources: Sequence[StochasticLayer]) -> Iterator[None]:
@@ -163,7 +163,7 @@ class _Trace:
             x = _input(args, kwargs)
             if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[1] != layer.channels:
                 return  # the layer's own error says what is wrong
-            self._images = self._images or x.shape[0]
+            self._samples = self._samples or x.shape[0]
             if x.numel() == x.shape[1]:
                 raise _OneValueError
             signal = self._find(x)
@@ -193,7 +193,7 @@ class _Trace:
             return None
         if x.shape == marked.shape:
             return signal if x.stride() == marked.stride() else None
-        # Of what a linear layer returned only the pixels may be folded; channels that are dropped stay their image's.
+        # Of what a linear layer returned only the pixels may be folded; channels that are dropped stay their sample's.
         if signal.linear is not None and x.shape[:2] != marked.shape[:2]:
             return None
         if signal.channels is not None and len(x) != len(marked):

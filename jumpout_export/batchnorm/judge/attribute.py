@@ -1,13 +1,13 @@
 """Where a layer's drift comes from: stale buffers, stochastic layers being off, BatchNorms upstream, or other data.
 
-The stored statistics R are compared with three states that saw the same images: T (training: noise on, batch
+The stored statistics R are compared with three states that saw the same samples: T (training: noise on, batch
 statistics), P (noise off, batch statistics) and E (serving: noise off, stored statistics). With all of them in units of
 the same tau, ln(E/R) = ln(T/R) + ln(P/T) + ln(E/P), and likewise for the means: exactly additive. With a reference, T,
-P and E are measured on its images, and the step from E there to E of what is checked is a fourth part: data.
+P and E are measured on its samples, and the step from E there to E of what is checked is a fourth part: data.
 
 The moments of T and P are pooled over all batches, like those of E. Training stores something slightly else: the mean
 of the variances *within* its batches, each made unbiased as if pixels were independent. It is smaller than the pooled
-variance by what the batch means vary, at most 1 / B of it for B images in a batch (pixels of one image vary together)
+variance by what the batch means vary, at most 1 / B of it for B samples in a batch (pixels of one sample vary together)
 and less downstream of a BatchNorm, which takes out what is common to a batch. Pooled moments are chosen all the same,
 because the parts then compare distributions of one and the same input: before the first BatchNorm E = P to the last
 bit, and T = P where nothing is random. The difference within / pooled, a property of the stored statistics, is part of

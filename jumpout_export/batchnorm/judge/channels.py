@@ -5,10 +5,10 @@ of it. So every channel is tested by itself for a W beyond `fail`, with the erro
 held by Holm (1979): the chance that any healthy channel is called drifting is at most that of one interval.
 
 Channels are many and their tails heavy, so the bounds are rectangular, for mean and variance, and allow for what no
-standard error shows: images so rare that this sample, or the stored average, holds none of them. Of n images a share of
-ln(1 / level) / n may be missing with probability `level`. What they can add is bounded by taking that none deviates by
-more than `RARE` standard deviations, the channel's own or a typical channel's of its layer, whichever is larger; in
-channels with heavier tails than a normal one's by more, as the root of the kurtosis.
+standard error shows: samples so rare that none is among those that were seen, or in the stored average. Of n samples a
+share of ln(1 / level) / n may be missing with probability `level`. What they can add is bounded by taking that none
+deviates by more than `RARE` standard deviations, the channel's own or a typical channel's of its layer, whichever is
+larger; in channels with heavier tails than a normal one's by more, as the root of the kurtosis.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from jumpout_export.batchnorm.judge.estimate import Estimate, student_quantile
-from jumpout_export.batchnorm.judge.score import MIN_IMAGES
+from jumpout_export.batchnorm.judge.score import MIN_SAMPLES
 
 RARE = 8.0
 
@@ -31,21 +31,21 @@ class ChannelTest:
     """The test of every channel of one layer for a W beyond a margin.
 
     Attributes:
-        total: the estimate from all images, in units of the stored tau.
+        total: the estimate from all samples, in units of the stored tau.
         scale: (C,) the stored tau.
         usable: (C,) bool, channels whose stored statistics can be compared; the others are tested elsewhere.
-        units: how many images there are, or groups of them.
-        stored_images: how many images the stored average holds; infinity for noiseless buffers.
+        units: how many samples there are, or groups of them.
+        stored_samples: how many samples the stored average holds; infinity for noiseless buffers.
         stored: how noisy that average is, in sampling variances of what was measured.
         inflation: how many times larger its standard error may be than those make it.
-        repeats: how many images are alike where they are not independent.
+        repeats: how many samples are alike where they are not independent.
     """
 
     total: Estimate
     scale: Tensor
     usable: Tensor
     units: int
-    stored_images: float
+    stored_samples: float
     stored: float
     inflation: float = 1.0
     repeats: float = 1.0
@@ -58,17 +58,17 @@ class ChannelTest:
     def low(self, level: float) -> Tensor:
         """Returns (C,) a lower bound of each channel's W, above it with probability `level` at most; 0 if unusable."""
         total = self.total
-        if self.count == 0 or self.units < MIN_IMAGES * self.repeats:
+        if self.count == 0 or self.units < MIN_SAMPLES * self.repeats:
             return torch.zeros_like(total.delta)
         noise = math.sqrt(self.repeats + self.inflation**2 * self.stored)
         z = noise * student_quantile(int(self.units / self.repeats) - 1, level / 2)
-        # One image of the last batch weighs up to twice what one of as many equal images does.
-        rare = math.log(4 / level) * (self.repeats / self.units + 2 / self.stored_images)
+        # One sample of the last batch weighs up to twice what one of as many equal samples does.
+        rare = math.log(4 / level) * (self.repeats / self.units + 2 / self.stored_samples)
         spread = total.v.sqrt()
         # The kurtosis less 1, which is 2 where the channel is normal and has one pixel.
         tail = (self.units * total.log_ratio_se2 / 2).clamp_min(1).sqrt()
         largest = RARE * tail * spread.maximum(self.scale[self.usable].quantile(0.5) / self.scale)
-        # A share p of the images that makes p A^2 of the variance moves the mean by p A, at most sqrt(p) deviations.
+        # A share p of the samples that makes p A^2 of the variance moves the mean by p A, at most sqrt(p) deviations.
         missing = (rare * largest).clamp_max(math.sqrt(rare)) * spread.clamp_min(1)
         mean = (total.delta.abs() - z * total.delta_se2.sqrt() - missing).clamp_min(0)
         error = z * total.log_ratio_se2.sqrt()

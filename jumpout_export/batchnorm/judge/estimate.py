@@ -1,4 +1,4 @@
-"""Mean and variance against the stored ones, with their sampling errors, from sums over images."""
+"""Mean and variance against the stored ones, with their sampling errors, from sums over samples."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Estimate:
     variance is Var(psi) / n, its covariance with m is Cov(a, psi) / n, and the delta method gives Var(ln r) =
     Var(psi) / n / r^2.
 
-    Where the variance is that within images only (InstanceNorm), b holds it alone: v = mean b, and psi = b - mean b.
+    Where the variance is that within samples only (InstanceNorm), b holds it alone: v = mean b, and psi = b - mean b.
 
     Attributes:
-        n: (..., C) images; of weighted ones as many as would be as good if they weighed the same, (sum w)^2 / sum w^2.
+        n: (..., C) samples; of weighted ones as many as would be as good if they weighed the same, (sum w)^2 / sum w^2.
         delta: (..., C) m, which is (mean - running_mean) / tau.
         v: (..., C) variance in units of tau^2, unbiased.
         r: (..., C) v + eps / tau^2, which is (variance + eps) / (running_var + eps).
@@ -65,14 +65,14 @@ class Estimate:
 
     @property
     def noise(self) -> Tensor:
-        """(..., C) what the sampling of images adds to W^2; Var(sqrt r) = r Var(ln r) / 4."""
+        """(..., C) what sampling adds to W^2; Var(sqrt r) = r Var(ln r) / 4."""
         return self.delta_se2 + self.r * self.log_ratio_se2 / 4
 
     def p_values(self, stored: float, repeats: float = 1.0) -> Tensor:
         """(..., C) of the hypothesis that delta and log_ratio are both 0, that is of noise alone.
 
         Hotelling's T^2 of the two with their covariance; the stored average is `stored` times as noisy as this (in
-        variance), and each image stands for `repeats` alike.
+        variance), and each sample stands for `repeats` alike.
         """
         both = repeats + stored
         vd, vl = (part * both + _RESOLUTION**2 for part in (self.delta_se2, self.log_ratio_se2))
@@ -87,7 +87,7 @@ class Estimate:
 
 
 def estimate(moments: Moments, eps: float, sums: Tensor | None = None) -> Estimate:
-    """Returns the estimate for a layer whose eps is `eps`, from all images or from (..., 6, C) sums over some."""
+    """Returns the estimate for a layer whose eps is `eps`, from all samples or from (..., 6, C) sums over some."""
     sums = moments.total if sums is None else sums
     return Estimate(sums, eps / moments.scale.square(), moments.unbias, per_instance=moments.per_instance)
 
@@ -122,12 +122,12 @@ def student_quantile(freedom: int, level: float) -> float:
     return sum(term / freedom**power for power, term in enumerate(terms))
 
 
-def stored_noise(moments: Moments, eps: float, stored_images: float) -> float:
-    """Returns how noisy the average of so many stored images is, in sampling variances of what was measured.
+def stored_noise(moments: Moments, eps: float, stored_samples: float) -> float:
+    """Returns how noisy the average of so many stored samples is, in sampling variances of what was measured.
 
-    Where groups are the unit, those of what was measured are those of groups, and of the average those of images.
+    Where groups are the unit, those of what was measured are those of groups, and of the average those of samples.
     """
     if not isinstance(moments, GroupedMoments):
-        return moments.images / stored_images
+        return moments.samples / stored_samples
     measured, alone = (float(estimate(one, eps).noise.nan_to_num().mean()) for one in (moments, moments.alone))
-    return moments.images / stored_images * (alone / measured if measured > 0 else 1.0)
+    return moments.samples / stored_samples * (alone / measured if measured > 0 else 1.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jumpout_export.batchnorm.judge.attribute import CAUSES, Parts
-from jumpout_export.batchnorm.judge.score import GUESSED_NOISE, MIN_IMAGES, Score
+from jumpout_export.batchnorm.judge.score import GUESSED_NOISE, MIN_SAMPLES, Score
 from jumpout_export.batchnorm.judge.verdicts import Judged
 from jumpout_export.batchnorm.measure.layers import Layer, label
 from jumpout_export.batchnorm.measure.moments import Moments
@@ -30,7 +30,7 @@ FEW_CHANNELS = 1 / 16
 
 
 def verdict_sentence(
-    judged: Judged, images: int, warn: float, fail: float, *, guessed: bool, explaining: int | None = None
+    judged: Judged, samples: int, warn: float, fail: float, *, guessed: bool, explaining: int | None = None
 ) -> str:
     """Says what a layer's verdict is and how much it is off; `explaining` is what `explaining_batch` returns."""
     score = judged.score
@@ -39,7 +39,7 @@ def verdict_sentence(
     if judged.verdict == "ok":
         return _agrees(score)
     if judged.verdict == "inconclusive":
-        return _undecided(score, images, warn, guessed=guessed, explaining=explaining)
+        return _undecided(score, samples, warn, guessed=guessed, explaining=explaining)
     degree = "Severe drift" if score.low > fail else "Drift"
     # A dead channel of a layer with eps = 0 has a ratio of exactly 0.
     ratio = float(score.log_ratio.exp().nanquantile(0.5))
@@ -91,22 +91,22 @@ def few_channels_sentence(judged: Judged) -> list[str]:
     return [f"{one} {share:.0%} of W squared."]
 
 
-def _undecided(score: Score, images: int, warn: float, *, guessed: bool, explaining: int | None) -> str:
-    """Says why a layer is undecided, and how many images would decide, if a number of images would."""
+def _undecided(score: Score, samples: int, warn: float, *, guessed: bool, explaining: int | None) -> str:
+    """Says why a layer is undecided, and how many samples would decide, if a number of samples would."""
     between = f"Undecided: W lies between {score.low:.3f} and {score.high:.3f}, the margin is {warn:g}"
-    if score.units < MIN_IMAGES:
-        unit = "images" if score.units == images else "groups of images"
-        return f"Undecided: {score.units} {unit} are too few for an error bar; pass at least {MIN_IMAGES}."
+    if score.units < MIN_SAMPLES:
+        unit = "samples" if score.units == samples else "groups of samples"
+        return f"Undecided: {score.units} {unit} are too few for an error bar; pass at least {MIN_SAMPLES}."
     if not math.isfinite(score.high):
-        return f"Undecided: the images are too alike for an error bar; pass at least {MIN_IMAGES} independent ones."
-    needed = score.images_needed(warn, images)
+        return f"Undecided: the samples are too alike for an error bar; pass at least {MIN_SAMPLES} independent ones."
+    needed = score.samples_needed(warn, samples)
     if score.heavy_tailed:
-        more = "" if needed is None else f" (about {_round(needed - images)} more would decide)"
+        more = "" if needed is None else f" (about {_round(needed - samples)} more would decide)"
         return f"{between}{more}; {_heavy_tails(score)}."
     decided_but_for_noise = score.low > warn or score.high < warn
     if needed is not None and not decided_but_for_noise:
-        return f"{between}; about {_round(needed - images)} more images would decide."
-    if decided_but_for_noise or score.stored_images < images:
+        return f"{between}; about {_round(needed - samples)} more samples would decide."
+    if decided_but_for_noise or score.stored_samples < samples:
         unless = ", say training_batch_size= if training used larger batches" if guessed else ""
         rule = f"; as the batch size of training is a guess, drift has to exceed {GUESSED_NOISE:.0f} times that"
         alone = "" if explaining is None else f"; {_small_batches(explaining)}"
@@ -115,17 +115,17 @@ def _undecided(score: Score, images: int, warn: float, *, guessed: bool, explain
             f"{rule if guessed and score.low > warn else ''}{alone}; {FIX}{unless}, or train longer with a smaller "
             "momentum."
         )
-    return f"{between}; W is too close to the margin for more images to decide; {FIX}, or set another margin."
+    return f"{between}; W is too close to the margin for more samples to decide; {FIX}, or set another margin."
 
 
 def _heavy_tails(score: Score) -> str:
-    """Names the share of the images that carry the variance, and what helps."""
+    """Names the share of the samples that carry the variance, and what helps."""
     few = max(round(score.carrying), 1)
     return (
-        f"as few as {few} of {score.units:,} images ({few / score.units:.1%}) carry most of its variance, in the "
-        "channels that are least certain, so neither these images nor a moving average know it well. What helps: to "
-        "train on, where that is so after a few steps; to look at these images and at what lets them grow (learning "
-        f"rate, missing clipping); {FIX}, on as many images as there are"
+        f"as few as {few} of {score.units:,} samples ({few / score.units:.1%}) carry most of its variance, in the "
+        "channels that are least certain, so neither these samples nor a moving average know it well. What helps: to "
+        "train on, where that is so after a few steps; to look at these samples and at what lets them grow (learning "
+        f"rate, missing clipping); {FIX}, on as many samples as there are"
     )
 
 
@@ -137,8 +137,8 @@ def small_batches_sentence(explaining: int) -> str:
 
 def _small_batches(explaining: int) -> str:
     return (
-        f"noise alone explains this if a training batch held at most {count(explaining, 'image')}, as micro-batches of "
-        "gradient accumulation and batches of single processes do (training_batch_size= is the size of these)"
+        f"noise alone explains this if a training batch held at most {count(explaining, 'sample')}, as micro-batches "
+        "of gradient accumulation and batches of single processes do (training_batch_size= is the size of these)"
     )
 
 
@@ -156,7 +156,7 @@ def cause_sentences(
     """Says why a layer drifts, where its parts were measured, and what to do about it, or gives other `advice`.
 
     `origin` is the layer where the drift starts, if it is called before this one; `explaining` the batch size of
-    training by which noise alone explains what is stale; `reference` says whether the images of training were given.
+    training by which noise alone explains what is stale; `reference` says whether the samples of training were given.
     """
     if parts is None:
         if advice:
@@ -169,7 +169,7 @@ def cause_sentences(
     if first == "stale" and explaining is not None and not advice:
         return [
             small_batches_sentence(explaining),
-            f"{_FIX}; if the batches were larger, the average lags or training sees other images than serving.",
+            f"{_FIX}; if the batches were larger, the average lags or training sees other samples than serving.",
         ]
     also = f", {shares[second]:.0%} {second}" if shares[second] >= SECOND_CAUSE else ""
     if also and shares[first] < 0.995 and shares[first] + shares[second] > 1.005:
@@ -226,9 +226,9 @@ def _kind(layer: Layer) -> list[str]:
         found.append(f"Also {also}: one module under several names, which is one layer.")
     if layer.per_instance:
         found.append(
-            "InstanceNorm: compared with the averages over images of each image's own mean and variance, which is what "
-            "it stores. In training it normalises each image by itself and serves with the averages: that difference "
-            "remains, and without running statistics (track_running_stats=False) there would be none."
+            "InstanceNorm: compared with the averages over samples of each sample's own mean and variance, which is "
+            "what it stores. In training it normalises each sample by itself and serves with the averages: that "
+            "difference remains, and without running statistics (track_running_stats=False) there would be none."
         )
     if layer.fused:
         found.append(
@@ -283,7 +283,7 @@ def _effect(parts: Parts, cause: Cause) -> str:
         "stale": "what training sees now has",
         "stochastic": "without dropout or jumpout the input has",
         "propagated": "the stored statistics of BatchNorms before it give it",
-        "data": "these images have",
+        "data": "these samples have",
     }[cause]
     if parts.of_variance[index] >= parts.of_mean[index]:
         spread = _rms(parts.log_ratio[index])
@@ -322,9 +322,9 @@ def _advice(cause: Cause, name: str, origin: str | None, *, guessed: bool, froze
     smaller = ", and say training_batch_size= if training used smaller batches" if guessed else ""
     if not reference:
         return (
-            "Either the average lags behind the weights or saw augmentation that serving lacks, or these images are "
+            "Either the average lags behind the weights or saw augmentation that serving lacks, or these samples are "
             "others than those of training: check with reference=, some batches of training, to know which; the "
-            f"first is mended by recalibrating, {CALL}, the second perhaps by preprocessing the images as in "
+            f"first is mended by recalibrating, {CALL}, the second perhaps by preprocessing the samples as in "
             f"training{smaller}."
         )
     return (

@@ -1,7 +1,7 @@
-"""Error bars of what is made of several states: the parts of a drift, and how far two sets of images are apart.
+"""Error bars of what is made of several states: the parts of a drift, and how far two sets of samples are apart.
 
-States that saw the same images vary together, so a fold of images is left out of all of them at once (a jackknife).
-What is checked and its reference are independent sets of images: the variances of what each leaves out add up.
+States that saw the same samples vary together, so a fold of samples is left out of all of them at once (a jackknife).
+What is checked and its reference are independent sets of samples: the variances of what each leaves out add up.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from jumpout_export.batchnorm.judge.attribute import steps, typical
 from jumpout_export.batchnorm.judge.estimate import Estimate, estimate, student_quantile
-from jumpout_export.batchnorm.judge.score import MIN_IMAGES
+from jumpout_export.batchnorm.judge.score import MIN_SAMPLES
 from jumpout_export.batchnorm.measure.moments import Moments, N
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far what a layer sees of two sets of images is apart, a W in units of the stored tau."""
+    """How far what a layer sees of two sets of samples is apart, a W in units of the stored tau."""
 
     w: float  # debiased
     low: float  # lower end of the interval
@@ -29,11 +29,11 @@ class Distance:
 
 
 def part_errors(states: Sequence[Moments], checked: Moments | None, eps: float, usable: Tensor) -> Tensor:
-    """Returns (K,) standard errors of the parts of the median ln r from the sampling of images.
+    """Returns (K,) sampling standard errors of the parts of the median ln r.
 
     Args:
-        states: moments of T, P and E, of the same images.
-        checked: with a reference, the moments of E of what is checked, of other images.
+        states: moments of T, P and E, of the same samples.
+        checked: with a reference, the moments of E of what is checked, of other samples.
         eps: that of the layer.
         usable: (C,) bool, the channels that can be compared.
     """
@@ -47,9 +47,9 @@ def part_errors(states: Sequence[Moments], checked: Moments | None, eps: float, 
 
 
 def data_distance(checked: Moments, reference: Moments, eps: float, usable: Tensor, level: float) -> Distance:
-    """Returns how far apart two sets of images are in what a layer sees of them; the interval misses by `level`."""
+    """Returns how far apart two sets of samples are in what a layer sees of them; the interval misses by `level`."""
     one, two = estimate(checked, eps), estimate(reference, eps)
-    if min(checked.units, reference.units) < MIN_IMAGES or not usable.any():
+    if min(checked.units, reference.units) < MIN_SAMPLES or not usable.any():
         return Distance(math.nan, math.nan, math.inf)
     w2 = float(_apart(one, two, usable))
     variance = 0.0
@@ -72,7 +72,7 @@ def _apart(one: Estimate, two: Estimate, usable: Tensor) -> Tensor:
 
 
 def _without_folds(moments: Moments, eps: float) -> Estimate:
-    """The estimate, (F, C), with each fold of images left out in turn."""
+    """The estimate, (F, C), with each fold of samples left out in turn."""
     folds = moments.sums[moments.sums[:, N].amax(dim=1) > 0]
     return estimate(moments, eps, moments.total - folds)
 

@@ -28,7 +28,7 @@ from jumpout_export.report import AlphaAdvice, BatchNormCall, BatchNormLayer
 class Measured:
     """What the check measured: the states E, P and T, the last two None where they were not measured.
 
-    With a `reference`, its state E, P and T are those of its images.
+    With a `reference`, its state E, P and T are those of its samples.
     The intervals miss the truth with probability `level`; `advice` is what the law of the scaled mask says, by layer.
     """
 
@@ -81,12 +81,12 @@ class _Row:
         self._moments = measured.serving.moments.get(layer.name)
         self._judged = judged
         self._parts: Parts | None = None
-        self._other_data = False  # whether the images are shown to be others than those of the reference
+        self._other_data = False  # whether the samples are shown to be others than those of the reference
         self.row = BatchNormLayer(
             name=layer.name,
             kind=layer.kind,
             channels=layer.channels,
-            images=self._moments.images if self._moments is not None else 0,
+            samples=self._moments.samples if self._moments is not None else 0,
             verdict="inconclusive",
             w=math.nan,
             w_low=math.nan,
@@ -114,7 +114,7 @@ class _Row:
             guessed, explaining = judge.guessed, self._explaining(judged)
             sentences = [
                 explain.verdict_sentence(
-                    judged, row.images, judge.warn, judge.fail, guessed=guessed, explaining=explaining
+                    judged, row.samples, judge.warn, judge.fail, guessed=guessed, explaining=explaining
                 )
             ]
             sentences += explain.few_channels_sentence(judged)
@@ -167,7 +167,7 @@ class _Row:
         serving = estimate(moments, eps)
         _summarise(row, serving, ~broken)
         if row.verdict == "inconclusive" and not broken.any():
-            row.images_needed = score.images_needed(judge.warn, row.images)
+            row.samples_needed = score.samples_needed(judge.warn, row.samples)
         if 1 < moments.calls <= MOST_CALLS:
             row.calls = [_call(moments, sums, eps, ~broken) for sums in moments.call_sums]
         self._attribute(serving, ~broken, judged)
@@ -203,13 +203,13 @@ class _Row:
         row.cause = self._parts.cause(data=self._other_data) if row.verdict == "drift" else None
 
     def _compare_data(self, reference: Moments, known: Tensor) -> None:
-        """Measures how far the images that are checked are from those of the reference, for this layer."""
+        """Measures how far the samples that are checked are from those of the reference, for this layer."""
         if self._moments is None:
             return
         eps, measured = self._layer.eps, self._measured
         apart = data_distance(self._moments, reference, eps, known, measured.level)
         self.row.w_data, self.row.w_data_low, self.row.w_data_high = apart.w, apart.low, apart.high
-        # Over all layers the images are called other ones by mistake at most as often as one interval misses.
+        # Over all layers the samples are called other ones by mistake at most as often as one interval misses.
         strict = measured.level / max(len(measured.serving.moments), 1)
         self._other_data = data_distance(self._moments, reference, eps, known, strict).low > 0
 

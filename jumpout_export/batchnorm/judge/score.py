@@ -15,7 +15,7 @@ from jumpout_export.model import norms
 from jumpout_export.report import BatchNormVerdict
 
 # Below this a jackknife interval means little; the layer is then undecided.
-MIN_IMAGES = 8
+MIN_SAMPLES = 8
 # Nobody trains BatchNorm on much smaller batches; checking on small ones must not excuse drift as training noise.
 MIN_TRAINING_BATCH = 32
 # Of F.batch_norm.
@@ -23,7 +23,7 @@ TORCHS_MOMENTUM = 0.1
 # Where the batch size of training is a guess, drift has to stand out this many times from the noise of the stored
 # average: batches nine times smaller than guessed make three times that noise.
 GUESSED_NOISE = 3.0
-# Where the variance is carried by fewer images than this, and by a smaller share of them, tails are heavy.
+# Where the variance is carried by fewer samples than this, and by a smaller share of them, tails are heavy.
 HEAVY_COUNT, HEAVY_SHARE = 100, 0.05
 
 
@@ -33,23 +33,23 @@ class Score:
 
     delta: Tensor  # (C,) (m - mu) / tau
     log_ratio: Tensor  # (C,) ln r, with r = (v + eps) / (s2 + eps)
-    delta_se: Tensor  # (C,) standard error of delta from the sampling of images
+    delta_se: Tensor  # (C,) standard error of delta, by sampling
     log_ratio_se: Tensor  # (C,) the same of log_ratio
     p_values: Tensor  # (C,) of the hypothesis that both are noise, that of the stored average included
     w: float  # debiased RMS over channels of sqrt(delta^2 + (sqrt(r) - 1)^2)
-    low: float  # lower end of its interval, which covers the sampling of images and the noise in the stored average
+    low: float  # lower end of its interval, which covers sampling and the noise in the stored average
     high: float  # upper end
     measured: float  # w before what noise adds is taken off
-    floor: float  # what noise alone makes of w: that of the images and that left in the stored moving average
+    floor: float  # what noise alone makes of w: that of the samples and that left in the stored moving average
     stored_floor: float  # what the noise in the stored moving average alone makes of w
-    stored_images: float  # how many images the stored moving average holds
+    stored_samples: float  # how many samples the stored moving average holds
     constant: Tensor  # (C,) bool, channels whose input never varied
-    units: int = MIN_IMAGES  # images, or groups of them where they are the unit
+    units: int = MIN_SAMPLES  # samples, or groups of them where they are the unit
     carrying: float = math.inf  # as good as so many of them carry the variance, in the channels that are least certain
 
     @property
     def heavy_tailed(self) -> bool:
-        """Whether few images carry most of the variance, so that no sample of this size knows it well."""
+        """Whether few samples carry most of the variance, so that no set of this size knows it well."""
         return self.carrying < min(HEAVY_SHARE * self.units, HEAVY_COUNT)
 
     @property
@@ -69,52 +69,52 @@ class Score:
         beyond = max(warn, GUESSED_NOISE * self.stored_floor) if guessed else warn
         return "drift" if self.low > beyond else "inconclusive"
 
-    def images_needed(self, margin: float, images: int) -> int | None:
-        """Returns about how many images would decide; None where more images would not, or not a reasonable number."""
+    def samples_needed(self, margin: float, samples: int) -> int | None:
+        """Returns about how many samples would decide; None where more would not, or not a reasonable number."""
         # In W^2, in which the interval is symmetric: near 0 that of W would only shrink with the fourth root of n.
         half = self.high**2 - self.w**2
         distance = abs(self.w**2 - margin**2)
         if not math.isfinite(half) or distance == 0 or half == 0:
             return None
-        # The interval shrinks as the root of 1 / images + 1 / stored_images, whose second part stays.
-        per_image = (1 / images + 1 / self.stored_images) * (distance / half) ** 2 - 1 / self.stored_images
-        if per_image <= 0:
+        # The interval shrinks as the root of 1 / samples + 1 / stored_samples, whose second part stays.
+        per_sample = (1 / samples + 1 / self.stored_samples) * (distance / half) ** 2 - 1 / self.stored_samples
+        if per_sample <= 0:
             return None
-        needed = math.ceil(1 / per_image)
-        return needed if images < needed <= 1000 * images else None
+        needed = math.ceil(1 / per_sample)
+        return needed if samples < needed <= 1000 * samples else None
 
 
 def score_layer(
-    moments: Moments, eps: float, stored_images: float, level: float = 0.05, *, repeats: float = 1.0
+    moments: Moments, eps: float, stored_samples: float, level: float = 0.05, *, repeats: float = 1.0
 ) -> Score:
     """Returns the score of one layer, whose interval misses the truth with probability `level`.
 
-    `stored_images` is how many images the stored moving average holds; infinity for noiseless buffers. `repeats` is how
-    many images are alike where they are not independent: the sampling of images then is as noisy as that of so many
-    times fewer.
+    `stored_samples` is how many samples the stored moving average holds; infinity for noiseless buffers. `repeats` is
+    how many samples are alike where they are not independent: their sampling then is as noisy as that of so many times
+    fewer.
     """
     total = estimate(moments, eps)
     # The stored average is a sample like ours, of another size: it errs the same way, only more or less.
-    stored = stored_noise(moments, eps, stored_images)
+    stored = stored_noise(moments, eps, stored_samples)
     noise = float(total.noise.mean())
     w2 = float(total.w2.mean()) - noise * (repeats + stored)
     half = math.inf
-    if moments.units >= MIN_IMAGES * repeats:  # of the fold's own spread, in the first or the second power of its error
+    if moments.units >= MIN_SAMPLES * repeats:  # of the fold's own spread, in the first or second power of its error
         half = _half_width(moments, eps, level) * repeats * math.sqrt(1 + stored / repeats)
     unknown = torch.full_like(total.delta, math.inf)
     return Score(
         delta=total.delta,
         log_ratio=total.log_ratio,
-        delta_se=(total.delta_se2 * repeats).sqrt() if moments.images > 1 else unknown,
-        log_ratio_se=(total.log_ratio_se2 * repeats).sqrt() if moments.images > 1 else unknown,
-        p_values=total.p_values(stored, repeats) if moments.images > 1 else torch.full_like(unknown, math.nan),
+        delta_se=(total.delta_se2 * repeats).sqrt() if moments.samples > 1 else unknown,
+        log_ratio_se=(total.log_ratio_se2 * repeats).sqrt() if moments.samples > 1 else unknown,
+        p_values=total.p_values(stored, repeats) if moments.samples > 1 else torch.full_like(unknown, math.nan),
         w=_root(w2),
         low=_root(w2 - half),
         high=_root(w2 + half),
         measured=_root(float(total.w2.mean())),
         floor=_root(noise * (repeats + stored)),
         stored_floor=_root(noise * stored),
-        stored_images=stored_images,
+        stored_samples=stored_samples,
         constant=total.v <= 1e-12 * (_varying(total.v, moments.scale) + total.delta.square()),
         units=moments.units,
         carrying=_carrying(total, moments.units),
@@ -130,12 +130,12 @@ def _varying(v: Tensor, scale: Tensor) -> Tensor:
     return (typical / scale.square()).clamp_max(1) if typical > 0 else torch.ones_like(v)
 
 
-def stored_images(
+def stored_samples(
     module: Any, batch_size: float, *, guessed: bool = True, calls: int = 1, counted: bool = True
 ) -> float:
-    """Returns how many images' worth of noise the stored statistics carry: B (2 - m) / m for an average of momentum m.
+    """Returns how many samples' worth of noise the stored statistics carry: B (2 - m) / m for an average of momentum m.
 
-    `momentum=None` averages all B * num_batches_tracked images. Infinity (no noise) where training never updated the
+    `momentum=None` averages all B * num_batches_tracked samples. Infinity (no noise) where training never updated the
     buffers. Each of the `calls` per forward updates the average. Where B is `guessed`, because a model does not store
     that of its training, it is the check's, and taken to be at least 32. Where batches are not `counted`, because
     F.batch_norm is handed the buffers, they are taken for a moving average, of torch's own momentum if it says none.
@@ -153,12 +153,12 @@ def stored_images(
 
 
 def _carrying(total: Estimate, units: int) -> float:
-    """The participation number of images in the variance, (sum q)^2 / sum q^2 of what each adds to it.
+    """The participation number of samples in the variance, (sum q)^2 / sum q^2 of what each adds to it.
 
     By channel n / (1 + Var(psi) / v^2), the mean over channels weighted with what their sampling adds to W^2: 1 where
-    one image has all of the variance, n / 3 for normal values.
+    one sample has all of the variance, n / 3 for normal values.
     """
-    # ln r has eps beside v; the variance itself is what images carry.
+    # ln r has eps beside v; the variance itself is what samples carry.
     relative = units * total.log_ratio_se2 * (total.r / total.v.clamp_min(1e-300)).square()
     number = (units / (1 + relative)).nan_to_num(float(units))
     weight = total.noise.nan_to_num(0, 0, 0)
@@ -166,12 +166,12 @@ def _carrying(total: Estimate, units: int) -> float:
 
 
 def _half_width(moments: Moments, eps: float, level: float) -> float:
-    """Half the width of the interval of W^2 from the sampling of images, by a jackknife over folds of images.
+    """Half the width of the sampling interval of W^2, by a jackknife over folds of samples.
 
     Near W = 0 it is too wide by up to sqrt(2), because a jackknife counts squared errors twice. That is left so: taking
     it off makes the upper end fail twice as often as it may where W is as large as the noise.
     """
-    if moments.units < MIN_IMAGES:
+    if moments.units < MIN_SAMPLES:
         return math.inf
     folds = moments.sums[moments.sums[:, N].amax(dim=1) > 0]
     without = estimate(moments, eps, moments.total - folds)

@@ -1,4 +1,4 @@
-"""When a check has seen enough images, without spoiling its error rate by looking several times."""
+"""When a check has seen enough samples, without spoiling its error rate by looking several times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 from torch import Tensor
 
-# The first look; further ones at twice, four times ... as many images.
+# The first look; further ones at twice, four times ... as many samples.
 FIRST_LOOK = 512
 LEVEL = 0.05
 _LEAST_LEVEL = 1e-9
@@ -20,32 +20,32 @@ class Looks:
 
     Several looks, each at 95%, would miss more often than one in twenty times. Here the levels of all looks add up to
     5% (Bonferroni), spent as O'Brien & Fleming (1979) do in the form of Lan & DeMets (1983): by a fraction t of the
-    images, 2 (1 - Phi(1.96 / sqrt(t))). Early looks are strict (3e-8 at an eighth, 9e-5 at a quarter, .0055 at half of
-    the images), so that almost all of the 5% is left for the last one. The interval in the report is that of the look
+    samples, 2 (1 - Phi(1.96 / sqrt(t))). Early looks are strict (3e-8 at an eighth, 9e-5 at a quarter, .0055 at half of
+    the samples), so that almost all of the 5% is left for the last one. The interval in the report is that of the look
     at which the check stopped, and covers however it came to stop.
 
     Args:
-        images: the images asked for.
+        samples: the samples asked for.
         early: whether to look before the end at all.
     """
 
-    def __init__(self, images: int, *, early: bool) -> None:
-        self._images = images
-        self._next = FIRST_LOOK if early else images
+    def __init__(self, samples: int, *, early: bool) -> None:
+        self._samples = samples
+        self._next = FIRST_LOOK if early else samples
         self._spent = 0.0
 
-    def end_at(self, images: int) -> None:
-        """Says before the first look that there are only so many images."""
-        self._images = min(self._images, images)
+    def end_at(self, samples: int) -> None:
+        """Says before the first look that there are only so many samples."""
+        self._samples = min(self._samples, samples)
 
     def due(self, seen: int) -> float | None:
-        """Returns the level of a look after `seen` images, None if none is due; a look that is due is spent."""
+        """Returns the level of a look after `seen` samples, None if none is due; a look that is due is spent."""
         reached = 0
-        while self._next <= seen and self._next < self._images:
+        while self._next <= seen and self._next < self._samples:
             reached, self._next = self._next, 2 * self._next
-        if reached == 0 or seen >= self._images:
+        if reached == 0 or seen >= self._samples:
             return None
-        spent = 2 * (1 - NormalDist().cdf(NormalDist().inv_cdf(1 - LEVEL / 2) / (reached / self._images) ** 0.5))
+        spent = 2 * (1 - NormalDist().cdf(NormalDist().inv_cdf(1 - LEVEL / 2) / (reached / self._samples) ** 0.5))
         if spent - self._spent < _LEAST_LEVEL:
             return None  # so strict that nothing can be decided, by quantiles that float64 hardly holds
         level, self._spent = spent - self._spent, spent

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from jumpout_export.batchnorm.judge.channels import ChannelTest, channels_beyond
 from jumpout_export.batchnorm.judge.estimate import estimate, stored_noise
-from jumpout_export.batchnorm.judge.score import GUESSED_NOISE, Score, score_layer, stored_images
+from jumpout_export.batchnorm.judge.score import GUESSED_NOISE, Score, score_layer, stored_samples
 from jumpout_export.batchnorm.measure.collect import Collected
-from jumpout_export.batchnorm.measure.held import images_held
+from jumpout_export.batchnorm.measure.held import samples_held
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import Moments
 from jumpout_export.report import BatchNormVerdict
@@ -27,9 +27,9 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judge:
-    """By what the layers are judged: the margins of drift and of severe drift, and the images in a batch of training.
+    """By what the layers are judged: the margins of drift and of severe drift, and the samples in a batch of training.
 
-    That number is None where it has to be guessed. `repeats` is how many images are alike, where they are not
+    That number is None where it has to be guessed. `repeats` is how many samples are alike, where they are not
     independent.
     """
 
@@ -45,7 +45,7 @@ class Judge:
 
     def batch_size(self, seen: Collected) -> float:
         """Returns the batch size of training, or that of the check in its place."""
-        return self.training_batch_size or seen.images / max(seen.batches, 1)
+        return self.training_batch_size or seen.samples / max(seen.batches, 1)
 
     def score(self, layer: Layer, moments: Moments, seen: Collected, level: float) -> Score:
         """Returns the score of one layer whose input is finite."""
@@ -75,7 +75,7 @@ class Judge:
         return {name: self._judged(score, channels[name]) for name, score in scores.items()}
 
     def together(self, layers: Sequence[Layer], seen: Collected, level: float) -> BatchNormVerdict:
-        """Returns `inconclusive` as long as more images may decide a layer at this level, else what is decided."""
+        """Returns `inconclusive` as long as more samples may decide a layer at this level, else what is decided."""
         skipped = {layer.name for layer in layers if unusable(layer)}
         judged = self.judge(layers, seen, level)
         verdicts = {one.verdict for name, one in judged.items() if name not in skipped}
@@ -90,14 +90,14 @@ class Judge:
         return Judged(score, verdict, tuple(channels))
 
     def _stored(self, layer: Layer, moments: Moments, seen: Collected) -> float:
-        average = stored_images(
+        average = stored_samples(
             layer.module,
             self.batch_size(seen),
             guessed=self.guessed,
             calls=moments.calls,
             counted=not moments.outside,
         )
-        return images_held(layer.module) or average
+        return samples_held(layer.module) or average
 
 
 def observed(layers: Sequence[Layer], seen: Collected) -> list[tuple[Layer, Moments]]:

@@ -1,1 +1,1 @@
-"""Which layers there are, what their inputs and statistics are in each state, over the same images."""
+"""Which layers there are, what their inputs and statistics are in each state, over the same samples."""

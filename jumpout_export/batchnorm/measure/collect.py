@@ -1,4 +1,4 @@
-"""Collects, in one pass and in memory independent of the number of images, the moments of what each BatchNorm sees."""
+"""Collects, in one pass and in memory independent of the number of samples, the moments of what each BatchNorm sees."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jumpout_export.batchnorm.measure.distributed import Ranks, merge_moments
 from jumpout_export.batchnorm.measure.feed import Feed, PassDoneError, Step, WeighBy
 from jumpout_export.batchnorm.measure.forward_moments import ForwardMoments, of_batch
 from jumpout_export.batchnorm.measure.layers import Layer
+from jumpout_export.batchnorm.measure.likeness import Likeness
 from jumpout_export.batchnorm.measure.moments import Moments
-from jumpout_export.batchnorm.measure.samples import Samples
 from jumpout_export.batchnorm.measure.states import State, preserved, put_into
 from jumpout_export.model.norms import is_plain
 from jumpout_export.model.randomness import reseed, rng_restored
@@ -29,13 +29,13 @@ class Collected:
     """What one pass saw in one state."""
 
     moments: dict[str, Moments]  # by layer name, in call order; a layer that the forward did not reach is missing
-    images: int = 0  # images the model saw
+    samples: int = 0  # samples the model saw
     batches: int = 0  # batches they came in
     own_code: set[str] = field(default_factory=set)  # layers that ran, but normalise by code that cannot be followed
-    skipped: int = 0  # images in batches left out because a layer cannot normalise one value per channel by itself
-    mixed: bool = False  # whether a layer, called once per forward, saw images of different sizes
+    skipped: int = 0  # samples in batches left out because a layer cannot normalise one value per channel by itself
+    mixed: bool = False  # whether a layer, called once per forward, saw samples of different sizes
     failure: str = ""  # why this state was given up, empty if it was not; its moments are then of no use
-    samples: Samples = field(default_factory=Samples)  # what the first layer sees of each image of this process
+    likeness: Likeness = field(default_factory=Likeness)  # what the first layer sees of each sample of this process
 
 
 def collect(feed: Feed, layers: Sequence[Layer], state: State, what: str) -> Collected:
@@ -62,7 +62,7 @@ def collect_states(
 ) -> list[Collected]:
     """Returns the moments of the inputs of `layers` in each of `states`, from one pass over the batches.
 
-    Every batch runs in all states before the next one is loaded, so they see the same images, augmented the same way.
+    Every batch runs in all states before the next one is loaded, so they see the same samples, augmented the same way.
     Every forward starts from the buffers as they were found and from generators seeded by the number of its batch: what
     it draws depends neither on the loader nor on the states before it, and the loader goes on from where it was.
 
@@ -90,7 +90,7 @@ def collect_states(
 
     def visit(step: Step) -> int:
         nonlocal running, seed
-        images = 0
+        samples = 0
         seed += 1
         with rng_restored():
             for index, one in enumerate(passes):
@@ -101,14 +101,14 @@ def collect_states(
                 put_into(found, flagged, one.state)
                 reseed(seed)
                 seen = one.run(step, calls, must_succeed=index < required)
-                images = images or seen
+                samples = samples or seen
         if enough is not None:
             for one in passes:
                 one.forward.settle()
             found.restore_buffers()  # what is stored is looked at, not what the last state left there
             if enough(step, collected):
                 raise PassDoneError
-        return images
+        return samples
 
     def take(layer: Layer, x: Tensor, channels: Tensor | None) -> bool:
         return running.take(layer, x, channels)
@@ -127,12 +127,12 @@ def collect_states(
 
 
 def size_notes(seen: Collected, weigh_by: WeighBy) -> list[str]:
-    """Returns a sentence on what images weigh where they have different sizes, else none."""
+    """Returns a sentence on what samples weigh where they have different sizes, else none."""
     if not seen.mixed:
         return []
-    now = "each weighs the same" if weigh_by == "images" else "each weighs as many pixels as a layer sees of it"
-    other = "pixels" if weigh_by == "images" else "images"
-    return [f"The images have different sizes, and {now} (weigh_by={weigh_by!r}, or else {other!r})."]
+    now = "each weighs the same" if weigh_by == "samples" else "each weighs as many pixels as a layer sees of it"
+    other = "pixels" if weigh_by == "samples" else "samples"
+    return [f"The samples have different sizes, and {now} (weigh_by={weigh_by!r}, or else {other!r})."]
 
 
 def _once(one: _Pass, name: str) -> bool:
@@ -144,9 +144,9 @@ def _merge(ranks: Ranks, collected: Collected, layers: Sequence[Layer], *, by_pi
     if ranks.size == 1:
         collected.own_code -= collected.moments.keys()
         return
-    counts = (collected.images, collected.batches, collected.skipped)
+    counts = (collected.samples, collected.batches, collected.skipped)
     others = ranks.gather((counts, collected.mixed, collected.failure, collected.own_code))
-    collected.images, collected.batches, collected.skipped = (
+    collected.samples, collected.batches, collected.skipped = (
         sum(column) for column in zip(*(counts for counts, *_ in others), strict=True)
     )
     failures = (f"{failure} (rank {rank})" for rank, (_, _, failure, _) in enumerate(others) if failure)
@@ -170,7 +170,7 @@ class _Pass:
         self.by_batch = by_batch if state.batch_statistics else set()
         self.handed = handed if state.batch_statistics else set()
         self.forward = forward
-        self.collected = Collected(self.forward.moments, samples=self.forward.samples)
+        self.collected = Collected(self.forward.moments, likeness=self.forward.likeness)
 
     def take(self, layer: Layer, x: Tensor, channels: Tensor | None) -> bool:
         """Takes what a layer normalises; returns whether the call that normalises has to be told to take the batch."""
@@ -186,9 +186,9 @@ class _Pass:
         return layer.name in self.by_batch
 
     def run(self, step: Step, calls: Calls, *, must_succeed: bool) -> int:
-        """Runs one batch and returns its images; without `must_succeed`, what goes wrong is written down."""
+        """Runs one batch and returns its samples; without `must_succeed`, what goes wrong is written down."""
         seen = self.collected
-        self.forward.images, self.forward.groups = step.size, step.groups
+        self.forward.samples, self.forward.groups = step.size, step.groups
         try:
             with calls.forward():
                 step.run()
@@ -204,10 +204,10 @@ class _Pass:
         reached = self.forward.end_forward()
         for name in calls.outside & seen.moments.keys():
             seen.moments[name].outside = True
-        images = reached if step.size is None else step.size
-        seen.images += images
+        samples = reached if step.size is None else step.size
+        seen.samples += samples
         seen.batches += 1
-        return images
+        return samples
 
 
 def _can_be_handed(layer: Layer) -> bool:

@@ -1,4 +1,4 @@
-"""Several processes that share the images: each runs its own, and the sums of all of them are added up."""
+"""Several processes that share the samples: each runs its own, and the sums of all of them are added up."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Ranks:
         if self.rank < 0:
             raise ValueError("this process is not in the process_group; only its members may call this")
 
-    def share(self, images: int | None) -> int | None:
-        """Returns how many of `images` this process has to run; the shares add up to `images`."""
-        if images is None:
+    def share(self, samples: int | None) -> int | None:
+        """Returns how many of `samples` this process has to run; the shares add up to `samples`."""
+        if samples is None:
             return None
-        return images // self.size + (self.rank < images % self.size)
+        return samples // self.size + (self.rank < samples % self.size)
 
     def gather(self, value: Any) -> list[Any]:
         """Returns the (small, picklable) value of every process, by rank."""
@@ -125,8 +125,9 @@ class Ranks:
                 if not same_bits(everyone[0][name], other[name]):
                     raise ValueError(
                         f"all ranks must hold the same statistics, but those of BatchNorm `{name}` differ between rank "
-                        f"0 and rank {rank}, as each trained on its own images; pass the DistributedDataParallel model "
-                        "itself, of which rank 0's are taken where it broadcasts them, or make them the same first:\n"
+                        f"0 and rank {rank}, as each trained on its own samples; pass the DistributedDataParallel "
+                        "model itself, of which rank 0's are taken where it broadcasts them, or make them the same "
+                        "first:\n"
                         "    for buffer in model.buffers():\n"
                         "        torch.distributed.broadcast(buffer, 0)"
                     )
@@ -136,7 +137,7 @@ class Ranks:
         """Gives every process the buffers that a DistributedDataParallel model would start its next forward from.
 
         With `broadcast_buffers=True`, the default, it takes those of rank 0 at the start of each forward, so that after
-        a training step every rank holds what its own images made of them. Here that is done for models of these very
+        a training step every rank holds what its own samples made of them. Here that is done for models of these very
         processes; each gets its own buffers back, bitwise, on the way out. Yields whether any were others.
         """
         own = [buffer for module in model.modules() for buffer in self._broadcast(module)] if self.size > 1 else []
@@ -200,7 +201,7 @@ def merge_moments(
     Layers come in the call order of the first process that reached them. All processes hold bitwise the same sums
     afterwards, and must hold the same stored statistics, which are the unit of the sums.
     """
-    own = {name: (one.count, one.images, one.calls, one.outside, len(one.call_sums)) for name, one in moments.items()}
+    own = {name: (one.count, one.samples, one.calls, one.outside, len(one.call_sums)) for name, one in moments.items()}
     everyone = ranks.gather(own)
     by_name = {layer.name: layer for layer in layers}
     sums: list[Tensor] = []
@@ -208,7 +209,7 @@ def merge_moments(
         counts = [other[name] for other in everyone if name in other]
         one = moments.pop(name, None) or Moments(by_name[name], by_pixels=by_pixels)
         moments[name] = one
-        one.count, one.images = sum(count for count, *_ in counts), sum(images for _, images, *_ in counts)
+        one.count, one.samples = sum(count for count, *_ in counts), sum(samples for _, samples, *_ in counts)
         one.calls, one.outside = max(calls for _, _, calls, *_ in counts), any(outside for *_, outside, _ in counts)
         one.call_sums += [torch.zeros_like(one.sums[0]) for _ in range(max(n for *_, n in counts) - len(one.call_sums))]
         sums += [one.sums, *one.call_sums]

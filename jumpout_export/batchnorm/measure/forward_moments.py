@@ -13,8 +13,8 @@ from torch import Tensor
 
 from jumpout_export.batchnorm.measure.groups import GroupedMoments
 from jumpout_export.batchnorm.measure.layers import Layer
-from jumpout_export.batchnorm.measure.moments import Moments, add_images
-from jumpout_export.batchnorm.measure.samples import Samples
+from jumpout_export.batchnorm.measure.likeness import Likeness
+from jumpout_export.batchnorm.measure.moments import Moments, add_samples
 from jumpout_export.errors import ArgumentError
 
 # Numbers held in float64 at once while the layers of one forward are added up.
@@ -27,17 +27,17 @@ class ForwardMoments:
     """Takes the inputs of all layers during one forward and adds them to their moments at its end.
 
     All layers at once: a network of 50 BatchNorms would otherwise pay for a thousand small operations per batch. During
-    the forward an input is reduced to one mean and one variance per image and channel, and not held.
+    the forward an input is reduced to one mean and one variance per sample and channel, and not held.
 
-    Each image weighs the same, or `by_pixels`: as many as there are of it where the layer sees it.
+    Each sample weighs the same, or `by_pixels`: as many as there are of it where the layer sees it.
 
     Attributes:
         moments: by layer name, in call order; a layer that no forward reached is missing.
-        images: how many images the forward that comes is of, None where that is not known.
-        sizes: by layer name, how many values per channel an image had, each number that was seen.
-        groups: (N,) to which group each image of the forward that comes belongs, None where images are the unit.
-        samples: what the first layer sees of each image.
-        incomplete: names of layers that were called on some channels, and not on the others of the same images.
+        samples: how many samples the forward that comes is of, None where that is not known.
+        sizes: by layer name, how many values per channel a sample had, each number that was seen.
+        groups: (N,) to which group each sample of the forward that comes belongs, None where samples are the unit.
+        likeness: what the first layer sees of each sample.
+        incomplete: names of layers that were called on some channels, and not on the others of the same samples.
     """
 
     def __init__(self, layers: Sequence[Layer], *, by_pixels: bool = False, grouped: bool = False) -> None:
@@ -48,10 +48,10 @@ class ForwardMoments:
         self.groups: Tensor | None = None
         self._by_pixels = by_pixels
         self.moments: dict[str, Moments] = {}
-        self.images: int | None = None
+        self.samples: int | None = None
         self.incomplete: set[str] = set()
         self.sizes: dict[str, set[float]] = {}
-        self.samples = Samples()
+        self.likeness = Likeness()
         self._pending: dict[str, list[_Call]] = {}
         self._values: dict[str, int] = {}
         self._parts: dict[str, list[_Parts]] = {}
@@ -61,35 +61,35 @@ class ForwardMoments:
 
         Args:
             name: of the layer.
-            x: (N, C, *), or with `channels` (N, K, *). If it holds k times as many rows as the forward has images, as
-                tokens that were flattened into the batch, k in a row are of one image.
+            x: (N, C, *), or with `channels` (N, K, *). If it holds k times as many rows as the forward has samples, as
+                tokens that were flattened into the batch, k in a row are of one sample.
             channels: (K,) the channels that this call is about, where it is not about all.
 
         Returns:
             (N, C) or (N, K) each, of rows.
         """
-        mean, var = _mean_and_variance_per_image(x.detach())
+        mean, var = _mean_and_variance_per_sample(x.detach())
         per_instance, pixels = self._made[name].per_instance, math.prod(x.shape[2:])
         own = var * (pixels / (pixels - 1)) if per_instance and pixels > 1 else var
-        of_image = _rows_of_one_image_together(mean, own, self.images, per_instance)
+        of_sample = _rows_of_one_sample_together(mean, own, self.samples, per_instance)
         if channels is None:
-            self._add(name, *of_image, pixels * len(x))
+            self._add(name, *of_sample, pixels * len(x))
         else:
             whole = self._parts.setdefault(name, [])
-            fits = next((one for one in whole if one.lack(channels, of_image[0])), None)
+            fits = next((one for one in whole if one.lack(channels, of_sample[0])), None)
             if fits is None:
-                fits = _Parts(of_image[0], len(self._made[name].shift))
+                fits = _Parts(of_sample[0], len(self._made[name].shift))
                 whole.append(fits)
-            fits.put(channels, *of_image)
+            fits.put(channels, *of_sample)
             if fits.complete:
                 whole.remove(fits)
                 self._add(name, fits.mean, fits.var, pixels * len(x))
         return mean, var
 
     def _add(self, name: str, mean: Tensor, var: Tensor, values: int) -> None:
-        of_image = values / max(len(mean), 1)
-        self.sizes.setdefault(name, set()).add(of_image)
-        weight = mean.new_full((len(mean),), of_image, dtype=torch.float64)
+        of_sample = values / max(len(mean), 1)
+        self.sizes.setdefault(name, set()).add(of_sample)
+        weight = mean.new_full((len(mean),), of_sample, dtype=torch.float64)
         self._pending.setdefault(name, []).append(_Call(mean, var, weight if self._by_pixels else None))
         self._values[name] = self._values.get(name, 0) + values
 
@@ -98,20 +98,20 @@ class ForwardMoments:
         self._pending, self._values, self._parts = {}, {}, {}
 
     def end_forward(self) -> int:
-        """Adds what was taken and returns how many images reached the first layer."""
+        """Adds what was taken and returns how many samples reached the first layer."""
         self.incomplete |= {name for name, whole in self._parts.items() if whole}
         pending, values = self._pending, self._values
         self.discard()
         if self._grouped:
             return self._end_grouped(pending, values)
         for calls in itertools.islice(pending.values(), 1):
-            self.samples.add(calls[0].mean, calls[0].var)
+            self.likeness.add(calls[0].mean, calls[0].var)
         for name, calls in pending.items():
             moments = self.moments.setdefault(name, self._made[name])
             moments.count += values[name]
             moments.calls = max(moments.calls, len(calls))
-            if len(calls) > 1 and sum(len(call.mean) for call in calls) == self.images:
-                # Each is of other images of the batch, as in a loop over them.
+            if len(calls) > 1 and sum(len(call.mean) for call in calls) == self.samples:
+                # Each is of other samples of the batch, as in a loop over them.
                 pending[name] = [_side_by_side(calls, 0)]
         alike: dict[tuple[object, ...], list[str]] = {}
         for name, calls in pending.items():
@@ -120,18 +120,18 @@ class ForwardMoments:
                 moments.add_calls([(*_in_units([moments], call), call.weight) for call in calls])
             else:
                 mean = calls[0].mean
-                key = (len(mean), mean.dtype, mean.device, moments.images, len(moments.sums), moments.sums.device)
+                key = (len(mean), mean.dtype, mean.device, moments.samples, len(moments.sums), moments.sums.device)
                 # Layers of other resolutions have other weights.
                 alike.setdefault((name, *key) if self._by_pixels else key, []).append(name)
         for names in alike.values():
             for chunk in _chunks(names, [pending[name][0].mean.numel() for name in names]):
                 group = [self.moments[name] for name in chunk]
                 call = _side_by_side([pending[name][0] for name in chunk], 1)
-                add_images(group, *_in_units(group, call), call.weight)
+                add_samples(group, *_in_units(group, call), call.weight)
         return len(next(iter(pending.values()))[0].mean) if pending else 0
 
     def _end_grouped(self, pending: dict[str, list[_Call]], values: dict[str, int]) -> int:
-        """The same with groups of images as the unit, each layer by itself."""
+        """The same with groups of samples as the unit, each layer by itself."""
         for name, calls in pending.items():
             moments = self._made[name]
             if not isinstance(moments, GroupedMoments) or self.groups is None:
@@ -140,17 +140,17 @@ class ForwardMoments:
             moments.count += values[name]
             moments.calls = max(moments.calls, len(calls))
             several = [_in_units([moments], call) for call in calls]
-            if len({a.shape for a, _ in several}) == 1:  # the same images several times are no more images
+            if len({a.shape for a, _ in several}) == 1:  # the same samples several times are no more samples
                 several = [(torch.stack([a for a, _ in several]).mean(0), torch.stack([b for _, b in several]).mean(0))]
             for a, b in several:
                 if len(a) % len(self.groups):
                     raise ArgumentError(
                         "groups",
-                        f"groups named {len(self.groups)} images of a batch, of which BatchNorm `{name}` saw {len(a)}; "
-                        "give one value for each image",
+                        f"groups named {len(self.groups)} samples of a batch, of which BatchNorm `{name}` saw {len(a)}"
+                        "; give one value for each sample",
                     )
                 moments.add(a, b, self.groups.repeat_interleave(len(a) // len(self.groups)))
-                add_images([moments.alone], a, b)
+                add_samples([moments.alone], a, b)
         return len(self.groups) if pending and self.groups is not None else 0
 
     def settle(self) -> None:
@@ -161,7 +161,7 @@ class ForwardMoments:
 
 
 class _Call(NamedTuple):
-    """What one call got: (N, C) means and variances of images, and (N,) what they weigh, None if the same."""
+    """What one call got: (N, C) means and variances of samples, and (N,) what they weigh, None if the same."""
 
     mean: Tensor
     var: Tensor
@@ -169,7 +169,7 @@ class _Call(NamedTuple):
 
 
 def _side_by_side(calls: Sequence[_Call], dim: int) -> _Call:
-    """Calls as one: of other images (`dim` 0), or of other channels of the same images (1)."""
+    """Calls as one: of other samples (`dim` 0), or of other channels of the same samples (1)."""
     weights = [call.weight for call in calls if call.weight is not None]
     weight = None if not weights else torch.cat(weights) if dim == 0 else weights[0]
     return _Call(torch.cat([call.mean for call in calls], dim), torch.cat([call.var for call in calls], dim), weight)
@@ -188,7 +188,7 @@ class _Parts:
         return bool(self._there.all())
 
     def lack(self, channels: Tensor, mean: Tensor) -> bool:
-        """Whether these channels are missing, and are of as many images."""
+        """Whether these channels are missing, and are of as many samples."""
         return len(mean) == len(self.mean) and not bool(self._there[channels].any())
 
     def put(self, channels: Tensor, mean: Tensor, var: Tensor) -> None:
@@ -199,23 +199,23 @@ class _Parts:
 
 
 def of_batch(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean and biased variance of a batch, (C,) each, of the (N, C) means and variances of its images."""
+    """Returns mean and biased variance of a batch, (C,) each, of the (N, C) means and variances of its samples."""
     center = mean.mean(dim=0)
     return center, var.mean(dim=0) + (mean - center).square().mean(dim=0)
 
 
-def _rows_of_one_image_together(
-    mean: Tensor, var: Tensor, images: int | None, per_instance: bool
+def _rows_of_one_sample_together(
+    mean: Tensor, var: Tensor, samples: int | None, per_instance: bool
 ) -> tuple[Tensor, Tensor]:
-    """(images, C) each of (N, C) where N is a multiple of the images: rows of one image are as correlated as pixels."""
-    if not images or len(mean) <= images or len(mean) % images:
+    """(samples, C) each of (N, C) where N is a multiple of the samples; rows of a sample are correlated."""
+    if not samples or len(mean) <= samples or len(mean) % samples:
         return mean, var
-    mean, var = (rows.view(images, -1, rows.shape[1]) for rows in (mean, var))
+    mean, var = (rows.view(samples, -1, rows.shape[1]) for rows in (mean, var))
     between = 0.0 if per_instance else mean.var(dim=1, correction=0)
     return mean.mean(dim=1), var.mean(dim=1) + between
 
 
-def _mean_and_variance_per_image(x: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_variance_per_sample(x: Tensor) -> tuple[Tensor, Tensor]:
     """(N, C) each; the variance is the biased one over pixels."""
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
@@ -226,7 +226,7 @@ def _mean_and_variance_per_image(x: Tensor) -> tuple[Tensor, Tensor]:
         var, mean = torch.var_mean(x, pixels, correction=0)
         return mean, var
     # On a CPU var_mean is 10 to 30 times slower than this. Centred before squaring, float32 is enough for the sum. Some
-    # images at a time, so that what is in between stays in the cache: a large batch at once takes 5 times as long.
+    # samples at a time, so that what is in between stays in the cache: a large batch at once takes 5 times as long.
     means, variances = [], []
     for part in x.split(max(1, _CACHED // max(math.prod(x.shape[1:]), 1))):
         mean = part.mean(pixels, keepdim=True)

@@ -1,7 +1,7 @@
-"""Images that belong together: frames of one clip, crops of one scene. Groups are independent, images are not.
+"""Samples that belong together: frames of one clip, crops of one scene. Groups are independent, samples are not.
 
-A group counts as one image of the mean a and the mean b of its images, that weighs as many as it has. A group may come
-in several batches, and in any order; it is put together before anything is squared.
+A group counts as one sample, with the mean a and the mean b of its samples, that weighs as many as it has. A group may
+come in several batches, and in any order; it is put together before anything is squared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jumpout_export.batchnorm.measure.moments import Moments
 from jumpout_export.errors import ArgumentError
 from jumpout_export.model.batches import fields_of
 
-# Says to which group each image of a batch belongs: an entry of the batch by its name or place, or a function of it.
+# Says to which group each sample of a batch belongs: an entry of the batch by its name or place, or a function of it.
 Groups = str | int | Callable[[Any], Sequence[Any] | Tensor]
 
 
@@ -27,7 +27,7 @@ class GroupNumbers:
 
     Args:
         groups: an entry of every batch, by its name or its place in a tuple, or a function of the batch; either gives
-            what tells its groups apart, one value for each image.
+            what tells its groups apart, one value for each sample.
     """
 
     def __init__(self, groups: Groups) -> None:
@@ -38,7 +38,7 @@ class GroupNumbers:
         """Returns (N,) numbers of the groups, and the batch without the entry that names them.
 
         Raises:
-            ArgumentError: if a batch has no such entry, or it is not one value for each image.
+            ArgumentError: if a batch has no such entry, or it is not one value for each sample.
         """
         if callable(self._groups):
             keys, rest = self._groups(batch), batch
@@ -47,23 +47,23 @@ class GroupNumbers:
         if isinstance(keys, Tensor) or hasattr(keys, "tolist"):
             keys = keys.tolist()
         if not isinstance(keys, Sequence) or isinstance(keys, str):
-            raise ArgumentError("groups", f"groups must be one value for each image, got {type(keys).__name__}")
+            raise ArgumentError("groups", f"groups must be one value for each sample, got {type(keys).__name__}")
         named = [tuple(key) if isinstance(key, list) else key for key in keys]
         odd = next((key for key in named if not _tells_apart(key)), None)
         if odd is not None:
             raise ArgumentError(
                 "groups",
-                f"groups must be one value for each image, numbers or strings, got {str(odd)[:40]!r} for one of them; "
-                "name the entry that says which images belong together",
+                f"groups must be one value for each sample, numbers or strings, got {str(odd)[:40]!r} for one of them; "
+                "name the entry that says which samples belong together",
             )
         return torch.tensor([self._numbers.setdefault(key, len(self._numbers)) for key in named]), rest
 
 
 class GroupedMoments(Moments):
-    """The moments of one layer's input with groups of images as the unit.
+    """The moments of one layer's input with groups of samples as the unit.
 
     Attributes:
-        alone: the moments of the same images one by one, by which the noise of the stored average is reckoned.
+        alone: the moments of the same samples one by one, by which the noise of the stored average is reckoned.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -89,13 +89,13 @@ class GroupedMoments(Moments):
         self._empty = empty
 
     def add(self, a: Tensor, b: Tensor, groups: Tensor) -> None:
-        """Adds N images, (N, C) a and b, that belong to (N,) groups."""
+        """Adds N samples, (N, C) a and b, that belong to (N,) groups."""
         count = int(groups.max()) + 1
         if count > len(self._own):
             more = self._own.new_zeros(count - len(self._own), *self._own.shape[1:])
             self._own = torch.cat([self._own, more])
         self._own.index_add_(0, groups.to(a.device), torch.stack([torch.ones_like(a), a, b], dim=1))
-        self.images += len(a)
+        self.samples += len(a)
 
     def settle(self) -> None:
         """Works out the sums of what was added."""
@@ -117,7 +117,7 @@ class GroupedMoments(Moments):
             own[: len(part)] += part
         self._own = own
         self.count += other.count
-        self.images += other.images
+        self.samples += other.samples
         self.calls = max(self.calls, other.calls)
         self.outside |= other.outside
         self.alone.merge(other.alone)
@@ -145,5 +145,5 @@ def _taken(batch: Any, entry: str | int) -> tuple[Any, Any]:
     raise ArgumentError(
         "groups",
         f"groups={entry!r} must be an entry of every batch, got {there}; name one, or give a function of the batch "
-        "that returns one value for each image",
+        "that returns one value for each sample",
     )

@@ -30,7 +30,7 @@ class InputMoments:
         self._sums = sums if self._sums is None else self._sums + sums
 
     def mean_and_deviation(self, ranks: Ranks) -> tuple[Tensor, Tensor] | None:
-        """Returns (C,) mean and standard deviation over all images of all processes; None where nothing is known."""
+        """Returns (C,) mean and standard deviation over all samples of all processes; None where nothing is known."""
         own = ranks.gather(None if self._other else self._sums)
         if any(sums is None or sums.shape != own[0].shape for sums in own):
             return None

@@ -67,7 +67,7 @@ class Layer:
 
     @property
     def per_instance(self) -> bool:
-        """Whether the layer is an InstanceNorm, whose statistics are averages over images of each image's own."""
+        """Whether the layer is an InstanceNorm, whose statistics are averages over samples of each sample's own."""
         return norms.is_instance_norm(self.module)
 
     @property

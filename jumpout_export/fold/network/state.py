@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.held import GROUPS, changes, comparable, held_values, snapshot
+from jumpout_export.model.probes import make_up
 from jumpout_export.model.randomness import get_generator_state, is_generator, reseed, rng_restored, same_bits
 from jumpout_export.model.run import sharing_copy
-from jumpout_export.model.samples import make_up
 from jumpout_export.model.signature import tensors, with_tensors
 
 # A state such as a running maximum or minimum shows only after other values than the example's.

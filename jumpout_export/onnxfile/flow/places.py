@@ -21,7 +21,7 @@ _MIXES = REDUCES | NORMS | {"CumSum", "ArgMax", "ArgMin", "TopK", "NonZero", "Un
 _MIXES |= {"Softmax", "LogSoftmax", "Hardmax"}
 # The same, along all axes behind channels.
 _POOLS = frozenset({"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
-# Of neighbours there, or in a way in which nothing is counted: that matters where images lie along these axes.
+# Of neighbours there, or in a way in which nothing is counted: that matters where samples lie along these axes.
 _NEARBY = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "AveragePool", "MaxPool", "LpPool", "LRN",
                      "InstanceNormalization", "Resize", "GridSample", "GroupNormalization"})  # fmt: skip
 _WEIGHED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -139,7 +139,7 @@ def mixes(
     found = frozenset[str]().union(*(one.mixes for one in inputs if one is not None))
     possible = frozenset[str]().union(*(one.may_mix for one in inputs if one is not None))
     if node.op_type in _WEIGHED and any(one is not None and _is_table(one) for one in inputs):
-        # No count any more, but what a layer makes of means over an image; a table that is no weight, others list.
+        # No count any more, but what a layer makes of means over a sample; a table that is no weight, others list.
         found, possible = found & {batch}, frozenset()
     for place, (value, dims) in enumerate(zip(inputs, shapes, strict=True)):
         if value is None or value.kind != "data":

@@ -44,9 +44,9 @@ def batchnorm_sections(report: BatchNormReport, after: BatchNormReport | None = 
         "BatchNorm: training against serving",
         f"W is how far a layer's stored statistics are from what it sees in serving, in standard deviations: "
         f"0 is perfect, {number(report.warn)} is the margin, {number(report.fail)} is severe.",
-        f"Measured on {count(report.images, 'image')} in eval mode, with every dropout or jumpout off. W times the "
+        f"Measured on {count(report.samples, 'sample')} in eval mode, with every dropout or jumpout off. W times the "
         "layer's scale gamma is the RMS change that recalibrating makes in its output. The bars are 95% intervals "
-        "with whole images as the unit. A layer drifts when its whole interval lies above the margin, is ok when "
+        "with whole samples as the unit. A layer drifts when its whole interval lies above the margin, is ok when "
         "the whole interval lies below it, and is inconclusive otherwise or where noise alone could make such a W.",
         tuple(blocks),
     )

@@ -13,10 +13,10 @@ from jumpout_export.report import BatchNormLayer, BatchNormReport, Cause
 from jumpout_export.text import count
 
 CAUSES: dict[Cause, str] = {
-    "stale": "the moving average lags behind the weights, or training sees other images",
+    "stale": "the moving average lags behind the weights, or training sees other samples",
     "stochastic": "dropout or jumpout is on in training and off in serving",
     "propagated": "BatchNorm layers upstream serve other statistics than their batch's",
-    "data": "the images are others than those of the reference",
+    "data": "the samples are others than those of the reference",
 }
 
 
@@ -36,8 +36,8 @@ def attribution_plot(report: BatchNormReport) -> list[Plot]:
     caption = (
         "Parts above 0 make the variance in serving larger than the stored one, parts below 0 smaller; the "
         f"{'stroke' if many else 'diamond'} is their sum. Stale: the moving average lags, or training saw other "
-        "images. Stochastic: dropout or jumpout is off. Propagated: from BatchNorm layers upstream."
-        + (" Data: other images than the reference's." if "data" in plots_batchnorm.parts_of(layers) else "")
+        "samples. Stochastic: dropout or jumpout is off. Propagated: from BatchNorm layers upstream."
+        + (" Data: other samples than the reference's." if "data" in plots_batchnorm.parts_of(layers) else "")
     )
     draw = partial(plots_batchnorm.attribution, layers)
     return [Plot("attribution", "Where the drift comes from", caption, draw, wide=many)]

@@ -91,10 +91,10 @@ def _numbers(layers: Sequence[BatchNormLayer]) -> Table | None:
         (Column("mean shift, 95%", "number"), [score(layer.delta_p95) for layer in layers]),
         (Column("symmetric KL, nats", "number"), [number(layer.symmetric_kl) for layer in layers]),
         (Column("max(r, 1/r)", "number"), [number(layer.max_ratio) for layer in layers]),
-        (Column("images", "number"), [f"{layer.images:,}" if layer.images else "–" for layer in layers]),
+        (Column("samples", "number"), [f"{layer.samples:,}" if layer.samples else "–" for layer in layers]),
         (
-            Column("images needed", "number"),
-            ["–" if layer.images_needed is None else f"{layer.images_needed:,}" for layer in layers],
+            Column("samples needed", "number"),
+            ["–" if layer.samples_needed is None else f"{layer.samples_needed:,}" for layer in layers],
         ),
     ]
     filled = [(column, texts) for column, texts in fields if set(texts) - {"–"}]

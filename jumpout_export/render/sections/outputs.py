@@ -24,7 +24,7 @@ def outputs_section(effect: OutputEffect) -> Section:
     moved = [
         ("output change, RMS over the outputs' standard deviation", number(effect.logit_shift)),
         ("Kullback-Leibler divergence, nats", number(effect.kl) if effect.kl is not None else ""),
-        ("images whose class changes", percent(effect.flip_rate) if effect.flip_rate is not None else ""),
+        ("samples whose class changes", percent(effect.flip_rate) if effect.flip_rate is not None else ""),
     ]
     moved_rows = tuple((Cell(name), Cell(value)) for name, value in moved if value)
     blocks.append(Table((Column("between the two", "note"), Column("value", "number")), moved_rows))
@@ -32,7 +32,7 @@ def outputs_section(effect: OutputEffect) -> Section:
         "outputs",
         "Effect on the outputs",
         f"The model as it stood (before) against a copy with recalibrated BatchNorm (after), "
-        f"on the same {count(effect.images, 'image')}.",
+        f"on the same {count(effect.samples, 'sample')}.",
         "Recalibrating makes the stored statistics those that serving sees. That need not raise the accuracy, and "
         "the likelihood can get worse where the wrong statistics happened to soften the outputs.",
         tuple(blocks),
@@ -42,24 +42,24 @@ def outputs_section(effect: OutputEffect) -> Section:
 def _sentences(effect: OutputEffect) -> list[str]:
     """Returns accuracy, likelihood and calibration before and after with intervals, as far as they are known."""
     sentences = []
-    images = f", {count(effect.labelled, 'labelled image')}" if effect.labelled else ""
+    samples = f", {count(effect.labelled, 'labelled sample')}" if effect.labelled else ""
     before, after = effect.top1_before, effect.top1_after
     if before is not None and after is not None:
         details = [f"{points(after - before)} points"]
         if effect.top1_change_low is not None and effect.top1_change_high is not None:
             details.append(f"95% {points(effect.top1_change_low)} to {points(effect.top1_change_high)}")
         details += [f"McNemar p = {p_value(effect.mcnemar_p)}"] if effect.mcnemar_p is not None else []
-        sentences.append(f"top-1 {percent(before)} -> {percent(after)} ({', '.join(details)}){images}")
+        sentences.append(f"top-1 {percent(before)} -> {percent(after)} ({', '.join(details)}){samples}")
     before, after = effect.nll_before, effect.nll_after
     low, high = effect.nll_change_low, effect.nll_change_high
     if before is not None and after is not None and low is not None and high is not None:
         details = [f"{signed(after - before)} nats", f"95% {signed(low)} to {signed(high)}"]
-        sentences.append(f"negative log likelihood {score(before)} -> {score(after)} ({', '.join(details)}){images}")
+        sentences.append(f"negative log likelihood {score(before)} -> {score(after)} ({', '.join(details)}){samples}")
     before, after = effect.ece_before, effect.ece_after
     low, high = effect.ece_change_low, effect.ece_change_high
     if before is not None and after is not None and low is not None and high is not None:
         details = [f"{points(after - before)} points", f"95% {points(low)} to {points(high)}"]
-        sentences.append(f"calibration error {percent(before)} -> {percent(after)} ({', '.join(details)}){images}")
+        sentences.append(f"calibration error {percent(before)} -> {percent(after)} ({', '.join(details)}){samples}")
     return sentences
 
 

@@ -51,8 +51,8 @@ def training_section(history: TrainingHistory | None) -> list[Section]:
         Section(
             "training",
             "Training",
-            f"{epochs} epoch{'' if epochs == 1 else 's'} with jumpout on; the accuracy on test images is taken in eval "
-            "mode, with jumpout off.",
+            f"{epochs} epoch{'' if epochs == 1 else 's'} with jumpout on; the accuracy on test samples is taken in "
+            "eval mode, with jumpout off.",
             "The training accuracy is measured with the noise on, so it may well lie below the test accuracy."
             + (_SERVING if history.serving_accuracy else ""),
             tuple(blocks),

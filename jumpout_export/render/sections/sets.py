@@ -1,4 +1,4 @@
-"""Several sets of images side by side: one row of verdicts per set, and the whole check of the worst."""
+"""Several sets of samples side by side: one row of verdicts per set, and the whole check of the worst."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def sets_sections(report: BatchNormSetsReport) -> list[Section]:
     if not report.sets:
         return []
     columns = (
-        Column("images of", "name"),
+        Column("samples of", "name"),
         Column("verdict"),
         Column("largest W", "number"),
         Column("95% interval", "number", rank=3),
         Column("at layer", "name", rank=4),
         Column("drift starts at", "name"),
         Column("cause"),
-        Column("images", "number", rank=5),
+        Column("samples", "number", rank=5),
     )
     rows = tuple(_row(name, check) for name, check in report.sets.items())
     worst = max(report.sets, key=lambda name: _rank(report.sets[name]))
@@ -31,9 +31,9 @@ def sets_sections(report: BatchNormSetsReport) -> list[Section]:
     blocks: list[Block] = [Table(columns, rows)]
     blocks += [Items(notes, "Notes on the other sets")] if notes else []
     lead = (
-        f"The same model on {len(report.sets)} sets of images. What follows is the check on {worst}, the farthest off."
+        f"The same model on {len(report.sets)} sets of samples. What follows is the check on {worst}, the farthest off."
     )
-    return [Section("sets", "Sets of images", lead, "", tuple(blocks)), *batchnorm_sections(report.sets[worst])]
+    return [Section("sets", "Sets of samples", lead, "", tuple(blocks)), *batchnorm_sections(report.sets[worst])]
 
 
 def _rank(check: BatchNormReport) -> tuple[int, float]:
@@ -52,5 +52,5 @@ def _row(name: str, check: BatchNormReport) -> tuple[Cell, ...]:
         Cell(worst.name if worst is not None else "–"),
         Cell(first.name if first is not None else "–"),
         Cell(first.cause or "–" if first is not None else "–"),
-        Cell(f"{check.images:,}"),
+        Cell(f"{check.samples:,}"),
     )

@@ -26,7 +26,7 @@ from jumpout_export.text import count
 
 _TITLES = {
     "batchnorm": "BatchNorm check",
-    "batchnorm_sets": "BatchNorm check of several sets of images",
+    "batchnorm_sets": "BatchNorm check of several sets of samples",
     "verify": "ONNX verification",
     "inspect": "ONNX inspection",
     "export": "ONNX export",
@@ -141,7 +141,7 @@ def _batchnorm_facts(report: BatchNormReport) -> list[Fact]:
     facts += [Fact("Largest W", Cell(score(worst.w)), worst.name)] if worst is not None else []
     spread = [f"on {report.ranks} processes"] if report.ranks > 1 else []
     spread += ["stopped early"] if report.stopped_early else []
-    return [*facts, Fact("Images", Cell(f"{report.images:,}"), ", ".join(spread))]
+    return [*facts, Fact("Samples", Cell(f"{report.samples:,}"), ", ".join(spread))]
 
 
 def _sets_facts(report: BatchNormSetsReport) -> list[Fact]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.norms import statistics_owners
 from jumpout_export.model.operations import record
+from jumpout_export.model.probes import rows
 from jumpout_export.model.run import sharing_copy
-from jumpout_export.model.samples import rows
 from jumpout_export.onnxfile.computed import Reads
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.numbers import Number, numbers_in
@@ -57,8 +57,8 @@ def prove_constants(
         file: the protobuf, where it has been read.
     """
     result = Constants()
-    images = rows(batch, range(min(2, batch.size) if size is None else size))
-    recorded = recorded_run(model, images)
+    samples = rows(batch, range(min(2, batch.size) if size is None else size))
+    recorded = recorded_run(model, samples)
     try:
         file = load_onnx(path) if file is None else file
         if recorded.recording is not None:

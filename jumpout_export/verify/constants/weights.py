@@ -1,6 +1,6 @@
-"""The constants of a saved file against the model's weights, value by value: also those that no image reached.
+"""The constants of a saved file against the model's weights, value by value: also those that no sample reached.
 
-A wrong row of an embedding changes no output as long as no image asks for it. So every constant of the file, and what
+A wrong row of an embedding changes no output as long as no sample asks for it. So every constant of the file, and what
 it makes of constants alone where data meet that, is looked for among the weights (parameters, buffers, tables of
 integers), bit for bit, and among what the model makes of weights alone (a normalized weight, a mask), to ROUNDINGS eps;
 as it is or with the last two axes swapped, joined with others or cut. One that is none of these, and has most of its

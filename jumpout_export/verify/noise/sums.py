@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from jumpout_export.model.batches import Batch
+from jumpout_export.model.probes import rows
 from jumpout_export.model.randomness import rng_restored, same_bits
-from jumpout_export.model.samples import rows
 from jumpout_export.model.signature import Output, fresh, outputs, tensors
 from jumpout_export.report import Check, counted, limited
 from jumpout_export.runtime.session import Session
@@ -40,21 +40,21 @@ def limit_of(values: int) -> float:
 
 
 class NoiseComparison:
-    """One session against the model, on a few images, with the noise of both on.
+    """One session against the model, on a few samples, with the noise of both on.
 
     Attributes:
-        size: number of images.
+        size: number of samples.
     """
 
     def __init__(
-        self, session: Session, original: nn.Module, first: Batch, names: list[str], seed: int, images: int = 2
+        self, session: Session, original: nn.Module, first: Batch, names: list[str], seed: int, samples: int = 2
     ) -> None:
-        """Takes the model in eval mode on the CPU, and as many images of `first` as the session fixes, or `images`."""
+        """Takes the model in eval mode on the CPU and as many samples of `first` as the session fixes, or `samples`."""
         self._session, self._names, self._seed = session, names, seed
         self._seeds = torch.Generator().manual_seed(seed)
         self._model = copy.deepcopy(original)
         open_batch = all(not isinstance(shape[0], int) for shape in session.shapes if shape)
-        self._batch = rows(first, range(images)) if open_batch else first
+        self._batch = rows(first, range(samples)) if open_batch else first
         self.size = self._batch.size
 
     def is_random(self) -> bool:

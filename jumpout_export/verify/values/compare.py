@@ -13,7 +13,7 @@ from torch import Tensor
 from jumpout_export.report import Check, counted, limited
 from jumpout_export.text import count
 from jumpout_export.verify.values.reference import Expected
-from jumpout_export.verify.values.scale import Scale, Scales, in_images, relative, representable, source
+from jumpout_export.verify.values.scale import Scale, Scales, in_samples, relative, representable, source
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,20 @@ class Place:
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest errors in units of the size, one per index of an axis behind the images, or one in all.
+    """The largest errors in units of the size, one per index of an axis behind the samples, or one in all.
 
     What is beyond its limit at a place is beyond it at one of these: along the axis whose limit is the smallest there,
     the largest error of that index has no larger limit.
     """
 
     # (5, indices) in float64: errors in units of the size, largest first seen kept; these and the sizes in the
-    # output's unit; numbers of the images; positions within an image, counted through.
+    # output's unit; numbers of the samples; positions within a sample, counted through.
     values: Tensor
-    shape: torch.Size  # of an image
+    shape: torch.Size  # of a sample
 
     @classmethod
     def of(cls, error: Tensor, size: Tensor, start: int, axis: int | None) -> Largest:
-        """Returns those of one batch: errors and sizes as images x the rest, `axis` is one of both."""
+        """Returns those of one batch: errors and sizes as samples x the rest, `axis` is one of both."""
         shares, places = relative(error, size), torch.arange(error.numel()).view(error.shape)
         rows = [values if axis is None else values.movedim(axis, 0) for values in (shares, places)]
         count = 1 if axis is None else error.shape[axis]
@@ -58,7 +58,7 @@ class Largest:
 
     @property
     def samples(self) -> Tensor:
-        """Numbers of the images."""
+        """Numbers of the samples."""
         return self.values[3].long()
 
     def merged(self, other: Largest) -> Largest:
@@ -85,13 +85,13 @@ class Largest:
 class Worst:
     """The largest errors of one output within one group, and how its largest classes differ."""
 
-    # in units of the size, per axis behind the images; nothing where there were no values
+    # in units of the size, per axis behind the samples; nothing where there were no values
     largest: list[Largest] = field(default_factory=list)
     coarse: Largest | None = None  # in units of the coarse size
-    # for every image with another top-1, the reference's margin in units of the size
+    # for every sample with another top-1, the reference's margin in units of the size
     margins: list[float] = field(default_factory=list)
-    images: int = 0  # compared
-    has_top1: bool = False  # whether the output is images x two classes or more
+    samples: int = 0  # compared
+    has_top1: bool = False  # whether the output is samples x two classes or more
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Comparison:
     worst: dict[tuple[str, str], Worst] = field(default_factory=dict)
 
     def add(self, group: str, start: int, expected: list[Expected], got: list[Tensor]) -> None:
-        """Takes in the outputs for one batch, which `scales` took in last; `start` is the number of its first image."""
+        """Takes in the outputs for one batch, which `scales` took in last; `start` numbers its first sample."""
         for want, have in zip(expected, got, strict=True):
             if have.dtype != want.own.dtype or have.shape != want.own.shape:
                 self.problems.append(
@@ -121,7 +121,7 @@ class Comparison:
             self.non_finite[want.name] += int((~(torch.isfinite(have) & torch.isfinite(want.own))).sum())
             self.as_in_torch[want.name] += int(_non_finite_as_in_torch(want, have).sum())
             worst = self.worst.setdefault((group, want.name), Worst())
-            worst.images += have.shape[0] if have.ndim else 1
+            worst.samples += have.shape[0] if have.ndim else 1
             if have.numel():
                 _measure(worst, self.scales[source(group), want.name], start, want, have)
 
@@ -166,36 +166,36 @@ class Comparison:
         if not rows:
             return limited(check, 0, 0, "no values")
         _, name, place, limit = max(rows, key=lambda row: row[0])
-        images = count(self.worst[group, name].images, "image")
-        note = f"output `{name}`, image {place.sample}, index {place.index}; {images}"
+        samples = count(self.worst[group, name].samples, "sample")
+        note = f"output `{name}`, sample {place.sample}, index {place.index}; {samples}"
         if self.worst[group, name].has_top1:
-            same = self.worst[group, name].images - len(self.worst[group, name].margins)
+            same = self.worst[group, name].samples - len(self.worst[group, name].margins)
             note += f", top-1 agrees on {same}"
         return limited(check, place.error, limit, note)
 
     def _top1_checks(self, group: str, has_reference: bool) -> list[Check]:
         """Another class than the reference's is an error unless the two are closer than the limit of either."""
-        wrong, images = [], 0
+        wrong, samples = [], 0
         for (its_group, name), worst in self.worst.items():
             if its_group == group and worst.has_top1:
                 tie = self.scales[source(group), name].budget(has_reference).tie()
                 beyond = sum(margin > tie for margin in worst.margins)
-                its_images = count(worst.images, "image")
-                wrong += [f"output `{name}`: another class on {beyond} of {its_images}"] * bool(beyond)
-                images += worst.images
-        good = f"{count(images, 'image')}, ties aside"
-        return [counted(f"{self.label}/{group}/top-1", wrong, good)] if images else []
+                its_samples = count(worst.samples, "sample")
+                wrong += [f"output `{name}`: another class on {beyond} of {its_samples}"] * bool(beyond)
+                samples += worst.samples
+        good = f"{count(samples, 'sample')}, ties aside"
+        return [counted(f"{self.label}/{group}/top-1", wrong, good)] if samples else []
 
 
 def _measure(worst: Worst, scale: Scale, start: int, want: Expected, have: Tensor) -> None:
-    got, exact = (in_images(one, want.axis) for one in (have, representable(want.exact, want.own.dtype)))
+    got, exact = (in_samples(one, want.axis) for one in (have, representable(want.exact, want.own.dtype)))
     if not have.is_floating_point():  # exact; where float64 and float32 decide differently, either decision is right
-        error = ((got != exact) & (got != in_images(want.own, want.axis))).double()
+        error = ((got != exact) & (got != in_samples(want.own, want.axis))).double()
         _keep(worst, error, (torch.ones_like(error),) * 2, start)
         return
     error = (got.double() - exact).abs().nan_to_num(nan=math.inf)
     # Fails a check of its own, and no layer is to blame.
-    error[in_images(_non_finite_as_in_torch(want, have), want.axis)] = 0.0
+    error[in_samples(_non_finite_as_in_torch(want, have), want.axis)] = 0.0
     _keep(worst, error, scale.units, start)
     if have.ndim == 2 and have.shape[1] > 1 and want.axis == 0:
         worst.has_top1 = True

@@ -1,4 +1,4 @@
-"""Whether an image's result depends on the other images in its batch, as with BatchNorm on batch statistics."""
+"""Whether a sample's result depends on the other samples in its batch, as with BatchNorm on batch statistics."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 from jumpout_export.tolerances import ALONE_DOUBLE, ALONE_SINGLE
-from jumpout_export.verify.values.scale import in_images
+from jumpout_export.verify.values.scale import in_samples
 
 
 def depends_on_others(group: str, name: str, together: Tensor, alone: Tensor, axis: int | None, *, double: bool) -> str:
-    """Returns how images have other values in a batch than alone; empty if not.
+    """Returns how samples have other values in a batch than alone; empty if not.
 
-    An output without an axis of images must be the same whatever the images are: a mean over the batch is none of an
-    image.
+    An output without an axis of samples must be the same whatever the samples are: a mean over the batch is none of a
+    sample.
 
     Args:
         group: of the batch.
         name: of the output.
         together: the output for the batch.
-        alone: the outputs for its images alone, put together.
-        axis: that has an entry per image; None without any.
+        alone: the outputs for its samples alone, put together.
+        axis: that has an entry per sample; None without any.
         double: whether both are of a model in float64; otherwise the comparison is coarser, and of floats only.
     """
     what = f"{group}: output `{name}`"
@@ -28,7 +28,7 @@ def depends_on_others(group: str, name: str, together: Tensor, alone: Tensor, ax
         return f"{what} has shape {list(alone.shape)} alone and {list(together.shape)} in its batch"
     if not together.numel():
         return ""
-    mine, its = in_images(together, axis), in_images(alone, axis)
+    mine, its = in_samples(together, axis), in_samples(alone, axis)
     if not together.is_floating_point():
         wrong = (mine != its).reshape(len(mine), -1).any(1) if double else torch.zeros(1, dtype=torch.bool)
         return f"{what} {_of(wrong, axis)} is another one alone than in its batch" if wrong.any() else ""
@@ -48,7 +48,7 @@ def depends_on_others(group: str, name: str, together: Tensor, alone: Tensor, ax
 
 
 def _of(wrong: Tensor, axis: int | None) -> str:
-    """Which images it is about."""
+    """Which samples it is about."""
     if axis is None:
         return "has no batch axis and"
-    return f"of image {int(wrong.int().argmax())} of {len(wrong)}"
+    return f"of sample {int(wrong.int().argmax())} of {len(wrong)}"

@@ -45,7 +45,7 @@ class PrecisionLoss(Loss):
         self._name, self._inputs = name, inputs
         self._model, self._network = double_copy(model), network
         self._scales: dict[str, Scale] = {}
-        self._images = self._same = self._classified = 0
+        self._samples = self._same = self._classified = 0
         self._problem = ""
 
     def inputs(self, batch: Batch) -> Batch:
@@ -71,8 +71,8 @@ class PrecisionLoss(Loss):
             return [counted("precision", [], "no floating-point output")]
         worst = max(errors, key=lambda name: errors[name])
         note = (
-            f"{self._name} against the model's own precision, {count(self._images, 'image')}: output `{worst}` is off "
-            f"by up to {errors[worst]:.2%} of its size"
+            f"{self._name} against the model's own precision, {count(self._samples, 'sample')}: output `{worst}` is "
+            f"off by up to {errors[worst]:.2%} of its size"
         )
         note += f"; top-1 agrees on {self._same} of {self._classified}" if self._classified else ""
         check = limited("precision", errors[worst], MOST_LOSS, note)
@@ -90,4 +90,4 @@ class PrecisionLoss(Loss):
             if one.tensor.ndim == 2 and one.tensor.shape[1] > 1:
                 self._same += int((one.tensor.argmax(1) == two.tensor.argmax(1)).sum())
                 self._classified += len(one.tensor)
-        self._images += batch.size
+        self._samples += batch.size

@@ -1,4 +1,4 @@
-"""Images that are run alone once, in both precisions: what they give alone is what any batch of them has to give."""
+"""Samples that are run alone once, in both precisions: what they give alone is what any batch of them has to give."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ import torch
 from torch import Tensor
 
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.samples import joined_rows, rows
+from jumpout_export.model.probes import joined_rows, rows
 from jumpout_export.model.signature import Output
 from jumpout_export.verify.values.independence import depends_on_others
 from jumpout_export.verify.values.reference import Expected, Reference
-from jumpout_export.verify.values.scale import axis_of_images, axis_of_length
+from jumpout_export.verify.values.scale import axis_of_length, axis_of_samples
 
 
 class Pool:
-    """Batches of the same images, in any number and order.
+    """Batches of the same samples, in any number and order.
 
-    Images that do not depend on each other need their float64 result once, whatever batch they stand in. That they do
+    Samples that do not depend on each other need their float64 result once, whatever batch they stand in. That they do
     not is shown by the model itself: every batch is run in the model's own precision, one of them in float64 too, and
-    each that is not what the images give alone.
+    each that is not what the samples give alone.
 
     Attributes:
-        dependent: how a result depends on the other images in its batch, a phrase each.
+        dependent: how a result depends on the other samples in its batch, a phrase each.
     """
 
     def __init__(self, reference: Reference, batched: Sequence[bool], size: int | None = None) -> None:
         """Takes what runs the model, whether the first axis of each input is the batch, and its size where it is fixed.
 
-        A model of a fixed size runs no image alone: which axis of an output is the batch is said by its length.
+        A model of a fixed size runs no sample alone: which axis of an output is the batch is said by its length.
         """
         self.dependent: list[str] = []
         self._reference, self._batched, self._size = reference, batched, size
-        self._images: list[Batch] = []
+        self._samples: list[Batch] = []
         self._alone: list[list[Expected]] = []
-        self._axes: list[int | None] | None = None  # of the outputs, that have an entry per image
+        self._axes: list[int | None] | None = None  # of the outputs, that have an entry per sample
         self._proven = False  # whether a batch was run in float64
         self._first_two: list[Output] = []  # what the batch gave that the axes were learned from
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._samples)
 
     def run(self, batch: Batch) -> list[Expected]:
-        """Returns what PyTorch gives for one image alone, or for a batch; raises whatever the model raises."""
+        """Returns what PyTorch gives for one sample alone, or for a batch; raises whatever the model raises."""
         found = self._reference(batch)
         if self._size is not None:
             return [replace(one, axis=axis_of_length(one.own.shape, self._size)) for one in found]
@@ -52,13 +52,13 @@ class Pool:
             return found
         return [replace(one, axis=axis) for one, axis in zip(found, self._axes, strict=True)]
 
-    def add(self, image: Batch, alone: list[Expected]) -> None:
-        """Takes in an image and what `run` returned for it."""
-        self._images.append(image)
+    def add(self, sample: Batch, alone: list[Expected]) -> None:
+        """Takes in a sample and what `run` returned for it."""
+        self._samples.append(sample)
         self._alone.append(alone)
 
     def learn_axes(self) -> None:
-        """Finds out which axis of each output has an entry per image; raises whatever the model raises."""
+        """Finds out which axis of each output has an entry per sample; raises whatever the model raises."""
         order = [0, 1 % len(self)]
         own = self._reference.own(self.batch(order))
         self._axes = self._axes_of(own, order)
@@ -68,25 +68,25 @@ class Pool:
         ]
 
     def alone(self, number: int) -> list[Expected]:
-        """Returns what was taken in for an image."""
+        """Returns what was taken in for a sample."""
         return self._alone[number]
 
     def order(self, size: int) -> list[int]:
-        """Returns the numbers of the images of a batch: each size begins with another one, so that places change."""
+        """Returns the numbers of the samples of a batch: each size begins with another one, so that places change."""
         return [(size - 1 + place) % len(self) for place in range(size)]
 
     def batch(self, order: Sequence[int]) -> Batch:
-        """Returns the batch of images with these numbers."""
-        return rows(joined_rows(self._images, self._batched), order, self._batched)
+        """Returns the batch of samples with these numbers."""
+        return rows(joined_rows(self._samples, self._batched), order, self._batched)
 
     def expected(self, group: str, batch: Batch, order: Sequence[int]) -> list[Expected]:
-        """Returns what PyTorch gives for a batch: its own values as they are, the exact ones from the images alone.
+        """Returns what PyTorch gives for a batch: its own values as they are, the exact ones from the samples alone.
 
-        Where images depend on each other, which `dependent` says then, the exact ones are those of the batch.
+        Where samples depend on each other, which `dependent` says then, the exact ones are those of the batch.
 
         Args:
             group: name of the batch.
-            batch: the images, in their order.
+            batch: the samples, in their order.
             order: their numbers.
         """
         if len(order) == 1:
@@ -102,11 +102,11 @@ class Pool:
 
     def _axes_of(self, own: list[Output], order: Sequence[int]) -> list[int | None]:
         pairs = zip(own, self._alone[order[0]], strict=True)
-        return [axis_of_images(one.tensor.shape, two.own.shape, len(order)) for one, two in pairs]
+        return [axis_of_samples(one.tensor.shape, two.own.shape, len(order)) for one, two in pairs]
 
     def _together(self, number: int, order: Sequence[int], axis: int | None, *, own: bool = False) -> Tensor:
-        """An output of images alone, as it has to be in a batch."""
-        values = [self._alone[image][number] for image in order]
+        """An output of samples alone, as it has to be in a batch."""
+        values = [self._alone[sample][number] for sample in order]
         tensors = [value.own if own else value.exact for value in values]
         return tensors[0] if axis is None else torch.cat(tensors, axis)
 
@@ -119,7 +119,7 @@ class Pool:
         exact: list[Output],
         axes: list[int | None],
     ) -> list[str]:
-        """How images have other values in this batch than alone, beyond rounding."""
+        """How samples have other values in this batch than alone, beyond rounding."""
         double = self._reference.has_double
         rows = zip(own, exact, axes, strict=True)
         if double and self._proven and all(_alike(one.tensor, two.tensor, axis) for one, two, axis in rows):
@@ -135,8 +135,8 @@ class Pool:
 
     def _all_alone(self, number: int, order: Sequence[int], axis: int | None, *, own: bool) -> Iterator[Tensor]:
         if axis is None:  # the same for each of them
-            for image in dict.fromkeys(order):
-                yield self._together(number, [image], None, own=own)
+            for sample in dict.fromkeys(order):
+                yield self._together(number, [sample], None, own=own)
         else:
             yield self._together(number, order, axis, own=own)
 

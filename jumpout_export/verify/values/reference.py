@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.fold.network.audit import refuse_randomness
 from jumpout_export.model.batches import Batch
+from jumpout_export.model.probes import jittered
 from jumpout_export.model.randomness import (
     generator_states,
     moved_generators,
@@ -20,7 +21,6 @@ from jumpout_export.model.randomness import (
     same_bits,
 )
 from jumpout_export.model.run import call, cast, double_copy, sharing_copy
-from jumpout_export.model.samples import jittered
 from jumpout_export.model.signature import Output, fresh, input_names, outputs, tensors
 from jumpout_export.report import Check, counted
 from jumpout_export.text import first_line
@@ -39,7 +39,7 @@ class Expected:
     exact: Tensor  # the reference, in float64 where the output is floating point
     # what the model computes in, if that is less than the output's type says; else None
     precision: torch.dtype | None = None
-    axis: int | None = 0  # that has an entry per image; None without any
+    axis: int | None = 0  # that has an entry per sample; None without any
 
 
 class Reference:
@@ -59,7 +59,7 @@ class Reference:
         self.inputs = input_names(original if folded is None else folded, batch)  # in the ONNX graph
         self.problem = ""  # why there is no float64 copy
         # samples that were run so far, in the model's own precision and in float64
-        self.images_own = self.images_double = 0
+        self.samples_own = self.samples_double = 0
         self._random: dict[int, str] = {}
         self._model = sharing_copy(original)
         self._allow = tuple(allow)
@@ -81,7 +81,7 @@ class Reference:
 
     def own(self, batch: Batch) -> list[Output]:
         """Returns every output in the model's own precision; raises whatever the model raises."""
-        self.images_own += batch.size
+        self.samples_own += batch.size
         own = self._run(self._model, batch)
         self._audit(batch)
         return own
@@ -98,14 +98,14 @@ class Reference:
                 self._double, self.problem = None, first_line(error)
                 return own
             self._tried = True
-            self.images_double += batch.size
+            self.samples_double += batch.size
             return found
         return self.own(batch)
 
     def expected(
         self, batch: Batch, own: list[Output], exact: list[Output], axes: Sequence[int | None] | None = None
     ) -> list[Expected]:
-        """Returns the outputs for a batch in both precisions; `axes` says which axis of each has an entry per image."""
+        """Returns the outputs for a batch in both precisions; `axes` says which axis of each is that of samples."""
         if [one.tensor.shape for one in own] != [two.tensor.shape for two in exact]:
             self._double, self.problem = None, "in float64 it returns other shapes"
             exact = own

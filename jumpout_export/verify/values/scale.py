@@ -16,9 +16,9 @@ from jumpout_export.verify.values.reference import Expected
 _SMALLEST = 1e-3
 # Of the median size: what moves by less does not move, it is the rounding of float64 through many layers.
 _STILL = 1e-9
-# Images that the medians are taken over; later ones would change them little.
-_MOST_IMAGES = 512
-# Images and values that a value's own history is kept of, and images from which it says more than its neighbours.
+# Samples that the medians are taken over; later ones would change them little.
+_MOST_SAMPLES = 512
+# Samples and values that a value's own history is kept of, and samples from which it says more than its neighbours.
 _HISTORY, _MOST_VALUES, _ENOUGH = 32, 2**24, 5
 # A value's own median may be this much smaller than its neighbours' by luck.
 _LUCK = 30.0
@@ -36,23 +36,23 @@ _TIES = (
 class Scale:
     """Sizes of one output's values, and torch's own errors in units of them.
 
-    The size of a value is the largest of its own magnitude and what its place says: for every axis behind the images,
-    the median over images and over the other axes, zeros and masked values left out, multiplied as factors (boxes of a
-    thousand pixels beside scores below one, along whatever axis); where enough images were seen, no less than the
-    median of this very value over images and not much more; times how much larger than the median image this image is.
-    Medians, because one image, one channel or one masked class that is a million times larger must not loosen the
+    The size of a value is the largest of its own magnitude and what its place says: for every axis behind the samples,
+    the median over samples and over the other axes, zeros and masked values left out, multiplied as factors (boxes of a
+    thousand pixels beside scores below one, along whatever axis); where enough samples were seen, no less than the
+    median of this very value over samples and not much more; times how much larger this sample is than the median one.
+    Medians, because one sample, one channel or one masked class that is a million times larger must not loosen the
     limit of all others.
 
     Attributes:
         dtype: what the limit depends on: the output's type, or the model's where that is less precise.
-        size: of every value of the batch last added, as images x the rest (`in_images`).
+        size: of every value of the batch last added, as samples x the rest (`in_samples`).
         coarse: like `size`, but not below the size of the median index of the main axis: the ceiling's unit. A channel
             of nothing but rounding errors, such as a dead one after BatchNorm, is 100% wrong and harmless.
-        own_errors: largest error of torch per index of every axis behind the images, in units of `size`.
+        own_errors: largest error of torch per index of every axis behind the samples, in units of `size`.
         own_coarse: largest error of torch, in units of `coarse`.
         why: what makes that error large where it is: few values that are others altogether, or all of them.
-        main: the axis behind the images along which sizes differ most; the first, if they differ little.
-        channels: sizes along the main axis, in the median image.
+        main: the axis behind the samples along which sizes differ most; the first, if they differ little.
+        channels: sizes along the main axis, in the median sample.
         median: size of the median index of the main axis.
     """
 
@@ -63,20 +63,20 @@ class Scale:
         self.own_coarse = 0.0
         self.why = ""
         self.main, self.channels, self.median = 0, torch.empty(0), 0.0
-        self._sizes: list[Tensor] = []  # per axis, in the median image
-        self._typical: list[list[Tensor]] = []  # per axis, (images, length) for every batch
+        self._sizes: list[Tensor] = []  # per axis, in the median sample
+        self._typical: list[list[Tensor]] = []  # per axis, (samples, length) for every batch
         self._range: list[tuple[Tensor, Tensor]] = []  # per axis, the smallest and largest value of every index
-        self._whole: list[Tensor] = []  # (images,) for every batch: the median of all values
-        self._history: list[Tensor] = []  # magnitudes, images x the rest; nan where they say nothing
+        self._whole: list[Tensor] = []  # (samples,) for every batch: the median of all values
+        self._history: list[Tensor] = []  # magnitudes, samples x the rest; nan where they say nothing
 
     def prime(self, expected: Expected) -> None:
         """Takes in the magnitudes of a batch, before anything is compared with them."""
         if expected.own.numel() and expected.own.dtype.is_floating_point:
             exact = _exact(expected)
-            self._keep(exact, _telling(exact.abs(), in_images(expected.own, expected.axis).abs()))
+            self._keep(exact, _telling(exact.abs(), in_samples(expected.own, expected.axis).abs()))
 
     def add(self, expected: Expected, new: bool = True) -> None:
-        """Takes in one batch; `new` says whether its images were not there before."""
+        """Takes in one batch; `new` says whether its samples were not there before."""
         self.dtype = expected.precision or expected.own.dtype
         if not expected.own.numel() or not self.dtype.is_floating_point:
             return
@@ -94,7 +94,7 @@ class Scale:
     def measure(self, expected: Expected, new: bool = False) -> Tensor:
         """Sets the sizes of a batch, and returns torch's own errors in it in units of `coarse`."""
         exact = _exact(expected)
-        magnitude, own = exact.abs(), in_images(expected.own, expected.axis)
+        magnitude, own = exact.abs(), in_samples(expected.own, expected.axis)
         telling = _telling(magnitude, own.abs())
         typical = _typical(telling)
         if new or not self._fits(typical):
@@ -136,15 +136,15 @@ class Scale:
                 self._typical[axis], self._range[axis] = [], ranges[axis]
             (low, high), (its_low, its_high) = self._range[axis], ranges[axis]
             self._range[axis] = torch.minimum(low, its_low), torch.maximum(high, its_high)
-            if sum(map(len, self._typical[axis])) < _MOST_IMAGES:
+            if sum(map(len, self._typical[axis])) < _MOST_SAMPLES:
                 self._typical[axis].append(new)
-        if sum(map(len, self._whole)) < _MOST_IMAGES:
+        if sum(map(len, self._whole)) < _MOST_SAMPLES:
             self._whole.append(whole)
         if self._history and self._history[0].shape[1:] != exact.shape[1:]:
             self._history.clear()
-        images = _HISTORY - sum(map(len, self._history))
-        if images > 0 and _HISTORY * math.prod(exact.shape[1:]) <= _MOST_VALUES:
-            self._history.append(telling[:images].float())
+        samples = _HISTORY - sum(map(len, self._history))
+        if samples > 0 and _HISTORY * math.prod(exact.shape[1:]) <= _MOST_VALUES:
+            self._history.append(telling[:samples].float())
 
     def _measure(self, magnitude: Tensor, typical: list[Tensor]) -> None:
         whole = _nanmedian(torch.cat(self._whole), 0)
@@ -166,7 +166,7 @@ class Scale:
             own = history.where(history > _STILL * self.median, torch.nan).nanmedian(0).values
             low, high = own.nan_to_num(nan=0.0), (_LUCK * own).nan_to_num(nan=math.inf)
             place = place.maximum(low).minimum(high)
-        # The upper median along the main axis says how much larger this image is; nan where it is all zero.
+        # The upper median along the main axis says how much larger this sample is; nan where it is all zero.
         ratios = (typical[main] / self.channels).where(self.channels > 0, torch.nan)
         larger = -_nanmedian(-ratios, 1, missing=-1.0)
         larger = larger.clamp(min=1.0).reshape(-1, *[1] * (magnitude.ndim - 1))
@@ -186,12 +186,12 @@ Scales = dict[tuple[str, str], Scale]
 
 
 def source(group: str) -> str:
-    """Returns `sizes` or `data`, the kind of images a group of samples holds."""
+    """Returns `sizes` or `data`, the kind of samples a group of probes holds."""
     return "sizes" if group.startswith("sizes") else "data"
 
 
-def in_images(tensor: Tensor, axis: int | None = 0) -> Tensor:
-    """Returns a tensor as images x the rest, which is at least one axis; without an axis of images it is one image."""
+def in_samples(tensor: Tensor, axis: int | None = 0) -> Tensor:
+    """Returns a tensor as samples x the rest, at least one axis; without an axis of samples it is one sample."""
     if axis is None or not tensor.ndim:
         tensor = tensor[None]
     elif axis:
@@ -214,7 +214,7 @@ def relative(error: Tensor, size: Tensor) -> Tensor:
 
 def _exact(expected: Expected) -> Tensor:
     """What is not finite fails a check of its own; here it must not make the limit infinite."""
-    exact = in_images(representable(expected.exact, expected.own.dtype), expected.axis)
+    exact = in_samples(representable(expected.exact, expected.own.dtype), expected.axis)
     return exact.where(torch.isfinite(exact), 0.0)
 
 
@@ -232,7 +232,7 @@ def _telling(magnitude: Tensor, own: Tensor) -> Tensor:
 
 
 def _typical(telling: Tensor) -> list[Tensor]:
-    """The median magnitude per image and index of every axis behind them; nan where all is zero."""
+    """The median magnitude per sample and index of every axis behind them; nan where all is zero."""
     return [
         telling.movedim(axis, 1).reshape(len(telling), telling.shape[axis], -1).nanmedian(2).values
         for axis in range(1, telling.ndim)
@@ -260,13 +260,13 @@ def _nanmedian(values: Tensor, dim: int, missing: float = 0.0) -> Tensor:
     return values.nanmedian(dim).values.nan_to_num(nan=missing)
 
 
-def axis_of_images(whole: Sequence[int], alone: Sequence[int], size: int) -> int | None:
-    """Returns the axis that has an entry per image: the first, or another if all others agree; None without any.
+def axis_of_samples(whole: Sequence[int], alone: Sequence[int], size: int) -> int | None:
+    """Returns the axis that has an entry per sample: the first, or another if all others agree; None without any.
 
     Args:
-        whole: shape of an output for a batch of `size` images.
-        alone: its shape for one image.
-        size: number of images.
+        whole: shape of an output for a batch of `size` samples.
+        alone: its shape for one sample.
+        size: number of samples.
     """
     if len(whole) != len(alone) or not whole:
         return None
@@ -279,5 +279,5 @@ def axis_of_images(whole: Sequence[int], alone: Sequence[int], size: int) -> int
 
 
 def axis_of_length(shape: Sequence[int], size: int) -> int | None:
-    """Like `axis_of_images`, of a model that runs no image alone: the first axis with `size` entries, None without."""
+    """Like `axis_of_samples`, of a model that runs no sample alone: the first axis with `size` entries, or None."""
     return next((axis for axis, length in enumerate(shape) if length == size), None)

@@ -18,7 +18,7 @@ from jumpout_export.model.signature import input_names, outputs, tensors
 from jumpout_export.report import Check
 from jumpout_export.text import joined
 from jumpout_export.verify.values.reference import Expected
-from jumpout_export.verify.values.scale import in_images
+from jumpout_export.verify.values.scale import in_samples
 
 # Of an output's own size: what moves by less does not move, it is the rounding of float64 in another batch.
 _STILL = 1e-9
@@ -29,8 +29,8 @@ class Moves:
 
     def __init__(self) -> None:
         self._first: dict[str, Tensor] = {}  # of outputs that did not move so far
-        self._images: dict[str, int] = {}
-        self._input: list[Tensor] = []  # of the first image
+        self._samples: dict[str, int] = {}
+        self._input: list[Tensor] = []  # of the first sample
         self._varied = False
 
     def see(self, batch: Batch, batched: Sequence[bool]) -> None:
@@ -48,34 +48,34 @@ class Moves:
         """Takes in an output for a batch; at other sizes of an axis it may have another shape, which says nothing."""
         if group.startswith("sizes") or not expected.own.numel():
             return
-        images = in_images(expected.exact, expected.axis)
-        first = self._first.setdefault(expected.name, images[0].clone())
-        before = self._images.get(expected.name, 0)
-        if before < 0 or first.shape != images.shape[1:]:
+        samples = in_samples(expected.exact, expected.axis)
+        first = self._first.setdefault(expected.name, samples[0].clone())
+        before = self._samples.get(expected.name, 0)
+        if before < 0 or first.shape != samples.shape[1:]:
             return
-        moved = not all(_same(first, image) for image in images)
-        self._images[expected.name] = -1 if moved else before + len(images)
+        moved = not all(_same(first, sample) for sample in samples)
+        self._samples[expected.name] = -1 if moved else before + len(samples)
 
     def still(self) -> dict[str, int]:
-        """Returns the outputs that did not move, and on how many images; none where all images are the same."""
-        return {name: images for name, images in self._images.items() if images > 0} if self._varied else {}
+        """Returns the outputs that did not move, and on how many samples; none where all samples are the same."""
+        return {name: samples for name, samples in self._samples.items() if samples > 0} if self._varied else {}
 
     def moving(self) -> set[str]:
         """Returns the outputs that moved."""
-        return {name for name, images in self._images.items() if images < 0}
+        return {name for name, samples in self._samples.items() if samples < 0}
 
     def is_number(self, name: str) -> bool:
         """Whether an output that did not move is floating point, and no class or index."""
         return self._first[name].is_floating_point()
 
 
-def _same(first: Tensor, image: Tensor) -> bool:
+def _same(first: Tensor, sample: Tensor) -> bool:
     if not first.is_floating_point():
-        return torch.equal(first, image)
-    return torch.allclose(first, image, rtol=_STILL, atol=0.0, equal_nan=True)
+        return torch.equal(first, sample)
+    return torch.allclose(first, sample, rtol=_STILL, atol=0.0, equal_nan=True)
 
 
-def shown_check(moves: Moves, model: nn.Module, image: Batch, allowed: Collection[str] = ()) -> list[Check]:
+def shown_check(moves: Moves, model: nn.Module, sample: Batch, allowed: Collection[str] = ()) -> list[Check]:
     """Returns the verdict on outputs that are the same for all inputs; none where each moved.
 
     An output that no input reaches in PyTorch is a constant, and its values were compared. One that an input reaches
@@ -85,16 +85,16 @@ def shown_check(moves: Moves, model: nn.Module, image: Batch, allowed: Collectio
     Args:
         moves: what was seen.
         model: in eval mode, on the CPU; a copy of it is run.
-        image: one of the images.
+        sample: one of the samples.
         allowed: outputs that may be constant.
     """
     still = moves.still()
     if not still:
         return []
-    behind = _behind(model, image)
+    behind = _behind(model, sample)
     constant = [name for name in still if name in behind and not behind[name].reached]
     shown = {name for moving in moves.moving() if moving in behind for name in behind[moving].weights}
-    # The class of similar images is often the same; an output that moves may show all weights that it is made of.
+    # The class of similar samples is often the same; an output that moves may show all weights that it is made of.
     classes = [
         name
         for name in still
@@ -110,7 +110,7 @@ def shown_check(moves: Moves, model: nn.Module, image: Batch, allowed: Collectio
     parts += [f"constant as allowed: {joined(agreed)}"] if agreed else []
     if not wrong:
         return [Check(name="outputs move", verdict="pass", note="; ".join(parts))]
-    names = joined([f"`{name}` ({still[name]} images)" for name in wrong])
+    names = joined([f"`{name}` ({still[name]} samples)" for name in wrong])
     text = (
         f"output {names} is the same for every input that was tried, so nothing of what computes it was shown; give "
         f"other inputs, or allow it by name (allow_constant, --allow-constant {wrong[0]})"
@@ -134,11 +134,11 @@ class _Behind:
     weights: set[str]  # names of the weights that do
 
 
-def _behind(model: nn.Module, image: Batch) -> dict[str, _Behind]:
+def _behind(model: nn.Module, sample: Batch) -> dict[str, _Behind]:
     """Per output, what it is made of; nothing where the forward cannot be recorded."""
     try:
-        recording = record(sharing_copy(model), image)
-        pairs = list(zip(outputs(recording.result, input_names(model, image)), recording.producers, strict=True))
+        recording = record(sharing_copy(model), sample)
+        pairs = list(zip(outputs(recording.result, input_names(model, sample)), recording.producers, strict=True))
     except Exception:  # the user's forward may raise anything
         return {}
     operations = recording.operations

@@ -109,14 +109,14 @@ def test_rho_is_the_sum_over_taps_and_channels_of_each_output_pixel():
     weight, padded = conv.weight.detach(), F.pad(x, (1, 1, 1, 1))
     for out in range(2):
         power, values = 0.0, []
-        for image in range(3):
+        for sample in range(3):
             for row in range(3):
                 for column in range(3):
                     value = 0.0
                     for channel in range(2):
                         for i in range(3):
                             for j in range(3):
-                                unit = float(padded[image, 2 * out + channel, 2 * row + i, 2 * column + j])
+                                unit = float(padded[sample, 2 * out + channel, 2 * row + i, 2 * column + j])
                                 value += float(weight[out, channel, i, j]) * unit
                                 power += (float(weight[out, channel, i, j]) * unit) ** 2
                     values.append(value)
@@ -261,6 +261,6 @@ def test_constant_channels_are_left_out():
     with torch.no_grad():
         conv.weight.zero_()
     assert advice_of(model, x) == {}
-    # The same pixel in every image: what varies is rounding.
+    # The same pixel in every sample: what varies is rounding.
     model = nn.Sequential(nn.Dropout(0.2), nn.Linear(30, 5), nn.BatchNorm1d(5))
     assert advice_of(model, activations(1, 30).float().repeat(64, 1)) == {}

@@ -185,25 +185,25 @@ def test_autocast_changes_the_advice_by_its_rounding_only():
     assert found.rho == pytest.approx(expected.rho, rel=0.01)
 
 
-def test_only_so_many_images_are_seen():
+def test_only_so_many_samples_are_seen():
     seen = []
     model = net(lambda m, x: (seen.append(len(x)), m.norm(m.linear(m.noise(x))))[1])
-    advice_of(model, *activations(64, 4, 6, 6).float().split(8), images=20)
+    advice_of(model, *activations(64, 4, 6, 6).float().split(8), samples=20)
     assert seen == [8, 8, 8]
-    with pytest.raises(ValueError, match="images must be at least 1, got 0"):
-        advice_of(model, activations(8, 4, 6, 6).float(), images=0)
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        advice_of(model, activations(8, 4, 6, 6).float(), samples=0)
 
 
-def test_images_are_counted_where_only_forward_fn_knows_the_batch():
+def test_samples_are_counted_where_only_forward_fn_knows_the_batch():
     model = net(lambda m, x: m.norm(m.linear(m.noise(x))))
     calls = []
 
     def forward_fn(model, batch):
         calls.append(1)
-        return model(batch.image)
+        return model(batch.sample)
 
     class Example:
-        image = activations(8, 4, 6, 6).float()
+        sample = activations(8, 4, 6, 6).float()
 
     feed = Feed(model, [Example()] * 6, forward_fn=forward_fn)
     assert advise(feed, batchnorm_layers(model), 20)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.attributed import assert_adds_up, check, edit, healthy, images, trained
+from support.attributed import assert_adds_up, check, edit, healthy, samples, trained
 from support.checked import row
 from torch import nn
 from torch.nn import functional as F
@@ -47,7 +47,7 @@ def test_parts_of_the_median_add_up_for_any_number_of_channels_and_shares_to_one
 @pytest.mark.parametrize(("d", "c"), [(0.5, 0.0), (0.0, 0.6), (-0.3, -0.5)], ids=["mean", "variance", "both"])
 def test_an_edited_layer_is_stale_and_the_origin_and_what_drifts_behind_it_is_propagated(d, c):
     model = healthy().double()
-    x = images(seed=3).double()
+    x = samples(seed=3).double()
     before = row(check(model, x), "4")
     edit(model[4], d, c)
     report = check(model, x)
@@ -152,7 +152,7 @@ def assert_within(measured: list[float], expected: torch.Tensor, error: torch.Te
 def test_what_is_measured_does_not_depend_on_whether_the_cause_is_measured_too():
     class Augmented:
         def __iter__(self):
-            return (batch + 0.1 * torch.randn_like(batch) for batch in images().split(64))
+            return (batch + 0.1 * torch.randn_like(batch) for batch in samples().split(64))
 
     model = trained(nn.Dropout(0.5))
     torch.manual_seed(5)

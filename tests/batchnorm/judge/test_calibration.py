@@ -14,13 +14,13 @@ from jumpout_export.batchnorm.measure.forward_moments import ForwardMoments
 from jumpout_export.batchnorm.measure.layers import Layer
 from jumpout_export.batchnorm.measure.moments import Moments
 
-CHANNELS, PIXELS, IMAGES, BATCH, MOMENTUM, TRIALS = 16, 8, 512, 32, 0.3, 300
-# What an average of momentum m over batches of B holds: B (2 - m) / m images.
+CHANNELS, PIXELS, SAMPLES, BATCH, MOMENTUM, TRIALS = 16, 8, 512, 32, 0.3, 300
+# What an average of momentum m over batches of B holds: B (2 - m) / m samples.
 HELD = BATCH * (2 - MOMENTUM) / MOMENTUM
 
 
 def pictures(count: int) -> torch.Tensor:
-    """Pixels that share an offset per image: mean 0, variance 2, correlation 1/2."""
+    """Pixels that share an offset per sample: mean 0, variance 2, correlation 1/2."""
     offset = torch.randn(count, CHANNELS, 1, dtype=torch.double)
     return offset + torch.randn(count, CHANNELS, PIXELS, dtype=torch.double)
 
@@ -38,7 +38,7 @@ def trained() -> nn.BatchNorm1d:
 def healthy() -> list[tuple[nn.BatchNorm1d, Moments]]:
     torch.manual_seed(0)
     norms = [trained() for _ in range(TRIALS)]
-    return [(norm, moments_of(norm, pictures(IMAGES))) for norm in norms]
+    return [(norm, moments_of(norm, pictures(SAMPLES))) for norm in norms]
 
 
 def rate_is_at_most(rate: float, nominal: float, count: int) -> bool:
@@ -87,7 +87,7 @@ def drifting() -> list[tuple[nn.BatchNorm1d, Moments]]:
         norm = trained()
         norm.running_mean += 0.3 * math.sqrt(2)
         norm.running_var *= 1.3
-        made.append((norm, moments_of(norm, pictures(IMAGES))))
+        made.append((norm, moments_of(norm, pictures(SAMPLES))))
     return made
 
 
@@ -151,7 +151,7 @@ def test_looks_at_95_percent_each_fail_the_same_test(wrong):
 
 def test_the_levels_of_the_looks_rise_and_add_up_to_five_percent():
     looks = Looks(4096, early=True)
-    levels = [looks.due(images) for images in (512, 1024, 2048)]
+    levels = [looks.due(samples) for samples in (512, 1024, 2048)]
     assert sum(levels) + looks.last == pytest.approx(LEVEL)
     assert levels == sorted(levels)
     assert looks.last > 0.04
@@ -159,9 +159,9 @@ def test_the_levels_of_the_looks_rise_and_add_up_to_five_percent():
 
 def test_looks_are_due_at_512_and_its_doubles_and_never_at_the_end():
     looks = Looks(4096, early=True)
-    due = [images for images in range(64, 4097, 64) if looks.due(images) is not None]
+    due = [samples for samples in range(64, 4097, 64) if looks.due(samples) is not None]
     assert due == [512, 1024, 2048]
-    assert [Looks(4096, early=False).due(images) for images in (512, 2048, 4096)] == [None] * 3
+    assert [Looks(4096, early=False).due(samples) for samples in (512, 2048, 4096)] == [None] * 3
     assert Looks(512, early=True).due(512) is None
     assert Looks(4096, early=False).last == LEVEL
 

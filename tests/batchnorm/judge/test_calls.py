@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from jumpout_export.batchnorm.check import check_batchnorm
 from jumpout_export.batchnorm.judge.calls import differing_calls
-from jumpout_export.batchnorm.judge.score import stored_images
+from jumpout_export.batchnorm.judge.score import stored_samples
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.report import BatchNormCall
 
@@ -136,9 +136,9 @@ def test_what_is_said_of_buffers_used_alone():
 
 
 @pytest.mark.parametrize(
-    ("momentum", "images"), [(0.1, 32 * 19), (None, 32 * 19), (0.5, 32 * 3), (0.0, math.inf)], ids=str
+    ("momentum", "samples"), [(0.1, 32 * 19), (None, 32 * 19), (0.5, 32 * 3), (0.0, math.inf)], ids=str
 )
-def test_batches_that_are_not_counted_are_a_moving_average(momentum, images):
+def test_batches_that_are_not_counted_are_a_moving_average(momentum, samples):
     norm = nn.BatchNorm1d(4, momentum=momentum)
-    assert stored_images(norm, 32, counted=False) == pytest.approx(images)
-    assert stored_images(norm, 32) == math.inf, "nothing was counted"
+    assert stored_samples(norm, 32, counted=False) == pytest.approx(samples)
+    assert stored_samples(norm, 32) == math.inf, "nothing was counted"

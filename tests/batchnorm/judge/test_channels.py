@@ -25,7 +25,7 @@ def pictures(count: int = 1024, seed: int = 1, channels: int = CHANNELS) -> torc
 
 
 def healthy(channels: int = CHANNELS) -> nn.Sequential:
-    """Agrees with other images of the same kind than those that it is checked on."""
+    """Agrees with other samples of the same kind than those that it is checked on."""
     model = nn.Sequential(nn.BatchNorm1d(channels))
     recalibrate_batchnorm(model, [pictures(2048, 2, channels)])
     model[0].num_batches_tracked.fill_(1000)
@@ -117,7 +117,7 @@ def made_test(norm: nn.BatchNorm1d, x: torch.Tensor, held: float = math.inf) -> 
     )
 
 
-def test_the_lower_bound_is_that_of_the_closed_form_without_rare_images():
+def test_the_lower_bound_is_that_of_the_closed_form_without_rare_samples():
     """Two values of the same probability: SE(mean) = 1 / sqrt(n), and the variance is known exactly."""
     n = 100_000
     norm = nn.BatchNorm1d(1, eps=0.0).double()
@@ -139,13 +139,13 @@ def test_holm_tests_all_channels_of_the_model_together():
     assert channels_beyond(many, FAIL, 0.05) == {"a": [], "b": []}
 
 
-def test_too_few_images_show_nothing():
+def test_too_few_samples_show_nothing():
     norm = nn.BatchNorm1d(3).double()
     assert made_test(norm, torch.ones(7, 3, dtype=torch.double) * 9).low(0.05).tolist() == [0, 0, 0]
 
 
 def sparse(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Channels that fire in one of 10 to 10,000 images, as detectors of rare things do."""
+    """Channels that fire in one of 10 to 10,000 samples, as detectors of rare things do."""
     rate = torch.logspace(-4, -1, 64)
     fires = torch.rand(count, 64, generator=generator) < rate
     return torch.relu(torch.randn(count, 64, generator=generator) + 1) * fires
@@ -159,7 +159,7 @@ def heavy(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(count, 64, generator=generator).exp()
 
 
-def wrong(kind, images: int, trials: int, *, naive: bool = False) -> int:
+def wrong(kind, samples: int, trials: int, *, naive: bool = False) -> int:
     """In how many healthy layers a channel is called drifting; `naive`: from standard errors alone."""
     found = 0
     for trial in range(trials):
@@ -169,9 +169,9 @@ def wrong(kind, images: int, trials: int, *, naive: bool = False) -> int:
         weight = (0.1 * 0.9 ** torch.arange(59.0, -1, -1))[:, None]  # what 60 batches leave, at momentum .1
         norm.running_mean.copy_((weight * stored.mean(1)).sum(0))
         norm.running_var.copy_((weight * stored.var(1)).sum(0) + 0.9**60)
-        test = made_test(norm, kind(images, generator), 64 * 19)
+        test = made_test(norm, kind(samples, generator), 64 * 19)
         if naive:
-            score = test.total.log_ratio.abs() / (1e-12 + test.total.log_ratio_se2 * (1 + images / (64 * 19))).sqrt()
+            score = test.total.log_ratio.abs() / (1e-12 + test.total.log_ratio_se2 * (1 + samples / (64 * 19))).sqrt()
             found += bool((score > 4).any())
         else:
             found += bool(channels_beyond({"bn": test}, FAIL, 0.05)["bn"])
@@ -179,12 +179,12 @@ def wrong(kind, images: int, trials: int, *, naive: bool = False) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images", [512, 4096])
+@pytest.mark.parametrize("samples", [512, 4096])
 @pytest.mark.parametrize("kind", [normal, sparse, heavy])
-def test_healthy_channels_are_rarely_called_drifting(kind, images):
+def test_healthy_channels_are_rarely_called_drifting(kind, samples):
     trials = 40
     # Nominal 5%, and six standard errors of a count.
-    assert wrong(kind, images, trials) <= 0.05 * trials + 6 * math.sqrt(trials * 0.05 * 0.95)
+    assert wrong(kind, samples, trials) <= 0.05 * trials + 6 * math.sqrt(trials * 0.05 * 0.95)
 
 
 def test_standard_errors_alone_call_many_of_the_rarely_firing_channels_drifting():

@@ -73,10 +73,10 @@ def made_parts(log_ratio: list[float], delta: list[float], spread: float = 0.0) 
                 "deviations (RMS over channels)."
             ),
             (
-                "Either the average lags behind the weights or saw augmentation that serving lacks, or these images "
+                "Either the average lags behind the weights or saw augmentation that serving lacks, or these samples "
                 "are others than those of training: check with reference=, some batches of training, to know which; "
                 "the first is mended by recalibrating, recalibrate_batchnorm(model, batches), the second perhaps by "
-                "preprocessing the images as in training, and say training_batch_size= if training used smaller "
+                "preprocessing the samples as in training, and say training_batch_size= if training used smaller "
                 "batches."
             ),
         ),

@@ -30,7 +30,7 @@ def row(name: str, count: int, *, parts: bool = True) -> BatchNormLayer:
 
 
 def report(rows: list[BatchNormLayer]) -> BatchNormReport:
-    return BatchNormReport(verdict="drift", origin=None, images=8, warn=0.05, fail=0.15, layers=rows, not_observed=[])
+    return BatchNormReport(verdict="drift", origin=None, samples=8, warn=0.05, fail=0.15, layers=rows, not_observed=[])
 
 
 def test_up_to_the_bound_every_channel_is_listed():

@@ -9,11 +9,11 @@ from torch import nn
 
 from jumpout_export.batchnorm.judge.score import score_layer
 
-MARGIN, CHANNELS, IMAGES, HELD = 0.1, 16, 1024, 1216
+MARGIN, CHANNELS, SAMPLES, HELD = 0.1, 16, 1024, 1216
 
 
 def verdicts(trials: int, w: float, *, debiased: bool = True) -> dict[str, float]:
-    """Shares of the verdicts on layers whose W is `w`, beside the noise of an average of 1,216 images."""
+    """Shares of the verdicts on layers whose W is `w`, beside the noise of an average of 1,216 samples."""
     counts = {"ok": 0, "drift": 0, "inconclusive": 0}
     for trial in range(trials):
         draw = torch.Generator().manual_seed(trial)
@@ -21,7 +21,7 @@ def verdicts(trials: int, w: float, *, debiased: bool = True) -> dict[str, float
         norm = nn.BatchNorm1d(CHANNELS, eps=0.0).double()
         norm.running_mean.copy_(stored.mean(0) - w)
         norm.running_var.copy_(stored.var(0))
-        moments = moments_of(norm, torch.randn(IMAGES, CHANNELS, dtype=torch.double, generator=draw))
+        moments = moments_of(norm, torch.randn(SAMPLES, CHANNELS, dtype=torch.double, generator=draw))
         score = score_layer(moments, 0.0, HELD if debiased else math.inf)
         counts[score.verdict(MARGIN, guessed=False)] += 1
     return {name: count / trials for name, count in counts.items()}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.attributed import assert_adds_up, check, edit, flat, healthy, images, network, trained
+from support.attributed import assert_adds_up, check, edit, flat, healthy, network, samples, trained
 from support.checked import row
 from torch import nn
 
@@ -43,13 +43,13 @@ def test_noise_is_drawn_again_only_where_there_is_some_and_something_drifts():
 
     drifting = healthy()
     edit(drifting[4], 0.5, 0)
-    assert passes(healthy(nn.Dropout(1e-6)), images()) == passes(drifting, images()) == []
-    assert passes(trained(nn.Dropout(0.5)), images()) == ["checking BatchNorm, other noise"]
+    assert passes(healthy(nn.Dropout(1e-6)), samples()) == passes(drifting, samples()) == []
+    assert passes(trained(nn.Dropout(0.5)), samples()) == ["checking BatchNorm, other noise"]
 
 
 @pytest.mark.integration
 def test_a_rate_drawn_per_batch_is_measured_better_by_drawing_it_more_often(monkeypatch):
-    model, x = trained(Jumpout(sigma=0.3, p_min=0.0)), images(384, seed=7)
+    model, x = trained(Jumpout(sigma=0.3, p_min=0.0)), samples(384, seed=7)
 
     def spread() -> float:
         found = []
@@ -94,7 +94,7 @@ def test_a_model_that_fails_in_training_mode_keeps_its_verdict_and_its_origin():
 def test_batches_of_one_value_per_channel_keep_the_verdict():
     x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
     report = check(flat(), x, size=1)
-    assert (report.verdict, report.images) == ("drift", 300)
+    assert (report.verdict, report.samples) == ("drift", 300)
     assert report.layers[0].attribution is None
     assert (
         "Why layers drift was not measured: in every batch a BatchNorm gets one value per channel, which cannot be "
@@ -102,20 +102,20 @@ def test_batches_of_one_value_per_channel_keep_the_verdict():
     )
 
 
-def test_a_last_batch_of_one_image_is_left_out_of_the_parts_only():
+def test_a_last_batch_of_one_sample_is_left_out_of_the_parts_only():
     x = torch.randn(301, 5, generator=torch.Generator().manual_seed(0))
     report = check(flat(), x, size=100)
-    assert [layer.images for layer in report.layers] == [301, 301]
+    assert [layer.samples for layer in report.layers] == [301, 301]
     for layer in report.layers:
         assert_adds_up(layer, "log_ratio")
-    assert any(note.startswith("Why layers drift was measured without 1 images, in whose") for note in report.notes)
+    assert any(note.startswith("Why layers drift was measured without 1 samples, in whose") for note in report.notes)
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("size", "trained_on", "note"),
     [
-        (4, None, "Batches of 4 images are small"),
+        (4, None, "Batches of 4 samples are small"),
         (64, 256, "pass batches of 256, as in training"),
         (64, 128, None),
         (64, None, None),
@@ -146,7 +146,7 @@ def test_synchronised_batchnorm_talks_to_nobody_in_any_state():
 def test_batch_statistics_are_those_of_training_mode(convert):
     """P against a forward in training mode with all noise off, by hooks of this test's own."""
     model = convert(network())
-    batches = [batch.to(model[0].weight.dtype) for batch in images(256).split(64)]
+    batches = [batch.to(model[0].weight.dtype) for batch in samples(256).split(64)]
     layer = row(check_batchnorm(model, batches, outputs=False), "7")
     seen = []
     handle = model[7].register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().double()))

@@ -8,15 +8,15 @@ from support.moments import moments_of
 from torch import nn
 
 from jumpout_export.batchnorm.judge.estimate import discoveries, estimate, student_quantile
-from jumpout_export.batchnorm.judge.score import Score, score_layer, stored_images
+from jumpout_export.batchnorm.judge.score import Score, score_layer, stored_samples
 
-CHANNELS, IMAGES, PIXELS, TRIALS = 8, 200, 16, 200
+CHANNELS, SAMPLES, PIXELS, TRIALS = 8, 200, 16, 200
 
 
-def correlated_images() -> torch.Tensor:
-    """Pixels that share an offset per image: mean 0, variance 2, correlation 1/2."""
-    offset = torch.randn(IMAGES, CHANNELS, 1, dtype=torch.double)
-    return offset + torch.randn(IMAGES, CHANNELS, PIXELS, dtype=torch.double)
+def correlated_samples() -> torch.Tensor:
+    """Pixels that share an offset per sample: mean 0, variance 2, correlation 1/2."""
+    offset = torch.randn(SAMPLES, CHANNELS, 1, dtype=torch.double)
+    return offset + torch.randn(SAMPLES, CHANNELS, PIXELS, dtype=torch.double)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,9 @@ def coverage() -> dict[str, float]:
     w = math.hypot(delta, math.exp(log_ratio / 2) - 1)
     hits = dict.fromkeys(("delta", "log_ratio", "naive", "layer"), 0.0)
     for _ in range(TRIALS):
-        x = correlated_images()
+        x = correlated_samples()
         score = score_layer(moments_of(norm, x), norm.eps, math.inf)
-        naive_se = (x / tau).var(dim=(0, 2)).div(IMAGES * PIXELS).sqrt()
+        naive_se = (x / tau).var(dim=(0, 2)).div(SAMPLES * PIXELS).sqrt()
         hits["delta"] += float(((score.delta - delta).abs() < 1.96 * score.delta_se).double().mean())
         hits["log_ratio"] += float(((score.log_ratio - log_ratio).abs() < 1.96 * score.log_ratio_se).double().mean())
         hits["naive"] += float(((score.delta - delta).abs() < 1.96 * naive_se).double().mean())
@@ -78,9 +78,9 @@ def test_the_noise_of_the_stored_average_is_taken_off_a_healthy_layer():
     for _ in range(150):
         norm(2 * torch.randn(128, 512) + 3)
     moments = moments_of(norm, 2 * torch.randn(4096, 512) + 3)
-    debiased = score_layer(moments, norm.eps, stored_images(norm, 128))
+    debiased = score_layer(moments, norm.eps, stored_samples(norm, 128))
     raw = score_layer(moments, norm.eps, math.inf)
-    # The average holds 128 * 1.9 / 0.1 = 2432 images: Var(delta) + Var(ln r) / 4 = 1.5 / 2432 on top of 1.5 / 4096.
+    # The average holds 128 * 1.9 / 0.1 = 2432 samples: Var(delta) + Var(ln r) / 4 = 1.5 / 2432 on top of 1.5 / 4096.
     assert debiased.floor == pytest.approx(math.sqrt(1.5 / 2432 + 1.5 / 4096), rel=0.05)
     assert raw.floor == pytest.approx(math.sqrt(1.5 / 4096), rel=0.05)
     # W^2 over 512 channels has a standard error of (1 / 2432 + 1 / 4096) sqrt(2.5 / 512) = 4.6e-5; allow six of them.
@@ -93,24 +93,24 @@ def test_the_noise_of_the_stored_average_is_taken_off_a_healthy_layer():
     ("momentum", "tracked", "expected"),
     [(0.1, 50, 128 * 19), (1.0, 50, 128), (None, 50, 128 * 50), (0, 50, math.inf), (0.1, 0, math.inf)],
 )
-def test_images_held_by_the_stored_average(momentum, tracked, expected):
+def test_samples_held_by_the_stored_average(momentum, tracked, expected):
     norm = nn.BatchNorm1d(2, momentum=momentum)
     norm.num_batches_tracked.fill_(tracked)
-    assert stored_images(norm, 128) == pytest.approx(expected)
+    assert stored_samples(norm, 128) == pytest.approx(expected)
 
 
 def test_checking_in_tiny_batches_does_not_excuse_drift_as_training_noise():
     norm = nn.BatchNorm1d(2)
     norm.num_batches_tracked.fill_(1)
-    assert stored_images(norm, 1) == pytest.approx(32 * 19)
-    assert stored_images(norm, 8, guessed=False) == pytest.approx(8 * 19)
+    assert stored_samples(norm, 1) == pytest.approx(32 * 19)
+    assert stored_samples(norm, 8, guessed=False) == pytest.approx(8 * 19)
 
 
 def test_a_layer_called_several_times_averages_over_fewer_batches():
     norm = nn.BatchNorm1d(2)
     norm.num_batches_tracked.fill_(100)
-    assert stored_images(norm, 64, calls=2) == pytest.approx(64 * 19 / 2)
-    assert stored_images(norm, 64, calls=100) == 64  # never less than the last batch
+    assert stored_samples(norm, 64, calls=2) == pytest.approx(64 * 19 / 2)
+    assert stored_samples(norm, 64, calls=100) == 64  # never less than the last batch
 
 
 def made_score(w: float, low: float, high: float, noise: float = 0.0, held: float = math.inf) -> Score:
@@ -137,25 +137,25 @@ def test_the_verdict_has_three_values(score, guessed, verdict):
     assert score.verdict(0.05, 0.15, guessed=guessed) == verdict
 
 
-def test_images_needed_shrink_the_interval_to_the_margin():
+def test_samples_needed_shrink_the_interval_to_the_margin():
     def made_square(w2, half, **settings):
         return made_score(math.sqrt(w2), math.sqrt(max(w2 - half, 0)), math.sqrt(w2 + half), **settings)
 
-    # In W^2 half as far from the margin as the interval is wide: twice as narrow takes four times the images.
+    # In W^2 half as far from the margin as the interval is wide: twice as narrow takes four times the samples.
     below, above = made_square(0.0015, 0.002), made_square(0.0035, 0.002)
-    assert below.images_needed(0.05, 1000) == pytest.approx(4000, abs=1)
-    assert above.images_needed(0.05, 1000) == pytest.approx(4000, abs=1)
-    assert made_score(0.05, 0.04, 0.06).images_needed(0.05, 1000) is None
-    assert made_score(0.04, 0.0, math.inf).images_needed(0.05, 5) is None
-    assert made_score(0.0499, 0.0, 0.1).images_needed(0.05, 1000) is None
+    assert below.samples_needed(0.05, 1000) == pytest.approx(4000, abs=1)
+    assert above.samples_needed(0.05, 1000) == pytest.approx(4000, abs=1)
+    assert made_score(0.05, 0.04, 0.06).samples_needed(0.05, 1000) is None
+    assert made_score(0.04, 0.0, math.inf).samples_needed(0.05, 5) is None
+    assert made_score(0.0499, 0.0, 0.1).samples_needed(0.05, 1000) is None
     # 1/n + 1/8000 has to be a quarter of 1/1000 + 1/8000; of 1/1000 + 1/3000 it cannot be.
-    assert made_square(0.0015, 0.002, held=8000).images_needed(0.05, 1000) == pytest.approx(6400, abs=1)
-    assert made_square(0.0015, 0.002, held=3000).images_needed(0.05, 1000) is None
+    assert made_square(0.0015, 0.002, held=8000).samples_needed(0.05, 1000) == pytest.approx(6400, abs=1)
+    assert made_square(0.0015, 0.002, held=3000).samples_needed(0.05, 1000) is None
 
 
 def test_the_error_of_the_variance_does_not_depend_on_the_stored_mean():
     torch.manual_seed(0)
-    x = correlated_images().square()  # skewed, so that means and mean squares of images go together
+    x = correlated_samples().square()  # skewed, so that means and mean squares of samples go together
     norm = nn.BatchNorm1d(CHANNELS).double()
     near = score_layer(moments_of(norm, x), norm.eps, math.inf)
     norm.running_mean.fill_(-20.0)
@@ -164,13 +164,13 @@ def test_the_error_of_the_variance_does_not_depend_on_the_stored_mean():
     torch.testing.assert_close(far.log_ratio_se, near.log_ratio_se)
 
 
-@pytest.mark.parametrize("images", [1, 2, 7])
-def test_too_few_images_have_no_interval(images):
+@pytest.mark.parametrize("samples", [1, 2, 7])
+def test_too_few_samples_have_no_interval(samples):
     torch.manual_seed(0)
     norm = nn.BatchNorm1d(3)
-    score = score_layer(moments_of(norm, torch.randn(images, 3) + 1), norm.eps, math.inf)
+    score = score_layer(moments_of(norm, torch.randn(samples, 3) + 1), norm.eps, math.inf)
     assert (score.low, score.high) == (0, math.inf)
-    assert torch.isinf(score.delta_se).all() == (images == 1)
+    assert torch.isinf(score.delta_se).all() == (samples == 1)
 
 
 # Tables of Student's t; the levels of early looks are small. At 3e-8 and 7 degrees of freedom the series is 6% short.
@@ -207,7 +207,7 @@ def test_p_values_are_those_of_hotellings_test():
         assert p == pytest.approx(stats.f.sf(t2 * 38 / (2 * 39), 2, 38), rel=1e-3)
 
 
-def test_a_stored_average_of_few_images_excuses_larger_deviations():
+def test_a_stored_average_of_few_samples_excuses_larger_deviations():
     torch.manual_seed(0)
     norm = nn.BatchNorm1d(1).double()
     found = estimate(moments_of(norm, torch.randn(1000, 1, dtype=torch.double) + 0.1), norm.eps)

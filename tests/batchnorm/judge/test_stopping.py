@@ -1,10 +1,10 @@
-"""When a check stops reading images, and what it says of the ones it did not read."""
+"""When a check stops reading samples, and what it says of the ones it did not read."""
 
 import math
 
 import pytest
 import torch
-from support.checked import check, healthy, images, row
+from support.checked import check, healthy, row, samples
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -13,26 +13,26 @@ from jumpout_export.batchnorm.judge.stopping import LabelRuns
 from jumpout_export.report import BatchNormReport
 
 
-def test_fewer_images_than_asked_are_said():
-    assert "Only 256 of 4096 images were there; pass more for narrower error bars." in check(healthy()).notes
-    assert not any(note.startswith("Only") for note in check(healthy(), images=128).notes)
-    assert check(healthy(), images=100).images == 128
+def test_fewer_samples_than_asked_are_said():
+    assert "Only 256 of 4096 samples were there; pass more for narrower error bars." in check(healthy()).notes
+    assert not any(note.startswith("Only") for note in check(healthy(), samples=128).notes)
+    assert check(healthy(), samples=100).samples == 128
 
 
 @pytest.mark.integration
 def test_a_decided_check_stops_early_and_says_so():
     model = healthy()
-    report = check(model, images(4096))
-    assert (report.verdict, report.images, report.stopped_early) == ("ok", 512, True)
-    assert "Stopped after 512 of 4096 images: every layer was decided." in report.notes
+    report = check(model, samples(4096))
+    assert (report.verdict, report.samples, report.stopped_early) == ("ok", 512, True)
+    assert "Stopped after 512 of 4096 samples: every layer was decided." in report.notes
     assert not any(note.startswith("Only") for note in report.notes)
-    assert all(layer.images == 512 for layer in report.layers)
-    whole = check(model, images(4096), stop_early=False)
-    assert (whole.images, whole.stopped_early) == (4096, False)
+    assert all(layer.samples == 512 for layer in report.layers)
+    whole = check(model, samples(4096), stop_early=False)
+    assert (whole.samples, whole.stopped_early) == (4096, False)
 
 
 def check_shuffled(model: nn.Module, x: torch.Tensor, **options: object) -> BatchNormReport:
-    """A drift ends a check early only where the first images are known to be a random sample of all."""
+    """A drift ends a check early only where the first samples are known to be drawn at random from all."""
     loader = DataLoader(TensorDataset(x), 64, shuffle=True, generator=torch.Generator().manual_seed(0))
     return check_batchnorm(model, loader, outputs=False, **options)
 
@@ -41,16 +41,16 @@ def check_shuffled(model: nn.Module, x: torch.Tensor, **options: object) -> Batc
 def test_an_early_look_is_strict():
     model = healthy()
     model[7].running_mean += 0.3 * (model[7].running_var + 1e-5).sqrt()
-    early, whole = (row(check_shuffled(model, images(4096), stop_early=early), "7") for early in (True, False))
-    assert (early.images, whole.images) == (512, 4096)
-    # An eighth of the images alone makes sqrt(8) = 2.8; the level 3e-8 instead of .05 makes 7.3 / 2.04 of that.
+    early, whole = (row(check_shuffled(model, samples(4096), stop_early=early), "7") for early in (True, False))
+    assert (early.samples, whole.samples) == (512, 4096)
+    # An eighth of the samples alone makes sqrt(8) = 2.8; the level 3e-8 instead of .05 makes 7.3 / 2.04 of that.
     assert early.w_high**2 - early.w_low**2 > 6 * (whole.w_high**2 - whole.w_low**2)
 
 
 @pytest.mark.parametrize("size", [64, 100, 700])
 def test_looks_are_taken_at_the_end_of_a_batch(size):
-    report = check_batchnorm(healthy(), images(4096).split(size), outputs=False)
-    assert report.images == -(-512 // size) * size
+    report = check_batchnorm(healthy(), samples(4096).split(size), outputs=False)
+    assert report.samples == -(-512 // size) * size
 
 
 def drifting_by_the_margin(x: torch.Tensor) -> tuple[nn.Module, float]:
@@ -61,21 +61,21 @@ def drifting_by_the_margin(x: torch.Tensor) -> tuple[nn.Module, float]:
 
 
 @pytest.mark.integration
-def test_a_check_never_stops_before_512_images_nor_for_undecided_layers():
-    assert not check(healthy(), images(448)).stopped_early
-    model, w = drifting_by_the_margin(images(2048))
-    report = check(model, images(2048), warn=w, images=1500)
-    assert (report.verdict, report.images, report.stopped_early) == ("inconclusive", 1536, False)
+def test_a_check_never_stops_before_512_samples_nor_for_undecided_layers():
+    assert not check(healthy(), samples(448)).stopped_early
+    model, w = drifting_by_the_margin(samples(2048))
+    report = check(model, samples(2048), warn=w, samples=1500)
+    assert (report.verdict, report.samples, report.stopped_early) == ("inconclusive", 1536, False)
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("count", [512, 1024, 2000])
 def test_a_loader_read_to_its_end_was_not_stopped_early(count):
-    model, w = drifting_by_the_margin(images(count))
-    for batches in (images(count).split(64), iter_only(images(count).split(64))):
+    model, w = drifting_by_the_margin(samples(count))
+    for batches in (samples(count).split(64), iter_only(samples(count).split(64))):
         report = check_batchnorm(model, batches, outputs=False, warn=w)
-        assert (report.images, report.stopped_early) == (count, False)
-    assert not check(healthy(), images(512)).stopped_early
+        assert (report.samples, report.stopped_early) == (count, False)
+    assert not check(healthy(), samples(512)).stopped_early
 
 
 def iter_only(batches: tuple[torch.Tensor, ...]) -> object:
@@ -92,18 +92,18 @@ def test_what_can_never_be_decided_does_not_keep_a_check_from_stopping():
     model = healthy()
     model[4].running_var[0] = math.nan
     model.append(nn.BatchNorm2d(8, track_running_stats=False))
-    assert check_shuffled(model, images(4096)).images == 512
+    assert check_shuffled(model, samples(4096)).samples == 512
 
 
-def test_the_effect_on_the_outputs_is_measured_on_the_images_of_a_check_that_stopped():
+def test_the_effect_on_the_outputs_is_measured_on_the_samples_of_a_check_that_stopped():
     model = healthy().append(nn.Flatten()).append(nn.Linear(288, 3))
-    report = check_batchnorm(model, images(4096).split(64))
-    assert report.images == report.outputs.images == 512
+    report = check_batchnorm(model, samples(4096).split(64))
+    assert report.samples == report.outputs.samples == 512
 
 
 @pytest.mark.parametrize("order", ["sorted", "one class", "shuffled", "none"])
 def test_a_loader_sorted_by_class_is_said_and_read_to_the_end(order):
-    x = images(2048)
+    x = samples(2048)
     labels = {"sorted": torch.arange(2048) // 205, "one class": torch.zeros(2048).long()}
     labels["shuffled"] = torch.arange(2048) % 10
     batches = list(zip(x.split(64), labels[order].split(64), strict=True)) if order in labels else x.split(64)
@@ -111,8 +111,8 @@ def test_a_loader_sorted_by_class_is_said_and_read_to_the_end(order):
     report = check_batchnorm(model, batches, outputs=False)
     said = [note for note in report.notes if "sorted by class" in note]
     assert len(said) == (order in ("sorted", "one class"))
-    assert report.images == (2048 if said else 512)
-    assert all("The labels of the 2048 images come in runs or are all the same" in note for note in said)
+    assert report.samples == (2048 if said else 512)
+    assert all("The labels of the 2048 samples come in runs or are all the same" in note for note in said)
 
 
 @pytest.mark.parametrize(

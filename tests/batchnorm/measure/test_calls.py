@@ -136,7 +136,7 @@ def test_a_perfect_layer_is_ok_and_a_spoiled_one_drifts(kind):
     recalibrate_batchnorm(model, batches)
     report = check_batchnorm(model, batches)
     (layer,) = report.layers
-    assert (report.verdict, layer.w, layer.images) == ("ok", pytest.approx(0, abs=1e-5), 512)
+    assert (report.verdict, layer.w, layer.samples) == ("ok", pytest.approx(0, abs=1e-5), 512)
     assert report.not_observed == []
     (moved,) = (value for name, value in model.named_buffers() if name.endswith("running_mean"))
     moved += 1
@@ -168,14 +168,14 @@ def test_several_calls_of_a_subclass_are_pooled():
 
     model, x = nn.Sequential(Groups(3)), torch.randn(40, 6)
     (moments,) = collect(Feed(model, x.split(8)), batchnorm_layers(model), SERVING, "test").moments.values()
-    assert (moments.calls, moments.images, moments.count) == (2, 40, 80)
+    assert (moments.calls, moments.samples, moments.count) == (2, 40, 80)
     mean, var = moments.mean_and_variance()
     pooled = x.double().view(80, 3)
     torch.testing.assert_close(mean, pooled.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(var, pooled.var(0), rtol=1e-5, atol=1e-6)
 
 
-def test_flattened_tokens_are_one_image():
+def test_flattened_tokens_are_one_sample():
     """Tokens that are all alike are no more evidence than one of them."""
     model = nn.Sequential(Flat(CHANNELS))
     x = torch.randn(512, 1, CHANNELS, generator=torch.Generator().manual_seed(0)).expand(-1, 16, -1)
@@ -183,7 +183,7 @@ def test_flattened_tokens_are_one_image():
     for name, value in (("tokens", x), ("one", x[:, :1])):
         (moments[name],) = collect(Feed(model, value.split(64)), batchnorm_layers(model), SERVING, "t").moments.values()
     torch.testing.assert_close(moments["tokens"].sums, moments["one"].sums, rtol=1e-5, atol=1e-3)
-    assert (moments["tokens"].images, moments["tokens"].count) == (512, 512 * 16)
+    assert (moments["tokens"].samples, moments["tokens"].count) == (512, 512 * 16)
 
 
 class OwnArithmetic(nn.BatchNorm1d):
@@ -224,7 +224,7 @@ def test_arithmetic_of_its_own_on_other_axes_is_said_and_left_alone(tokens):
     recalibrate_batchnorm(model, batches)
     assert same_bits(before["0.running_mean"], model[0].running_mean)
     assert not same_bits(before["1.running_mean"], model[1].running_mean)
-    report = check_batchnorm(model, batches, images=64, warn=0.5, fail=0.5)
+    report = check_batchnorm(model, batches, samples=64, warn=0.5, fail=0.5)
     assert (report.verdict, report.layers[0].verdict) == ("inconclusive", "ok"), "a layer that runs was not measured"
     with pytest.raises(ValueError, match=r"what `0` normalises could not be told.*nothing was written"):
         recalibrate_batchnorm(model, batches, layers=["0", "1"])

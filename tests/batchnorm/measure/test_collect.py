@@ -28,7 +28,7 @@ from jumpout_export.model.randomness import same_bits
     ],
     ids=["1d (N,C)", "1d (N,C,L)", "2d", "3d", "sync on CPU"],
 )
-def test_sums_are_those_of_per_image_means_in_stored_units(norm, shape):
+def test_sums_are_those_of_per_sample_means_in_stored_units(norm, shape):
     torch.manual_seed(1)
     norm.running_mean.uniform_(-1, 1)
     norm.running_var.uniform_(0.5, 2)
@@ -55,7 +55,7 @@ def test_other_splits_into_batches_give_the_same_sums_in_every_fold():
     for size in (1, 5, 32):
         split = collect(Feed(model, x.split(size)), layers, SERVING, "test")
         assert list(split.moments) == ["1", "4"]
-        assert (split.images, split.batches) == (67, -(-67 // size))
+        assert (split.samples, split.batches) == (67, -(-67 // size))
         for name, moments in split.moments.items():
             torch.testing.assert_close(moments.sums, whole.moments[name].sums, rtol=1e-6, atol=1e-6)
     counts = whole.moments["1"].sums[:, 0, 0]
@@ -81,7 +81,7 @@ def test_half_precision_inputs_are_upcast(dtype):
     torch.testing.assert_close(var, values.var(1), rtol=1e-5, atol=0)
 
 
-def test_several_calls_of_one_layer_are_pooled_into_the_same_images():
+def test_several_calls_of_one_layer_are_pooled_into_the_same_samples():
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -94,14 +94,14 @@ def test_several_calls_of_one_layer_are_pooled_into_the_same_images():
     model = Twice()
     x = torch.randn(20, 2)
     moments = collect(Feed(model, [x[:8], x[8:]]), batchnorm_layers(model), SERVING, "test").moments["bn"]
-    assert (moments.calls, moments.images, moments.count) == (2, 20, 40)
+    assert (moments.calls, moments.samples, moments.count) == (2, 20, 40)
     pooled = torch.cat([x, 3 * x]).double()
     mean, var = moments.mean_and_variance()
     torch.testing.assert_close(mean, pooled.mean(0), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(var, pooled.var(0), rtol=1e-6, atol=1e-7)
 
 
-def test_calls_with_other_numbers_of_images_count_as_further_images():
+def test_calls_with_other_numbers_of_samples_count_as_further_samples():
     class Halves(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -112,7 +112,7 @@ def test_calls_with_other_numbers_of_images_count_as_further_images():
 
     model = Halves()
     moments = collect(Feed(model, [torch.randn(10, 2)]), batchnorm_layers(model), SERVING, "test").moments["bn"]
-    assert (moments.images, moments.count) == (10, 10)
+    assert (moments.samples, moments.count) == (10, 10)
 
 
 @pytest.mark.parametrize("state", [SERVING, RENORMALISED, TRAINING], ids=lambda state: state.name)
@@ -183,7 +183,7 @@ def test_moments_of_parts_merge_into_those_of_the_whole():
     )
     one.merge(two)
     torch.testing.assert_close(one.total, whole.total)
-    assert (one.images, one.count, one.calls) == (whole.images, whole.count, whole.calls) == (70, 2240, 2)
+    assert (one.samples, one.count, one.calls) == (whole.samples, whole.count, whole.calls) == (70, 2240, 2)
     for ours, theirs in zip(one.call_sums, whole.call_sums, strict=True):
         torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(one.mean_and_variance(), whole.mean_and_variance())
@@ -202,7 +202,7 @@ def test_every_call_has_sums_of_its_own_up_to_a_limit():
     for calls in (1, 3, MOST_CALLS + 1):
         model = Often(calls)
         moments = collect(Feed(model, [x[:8], x[8:]]), batchnorm_layers(model), SERVING, "test").moments["bn"]
-        assert (moments.calls, moments.images) == (calls, 20)
+        assert (moments.calls, moments.samples) == (calls, 20)
         assert len(moments.call_sums) == (calls if 1 < calls <= MOST_CALLS else 0)
         for call, sums in enumerate(moments.call_sums):
             expected = (1 + call) * x.double() / (1 + model.bn.eps) ** 0.5
@@ -211,9 +211,9 @@ def test_every_call_has_sums_of_its_own_up_to_a_limit():
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
-def test_large_activations_are_reduced_a_few_images_at_a_time_to_the_same_numbers(memory_format):
+def test_large_activations_are_reduced_a_few_samples_at_a_time_to_the_same_numbers(memory_format):
     torch.manual_seed(0)
-    x = (torch.randn(33, 16, 40, 40) + 5).to(memory_format=memory_format)  # 25,600 numbers per image, ten at a time
+    x = (torch.randn(33, 16, 40, 40) + 5).to(memory_format=memory_format)  # 25,600 numbers per sample, ten at a time
     moments = one_layer(nn.BatchNorm2d(16), x)
     mean, var = moments.mean_and_variance()
     values = x.double().transpose(0, 1).flatten(1)
@@ -238,7 +238,7 @@ def test_an_input_that_is_written_to_afterwards_was_measured_before():
 
 
 @pytest.mark.integration
-def test_memory_does_not_grow_with_images_or_batches():
+def test_memory_does_not_grow_with_samples_or_batches():
     model = convolutional()
     held = []
     # Tensors of earlier tests, held so that no new one gets the id of one of them.
@@ -284,11 +284,11 @@ def test_layers_side_by_side_are_summed_like_layers_alone():
     alone.take("1", first[1])
     alone.end_forward()
     assert torch.equal(together.moments["1"].sums, alone.moments["1"].sums)
-    assert [moments.images for moments in together.moments.values()] == [47, 40, 47]
+    assert [moments.samples for moments in together.moments.values()] == [47, 40, 47]
 
 
 @pytest.mark.parametrize("parts", [2, 20], ids=["halves", "one by one"])
-def test_calls_on_parts_of_a_batch_are_of_different_images(parts):
+def test_calls_on_parts_of_a_batch_are_of_different_samples(parts):
     class Parts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -301,7 +301,7 @@ def test_calls_on_parts_of_a_batch_are_of_different_images(parts):
     moments = collect(Feed(model, x.split(20)), batchnorm_layers(model), SERVING, "test").moments["bn"]
     whole = one_layer(nn.BatchNorm1d(2), x)
     torch.testing.assert_close(moments.sums, whole.sums)
-    assert (moments.images, moments.calls, moments.call_sums) == (40, parts, [])
+    assert (moments.samples, moments.calls, moments.call_sums) == (40, parts, [])
 
 
 def test_who_watches_a_pass_finds_what_the_model_stores_and_not_what_a_state_left_there():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from support.distributed_worker import IMAGES, images, network, shard
+from support.distributed_worker import SAMPLES, network, samples, shard
 from support.project import PROJECT
 from support.ranks import run_ranks
 
@@ -36,16 +36,16 @@ def test_the_check_merges_uneven_shards_exactly(tmp_path, ranks):
     assert len(results) == ranks
     assert all(result == results[0] for result in results), "the ranks report different things"
     merged = results[0]["report"]
-    alone = check_batchnorm(network(), shard(0, 1), images=IMAGES)
+    alone = check_batchnorm(network(), shard(0, 1), samples=SAMPLES)
     assert merged["ranks"] == ranks
-    assert merged["images"] == alone.images == IMAGES
+    assert merged["samples"] == alone.samples == SAMPLES
     assert merged["verdict"] == alone.verdict == "drift"
     assert merged["origin"] == alone.origin
     for ours, theirs in zip(merged["layers"], alone.layers, strict=True):
         for name in ("delta", "log_ratio", "delta_se", "log_ratio_se"):
             assert ours[name] == pytest.approx(getattr(theirs, name), rel=1e-6, abs=1e-9)
         assert ours["w"] == pytest.approx(theirs.w, rel=1e-6)
-        assert ours["images"] == theirs.images
+        assert ours["samples"] == theirs.samples
     for name in ("kl", "flip_rate", "logit_shift", "top1_before", "top1_after", "nll_before", "nll_after", "labelled"):
         # The recalibrated copy is the same to about 1e-6 of its statistics.
         assert merged["outputs"][name] == pytest.approx(getattr(alone.outputs, name), rel=1e-3, abs=1e-6), name
@@ -98,7 +98,7 @@ def of_rank_0(results):
         state[name] = torch.tensor(values)
     state |= {name: tensor + 1 for name, tensor in state.items() if name.endswith("num_batches_tracked")}
     model.load_state_dict(state)
-    return check_batchnorm(model, shard(0, 1), images=IMAGES)
+    return check_batchnorm(model, shard(0, 1), samples=SAMPLES)
 
 
 def assert_same_layers(report, alone):
@@ -129,7 +129,7 @@ def test_where_nothing_is_broadcast_the_error_holds_the_lines_that_mend_it(tmp_p
     results = run(scenario, 2, tmp_path)
     assert len(results) == 2
     for result in results:
-        assert "differ between rank 0 and rank 1, as each trained on its own images" in result["error"]
+        assert "differ between rank 0 and rank 1, as each trained on its own samples" in result["error"]
         assert result["unchanged"]
         assert_same_layers(result["report"], of_rank_0(results))  # after the two lines of the error
         assert not any(NOTE in note for note in result["report"]["notes"])
@@ -151,8 +151,8 @@ def test_the_shares_of_the_ranks_add_up(size):
     assert max(shares) - min(shares) <= 1
 
 
-def test_the_shards_of_this_test_hold_every_image_once():
-    x, _ = images()
+def test_the_shards_of_this_test_hold_every_sample_once():
+    x, _ = samples()
     parts = [batch for rank in range(3) for batch, _ in shard(rank, 3)]
     assert sum(map(len, parts)) == len(x)
     assert torch.equal(torch.cat(parts).sum(0), x[[*range(0, 203, 3), *range(1, 203, 3), *range(2, 203, 3)]].sum(0))
@@ -165,20 +165,20 @@ def torchrun(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_torchrun_shares_the_images_between_processes_and_prints_one_report(tmp_path):
-    x, labels = images()
+def test_torchrun_shares_the_samples_between_processes_and_prints_one_report(tmp_path):
+    x, labels = samples()
     np.savez(tmp_path / "data.npz", inputs=x.numpy(), labels=labels.numpy())
     arguments = ("check-bn", "distributed_worker:network", "--data", "data.npz", "--batch-size", "16", "--json")
     done = torchrun(*arguments, cwd=tmp_path)
     report = json.loads(done.stdout)
     assert done.returncode == 1, "torchrun passes on that the verdict is drift"
-    assert (report["ranks"], report["images"], report["verdict"]) == (2, IMAGES, "drift")
-    alone = check_batchnorm(network(), shard(0, 1), images=IMAGES)
+    assert (report["ranks"], report["samples"], report["verdict"]) == (2, SAMPLES, "drift")
+    alone = check_batchnorm(network(), shard(0, 1), samples=SAMPLES)
     assert [layer["w"] for layer in report["layers"]] == pytest.approx([layer.w for layer in alone.layers], rel=1e-6)
 
 
 def test_two_processes_recalibrate_once(tmp_path):
-    x, _ = images()
+    x, _ = samples()
     np.savez(tmp_path / "data.npz", inputs=x.numpy())
     arguments = ("recalibrate-bn", "distributed_worker:network", "--data", "data.npz", "-o", "new.safetensors")
     environment = {**os.environ, "PYTHONPATH": str(WORKER.parent)}
@@ -217,6 +217,6 @@ def test_the_shares_of_a_folder_are_read_by_the_process_they_belong_to(tmp_path)
         Image.new("RGB", (2, 2), (index, 0, 0)).save(tmp_path / "class" / f"{index}.png")
     whole = load_data(str(tmp_path), batch_size=2)
     parts = [share_of(whole, rank, 2) for rank in range(2)]
-    seen = [[round(float(image[0, 0, 0]) * 255) for batch, _ in part for image in batch] for part in parts]
+    seen = [[round(float(sample[0, 0, 0]) * 255) for batch, _ in part for sample in batch] for part in parts]
     assert sorted(map(len, seen)) == [2, 3]
     assert sorted(seen[0] + seen[1]) == [0, 1, 2, 3, 4]

@@ -37,12 +37,12 @@ def test_a_shuffling_loader_repeats_itself_and_its_generators_are_restored(own):
 
 
 def test_a_pass_ends_with_the_batch_that_reaches_the_limit():
-    feed = Feed(nn.Identity(), torch.zeros(10, 4, 2).unbind(), images=9)
+    feed = Feed(nn.Identity(), torch.zeros(10, 4, 2).unbind(), samples=9)
     seen = feed.replay("test", lambda step: len(step.run()))
-    assert (seen.images, seen.batches) == (12, 3)
+    assert (seen.samples, seen.batches) == (12, 3)
 
 
-def test_progress_counts_images_and_ends_at_the_total():
+def test_progress_counts_samples_and_ends_at_the_total():
     calls = []
     feed = Feed(nn.Identity(), torch.zeros(3, 4, 2).unbind(), progress=lambda *args: calls.append(args))
     feed.replay("looking", lambda step: len(step.run()))
@@ -65,7 +65,7 @@ def test_batches_that_only_forward_fn_understands_are_counted_by_what_the_model_
         x = torch.zeros(5, 2)
 
     feed = Feed(nn.Identity(), [Odd(), Odd()], forward_fn=lambda model, batch: model(batch.x))
-    assert feed.replay("test", lambda step: len(step.run())).images == 10
+    assert feed.replay("test", lambda step: len(step.run())).samples == 10
 
 
 def test_labels_are_found_beside_a_forward_fn():
@@ -106,13 +106,13 @@ def test_batches_that_are_used_up_after_one_pass_are_an_error():
 
     feed = Feed(nn.Identity(), OnceOnly())
     feed.replay("test", lambda step: len(step.run()))
-    with pytest.raises(ValueError, match="the same images on every pass, got 4 images and then 0"):
+    with pytest.raises(ValueError, match="the same samples on every pass, got 4 samples and then 0"):
         feed.replay("test", lambda step: len(step.run()))
 
 
 def test_a_limit_below_one_is_refused():
-    with pytest.raises(ValueError, match="images must be at least 1, got 0"):
-        Feed(nn.Identity(), [torch.zeros(2, 2)], images=0)
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        Feed(nn.Identity(), [torch.zeros(2, 2)], samples=0)
 
 
 def test_batches_go_to_the_device_asked_for():
@@ -123,7 +123,7 @@ def test_batches_go_to_the_device_asked_for():
 
 
 class Augmented(Dataset):
-    """Images with noise from the global generator, as augmentation draws it in the workers."""
+    """Samples with noise from the global generator, as augmentation draws it in the workers."""
 
     def __len__(self):
         return 24
@@ -190,23 +190,25 @@ def test_a_loader_that_shuffles_with_a_generator_of_its_own_is_an_error():
 
     feed = Feed(nn.Identity(), Shuffled())
     feed.replay("test", lambda step: len(step.run()))
-    with pytest.raises(ValueError, match="the same images on every pass, but the first batch is another one than"):
+    with pytest.raises(ValueError, match="the same samples on every pass, but the first batch is another one than"):
         feed.replay("test", lambda step: len(step.run()))
 
 
-def test_images_bound_a_loader_that_never_ends():
-    feed = Feed(nn.Identity(), DataLoader(Endless(), 4), images=10)
-    assert feed.replay("test", lambda step: len(step.run())).images == 12
-    assert check_batchnorm(nn.BatchNorm1d(2), DataLoader(Endless(), 4), images=64).images == 64
+def test_samples_bound_a_loader_that_never_ends():
+    feed = Feed(nn.Identity(), DataLoader(Endless(), 4), samples=10)
+    assert feed.replay("test", lambda step: len(step.run())).samples == 12
+    assert check_batchnorm(nn.BatchNorm1d(2), DataLoader(Endless(), 4), samples=64).samples == 64
 
 
 def test_a_loader_that_never_ends_without_a_bound_is_an_error_in_the_end(monkeypatch):
-    monkeypatch.setattr(feed_module, "MOST_IMAGES", 100)
+    monkeypatch.setattr(feed_module, "MOST_SAMPLES", 100)
     feed = Feed(nn.Identity(), DataLoader(Endless(), 8))
-    with pytest.raises(ValueError, match="did not end after 104 images and do not say how many there are; pass images"):
+    with pytest.raises(
+        ValueError, match="did not end after 104 samples and do not say how many there are; pass samples"
+    ):
         feed.replay("test", lambda step: len(step.run()))
     long = Feed(nn.Identity(), DataLoader(TensorDataset(torch.zeros(200, 2)), 8))
-    assert long.replay("test", lambda step: len(step.run())).images == 200
+    assert long.replay("test", lambda step: len(step.run())).samples == 200
 
 
 class Writes(nn.Module):
@@ -271,14 +273,14 @@ def test_batches_of_a_model_that_does_not_write_are_not_copied():
     assert [output is batch for output, batch in zip(seen, batches, strict=True)] == [False, True, True]
 
 
-def test_lists_of_images_are_counted_where_they_reach_the_model():
+def test_lists_of_samples_are_counted_where_they_reach_the_model():
     class Stacks(nn.Module):
-        def forward(self, images):
-            return torch.stack(images)
+        def forward(self, samples):
+            return torch.stack(samples)
 
     batch = [[torch.zeros(3, 2, 2) for _ in range(5)], torch.arange(5)]
     feed = Feed(Stacks(), [batch, batch])
-    assert feed.replay("test", lambda step: len(step.run())).images == 10
+    assert feed.replay("test", lambda step: len(step.run())).samples == 10
 
 
 def test_a_batch_the_model_cannot_take_is_an_error_without_forward_fn():
@@ -286,13 +288,13 @@ def test_a_batch_the_model_cannot_take_is_an_error_without_forward_fn():
         Feed(nn.Identity(), [object()]).replay("test", lambda step: 1)
 
 
-def test_images_that_a_distributed_sampler_repeats_are_said():
+def test_samples_that_a_distributed_sampler_repeats_are_said():
     data = TensorDataset(torch.zeros(10, 2))
 
     def loader(**options):
         return DataLoader(data, 2, sampler=DistributedSampler(data, num_replicas=4, rank=0, **options))
 
-    note = "The DistributedSampler repeats 2 of 10 images to give all 4 processes as many, and they count twice; pass"
+    note = "The DistributedSampler repeats 2 of 10 samples to give all 4 processes as many, and they count twice; pass"
     assert padding_notes(loader())[0].startswith(note)
     assert padding_notes(loader(drop_last=True)) == []
     assert padding_notes(DataLoader(data, 2)) == padding_notes([torch.zeros(2, 2)]) == []

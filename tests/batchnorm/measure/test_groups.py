@@ -1,4 +1,4 @@
-"""Groups of images as the unit: error bars that cover, in whatever batches and order, and entries that name them."""
+"""Groups of samples as the unit: error bars that cover, in whatever batches and order, and entries that name them."""
 
 import math
 from typing import NamedTuple
@@ -75,7 +75,7 @@ def test_groups_may_come_in_any_batch_and_order(size):
         assert layer.w == pytest.approx(whole.w, rel=1e-9)
 
 
-def test_groups_of_one_image_are_images():
+def test_groups_of_one_sample_are_samples():
     x, _ = scenes(512, 1)
     alone = check(off(), list(x.split(64)), stop_early=False).layers[0]
     one = check(off(), dicts(x, torch.arange(512)), groups="scene", stop_early=False).layers[0]
@@ -113,7 +113,7 @@ def test_fewer_than_eight_groups_decide_nothing():
     report = check(off(3.0), dicts(*scenes(7, 64)), groups="scene")
     assert report.verdict == "inconclusive"
     assert report.layers[0].note.startswith(
-        "Undecided: 7 groups of images are too few for an error bar; pass at least 8"
+        "Undecided: 7 groups of samples are too few for an error bar; pass at least 8"
     )
     assert check(off(3.0), dicts(*scenes(9, 64)), groups="scene").verdict == "drift"
 
@@ -128,8 +128,8 @@ def test_a_drift_within_the_noise_of_scenes_is_none_and_one_beyond_it_is():
     [
         ({"x": torch.ones(8, 8)}, "clip", "groups='clip' must be an entry of every batch, got 'x'"),
         ((torch.ones(8, 8),), 3, "groups=3 must be an entry of every batch, got a tuple"),
-        (torch.ones(8, 8), lambda batch: None, "groups must be one value for each image, got NoneType"),
-        (torch.ones(8, 8), lambda batch: [1, 2, 3], "groups must be one value for each image, got 3 for a batch of 8"),
+        (torch.ones(8, 8), lambda batch: None, "groups must be one value for each sample, got NoneType"),
+        (torch.ones(8, 8), lambda batch: [1, 2, 3], "groups must be one value for each sample, got 3 for a batch of 8"),
     ],
     ids=["no such key", "no such place", "no values", "too few"],
 )
@@ -150,7 +150,7 @@ def test_groups_and_weights_of_pixels_do_not_go_together():
         (lambda _: [math.nan] * 64, "numbers or strings, got 'nan'"),
         (lambda _: [1, 2], "got 2 for a batch of 64"),
     ],
-    ids=["the images themselves", "nan", "two for 64 images"],
+    ids=["the samples themselves", "nan", "two for 64 samples"],
 )
 def test_what_cannot_tell_groups_apart_is_refused(groups, text):
     x, scene = scenes(16, 8)

@@ -84,13 +84,13 @@ def spoiled(model: nn.Module) -> nn.Module:
     return model
 
 
-def images(count: int = 48, size: int = 32) -> torch.Tensor:
+def samples(count: int = 48, size: int = 32) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 + 1
 
 
 @torch.no_grad()
 def worst_w(model: nn.Module, x: torch.Tensor) -> float:
-    """The largest W of any layer when the model is served all images at once, by plain hooks and torch.var."""
+    """The largest W of any layer when the model is served all samples at once, by plain hooks and torch.var."""
     model = copy.deepcopy(model).eval()
     seen: dict[nn.Module, torch.Tensor] = {}
     for module in model.modules():
@@ -123,7 +123,7 @@ def levels(model: nn.Module, batches: list[torch.Tensor]) -> list[list[str]]:
 
 @pytest.mark.integration
 def test_a_network_like_resnet18_is_exact_in_one_pass_per_depth_and_a_second_look():
-    model, x = resnet18(), images()
+    model, x = resnet18(), samples()
     assert worst_w(model, x) > 0.5
     undo = recalibrate_batchnorm(model, x.split(16), "batch")
     assert worst_w(model, x) > 1e-3  # the usual recipe is not exact, and this oracle sees it
@@ -135,20 +135,20 @@ def test_a_network_like_resnet18_is_exact_in_one_pass_per_depth_and_a_second_loo
 
 
 def test_branches_of_one_depth_are_settled_together():
-    model, x = spoiled(Branches()), images(32, 8)
+    model, x = spoiled(Branches()), samples(32, 8)
     found = recalibrate_batchnorm(model, x.split(8))
     assert found.passes == 5 + 1
     assert worst_w(model, x) < 1e-6
 
 
 def test_a_last_depth_of_several_layers_takes_a_pass_that_shows_it():
-    model, x = spoiled(Branches(last=False)), images(32, 8)
+    model, x = spoiled(Branches(last=False)), samples(32, 8)
     assert recalibrate_batchnorm(model, x.split(8)).passes == 4 + 1
     assert worst_w(model, x) < 1e-6
 
 
 def test_the_levels_are_the_depths_of_the_data_flow():
-    found = levels(resnet18(), [images(4)])
+    found = levels(resnet18(), [samples(4)])
     assert len(found) == 17
     assert [group for group in found if len(group) > 1] == [
         ["5.bn1", "5.down.1"],
@@ -156,7 +156,7 @@ def test_the_levels_are_the_depths_of_the_data_flow():
         ["9.bn1", "9.down.1"],
     ]
     branches = [f"branches.{branch}.{{}}" for branch in range(4)]
-    assert levels(Branches(), [images(4, 8)]) == [
+    assert levels(Branches(), [samples(4, 8)]) == [
         ["stem.1"],
         *([name.format(index) for name in branches] for index in (1, 4, 7)),
         ["last"],
@@ -254,7 +254,7 @@ def test_finding_the_levels_leaves_no_trace():
     model[3].eval()
     state, rng = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     flags = [module.training for module in model.modules()]
-    levels(model, [images(4)])
+    levels(model, [samples(4)])
     assert same_bits(state, dict(model.state_dict()))
     assert torch.equal(rng, torch.get_rng_state())
     assert flags == [module.training for module in model.modules()]
@@ -294,7 +294,7 @@ def test_batches_that_differ_from_pass_to_pass_are_an_error():
 
 @pytest.mark.integration
 def test_order_and_size_of_the_batches_change_nothing():
-    model, x = resnet18(4), images(24, 16)
+    model, x = resnet18(4), samples(24, 16)
     start = copy.deepcopy(model.state_dict())
     recalibrate_batchnorm(model, x.split(24))
     expected = copy.deepcopy(model)

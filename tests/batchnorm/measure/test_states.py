@@ -67,7 +67,7 @@ def test_one_pass_in_three_states_gives_what_three_passes_give():
     together = collect_states(Feed(model, batches), layers, STATES, "test")
     for state, seen in zip(STATES, together, strict=True):
         alone = collect(Feed(model, batches), layers, state, "test")
-        assert (seen.images, seen.batches, seen.failure, seen.skipped) == (70, 5, "", 0)
+        assert (seen.samples, seen.batches, seen.failure, seen.skipped) == (70, 5, "", 0)
         for name, moments in seen.moments.items():
             assert torch.equal(moments.sums, alone.moments[name].sums)
     assert together[0].moments["1"].total.equal(together[2].moments["1"].total)
@@ -99,7 +99,7 @@ def test_the_model_is_left_as_it_was_whichever_state_fails_in_the_middle_batch(f
     else:
         seen = collect_states(feed, layers, STATES, "test")
         assert [one.failure for one in seen] == ["RuntimeError: stop" if one is failing else "" for one in STATES]
-        assert seen[0].images == 32
+        assert seen[0].samples == 32
     assert same_bits(before, snapshot(model))
     assert same_bits(generators[0], noise.own.get_state())
     assert generators[1] == noise.numpy.bit_generator.state
@@ -150,15 +150,15 @@ def test_the_noise_of_the_training_state_follows_the_users_seed(seed):
 
 def test_a_pass_ends_when_enough_was_seen():
     model = convolutional()
-    feed, images = Feed(model, torch.randn(80, 3, 8, 8).split(16)), []
+    feed, samples = Feed(model, torch.randn(80, 3, 8, 8).split(16)), []
 
     def enough(step, seen) -> bool:
-        images.append([one.images for one in seen])
-        return seen[0].images >= 40
+        samples.append([one.samples for one in seen])
+        return seen[0].samples >= 40
 
     seen = collect_states(feed, batchnorm_layers(model), STATES, "test", enough=enough)
-    assert images == [[16] * 3, [32] * 3, [48] * 3]
-    assert [one.images for one in seen] == [48] * 3
+    assert samples == [[16] * 3, [32] * 3, [48] * 3]
+    assert [one.samples for one in seen] == [48] * 3
     assert not model[1]._forward_pre_hooks
 
 

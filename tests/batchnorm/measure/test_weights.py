@@ -1,4 +1,4 @@
-"""Images of different sizes weigh the same, or by their pixels: sums by hand, coverage, and what is said."""
+"""Samples of different sizes weigh the same, or by their pixels: sums by hand, coverage, and what is said."""
 
 import math
 
@@ -19,7 +19,7 @@ SIZES = (4, 12, 7)
 
 
 def batches(seed=0, count=40, each=8):
-    """Large images are brighter and have more contrast."""
+    """Large samples are brighter and have more contrast."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for index in range(count):
@@ -30,24 +30,24 @@ def batches(seed=0, count=40, each=8):
 
 
 def by_hand(data, weigh_by):
-    images = [image.double().flatten(1) for batch in data for image in batch]
-    weights = torch.tensor([float(x.shape[1]) if weigh_by == "pixels" else 1.0 for x in images]).double()
+    samples = [sample.double().flatten(1) for batch in data for sample in batch]
+    weights = torch.tensor([float(x.shape[1]) if weigh_by == "pixels" else 1.0 for x in samples]).double()
     share = (weights / weights.sum())[:, None]
-    mean = (torch.stack([x.mean(1) for x in images]) * share).sum(0)
-    square = (torch.stack([x.square().mean(1) for x in images]) * share).sum(0)
-    values = sum(x.shape[1] for x in images)
+    mean = (torch.stack([x.mean(1) for x in samples]) * share).sum(0)
+    square = (torch.stack([x.square().mean(1) for x in samples]) * share).sum(0)
+    values = sum(x.shape[1] for x in samples)
     return mean, (square - mean.square()) * values / (values - 1)
 
 
 @pytest.mark.parametrize("method", ["exact", "batch"])
-@pytest.mark.parametrize("weigh_by", ["images", "pixels"])
+@pytest.mark.parametrize("weigh_by", ["samples", "pixels"])
 def test_what_is_stored_is_the_mean_by_hand(weigh_by, method):
     model = nn.Sequential(nn.BatchNorm2d(2))
     recalibrate_batchnorm(model, batches(), method, weigh_by=weigh_by)
     mean, var = by_hand(batches(), weigh_by)
     torch.testing.assert_close(model[0].running_mean.double(), mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(model[0].running_var.double(), var, rtol=1e-5, atol=1e-6)
-    other = by_hand(batches(), "images" if weigh_by == "pixels" else "pixels")[0]
+    other = by_hand(batches(), "samples" if weigh_by == "pixels" else "pixels")[0]
     assert float((mean - other).abs().min()) > 0.1, "or the two could not be told apart"
 
 
@@ -60,9 +60,9 @@ def test_by_pixels_is_what_one_batch_of_all_pixels_stores():
     torch.testing.assert_close(model[0].running_var, trained.running_var, rtol=1e-5, atol=1e-5)
 
 
-def test_images_of_one_size_weigh_the_same_either_way():
+def test_samples_of_one_size_weigh_the_same_either_way():
     model, data = nn.Sequential(nn.BatchNorm2d(3)), torch.randn(128, 3, 5, 5).split(16)
-    reports = [check_batchnorm(model, data, outputs=False, weigh_by=how) for how in ("images", "pixels")]
+    reports = [check_batchnorm(model, data, outputs=False, weigh_by=how) for how in ("samples", "pixels")]
     first, second = (report.layers[0] for report in reports)
     for name in ("w", "w_low", "w_high", "delta", "log_ratio", "delta_se", "log_ratio_se"):
         assert getattr(first, name) == pytest.approx(getattr(second, name), rel=1e-9), name
@@ -81,14 +81,14 @@ def test_moments_by_pixels_do_not_depend_on_how_they_are_put_together():
     torch.testing.assert_close(one.total, whole.total)
 
     class Loop(nn.Module):
-        """One call per image."""
+        """One call per sample."""
 
         def __init__(self):
             super().__init__()
             self.bn = nn.BatchNorm2d(2)
 
         def forward(self, x):
-            return torch.stack([self.bn(image[None]) for image in x])
+            return torch.stack([self.bn(sample[None]) for sample in x])
 
     looped = moments_of(batches(), model=Loop()).moments["bn"]
     torch.testing.assert_close(looped.total, whole.total)
@@ -112,8 +112,8 @@ def test_calls_at_several_scales_weigh_by_their_pixels():
 
 
 @pytest.mark.slow
-def test_the_error_bar_of_weighted_images_is_their_spread():
-    """The variance of 600 means, each of 30 images of sizes drawn at random, against what they say of themselves."""
+def test_the_error_bar_of_weighted_samples_is_their_spread():
+    """The variance of 600 means, each of 30 samples of sizes drawn at random, against what they say of themselves."""
     generator, (layer,) = torch.Generator().manual_seed(0), batchnorm_layers(nn.BatchNorm2d(2))
     deltas, errors, naive = [], [], []
     for _ in range(600):
@@ -135,14 +135,14 @@ def test_the_error_bar_of_weighted_images_is_their_spread():
     ratio, equal = (float(torch.stack(one).mean() / spread) for one in (errors, naive))
     tolerance = 6 * math.sqrt(2 / (600 * 2))  # of a variance of normal numbers
     assert abs(ratio - 1) < tolerance
-    assert equal < 1 - tolerance, "counting images of unequal weight fails"
+    assert equal < 1 - tolerance, "counting samples of unequal weight fails"
 
 
 @pytest.mark.parametrize(
     ("weigh_by", "words"),
     [
-        ("images", "and each weighs the same (weigh_by='images', or else 'pixels')"),
-        ("pixels", "and each weighs as many pixels as a layer sees of it (weigh_by='pixels', or else 'images')"),
+        ("samples", "and each weighs the same (weigh_by='samples', or else 'pixels')"),
+        ("pixels", "and each weighs as many pixels as a layer sees of it (weigh_by='pixels', or else 'samples')"),
     ],
 )
 def test_different_sizes_are_said_with_what_they_weigh(weigh_by, words):
@@ -153,5 +153,5 @@ def test_different_sizes_are_said_with_what_they_weigh(weigh_by, words):
 
 def test_another_weight_is_refused():
     for function in (check_batchnorm, recalibrate_batchnorm):
-        with pytest.raises(ValueError, match="weigh_by must be 'images' or 'pixels', got 'area'"):
+        with pytest.raises(ValueError, match="weigh_by must be 'samples' or 'pixels', got 'area'"):
             function(nn.Sequential(nn.BatchNorm2d(2)), batches(), weigh_by="area")

@@ -68,20 +68,20 @@ class Twice(nn.Module):
         return F.dropout(F.dropout(x, 0.3, self.training) * 2, 0.2, self.training)
 
 
-IMAGE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+SAMPLE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 MODELS = {
-    "Dropout": (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.3), nn.Linear(5, 2)), IMAGE),
-    "Dropout1d": (lambda: nn.Sequential(nn.Conv1d(6, 4, 3), nn.Dropout1d(0.3), nn.Conv1d(4, 2, 1)), IMAGE[:, 0]),
-    "Dropout2d": (lambda: Between(nn.Dropout2d(0.3)), IMAGE),
-    "jumpout": (lambda: Between(jumpout), IMAGE),
-    "jumpout of Bernoulli": (lambda: Between(jumpout_of_bernoulli), IMAGE),
-    "DropPath": (lambda: Between(drop_path), IMAGE),
-    "old DropPath": (lambda: Between(old_drop_path), IMAGE),
-    "masked_fill": (lambda: Between(masked_fill), IMAGE),
-    "where": (lambda: Between(selected), IMAGE),
-    "two dropouts": (lambda: nn.Sequential(nn.Conv2d(3, 2, 1), Twice(), nn.Conv2d(2, 2, 1)), IMAGE),
-    "LSTM": (lambda: First(nn.LSTM(6, 5, 2, dropout=0.2, batch_first=True)), IMAGE[:, 0]),
-    "transformer": (lambda: nn.TransformerEncoderLayer(6, 2, 8, 0.2, batch_first=True), IMAGE[:, 0]),
+    "Dropout": (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.3), nn.Linear(5, 2)), SAMPLE),
+    "Dropout1d": (lambda: nn.Sequential(nn.Conv1d(6, 4, 3), nn.Dropout1d(0.3), nn.Conv1d(4, 2, 1)), SAMPLE[:, 0]),
+    "Dropout2d": (lambda: Between(nn.Dropout2d(0.3)), SAMPLE),
+    "jumpout": (lambda: Between(jumpout), SAMPLE),
+    "jumpout of Bernoulli": (lambda: Between(jumpout_of_bernoulli), SAMPLE),
+    "DropPath": (lambda: Between(drop_path), SAMPLE),
+    "old DropPath": (lambda: Between(old_drop_path), SAMPLE),
+    "masked_fill": (lambda: Between(masked_fill), SAMPLE),
+    "where": (lambda: Between(selected), SAMPLE),
+    "two dropouts": (lambda: nn.Sequential(nn.Conv2d(3, 2, 1), Twice(), nn.Conv2d(2, 2, 1)), SAMPLE),
+    "LSTM": (lambda: First(nn.LSTM(6, 5, 2, dropout=0.2, batch_first=True)), SAMPLE[:, 0]),
+    "transformer": (lambda: nn.TransformerEncoderLayer(6, 2, 8, 0.2, batch_first=True), SAMPLE[:, 0]),
 }
 
 
@@ -149,7 +149,7 @@ def test_a_half_precision_model_is_folded_too(name, tmp_path):
 
 
 def test_the_report_names_what_was_folded(tmp_path):
-    path = exported(Between(jumpout).train(), IMAGE, tmp_path / "noisy.onnx", True)
+    path = exported(Between(jumpout).train(), SAMPLE, tmp_path / "noisy.onnx", True)
     report = fold_onnx(path, tmp_path / "out.onnx")
     (layer,) = report.folded
     assert (layer.path, layer.kind, layer.action) == ("node_mul_2 (Mul)", "mask", "identity")

@@ -20,7 +20,7 @@ def ours(path):
 
 def test_metadata_that_is_true_of_the_noisy_file_only_is_corrected(tmp_path):
     said = {"random": "random on purpose: 1 node", "folded": "0: Dropout(p=0.1) -> identity", "torch": "2.13.0"}
-    said |= {"batchnorm": "ok, largest W 0.01 over 64 images", "tolerance": "a rule", "weights_sha256": "00"}
+    said |= {"batchnorm": "ok, largest W 0.01 over 64 samples", "tolerance": "a rule", "weights_sha256": "00"}
     said |= {"tolerance.y": "cap=0.001 median=1 sizes=1 limits=1"}
     report = folded(with_metadata(graph_model([dropout()]), **said), tmp_path)
     assert report
@@ -38,7 +38,7 @@ def test_metadata_that_is_true_of_the_noisy_file_only_is_corrected(tmp_path):
 
 
 def test_without_noise_the_metadata_stays(tmp_path):
-    said = {"folded": "none", "batchnorm": "ok, largest W 0.01 over 64 images", "tolerance.y": "cap=0"}
+    said = {"folded": "none", "batchnorm": "ok, largest W 0.01 over 64 samples", "tolerance.y": "cap=0"}
     assert folded(with_metadata(graph_model([node("Identity", "r", "z")]), **said), tmp_path)
     assert ours(tmp_path / "out.onnx") == said
 

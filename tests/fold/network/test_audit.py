@@ -86,7 +86,7 @@ def test_a_lazy_layer_without_parameters_is_named():
 def report_of(*layers):
     return BatchNormReport(
         verdict="ok",
-        images=8,
+        samples=8,
         layers=[
             BatchNormLayer(name=name, channels=channels, verdict="ok", w=0.0, w_low=0.0, w_high=0.0)
             for name, channels in layers

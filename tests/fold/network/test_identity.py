@@ -46,8 +46,8 @@ WORKS = {
     "all zeros": lambda x: x if x.any() else x + 1,
 }
 SIZES = {
-    "one image": lambda x: x if len(x) > 1 else x * 2,
-    "many images": lambda x: x if len(x) < 64 else x * 2,
+    "one sample": lambda x: x if len(x) > 1 else x * 2,
+    "many samples": lambda x: x if len(x) < 64 else x * 2,
     "more than are tried": lambda x: x if len(x) < 1000 else x * 2,
 }
 RETURNS = {

@@ -1,4 +1,4 @@
-"""A result depends on the other images of its batch, or on nothing but the input."""
+"""A result depends on the other samples of its batch, or on nothing but the input."""
 
 import re
 
@@ -44,9 +44,9 @@ def functional(model, x, y):
 
 
 @pytest.mark.parametrize("after", [by_hand, functional])
-def test_a_result_that_depends_on_the_other_images_fails_unless_the_batch_is_fixed(after, tmp_path):
+def test_a_result_that_depends_on_the_other_samples_fails_unless_the_batch_is_fixed(after, tmp_path):
     report = export_onnx(Net(after), tmp_path / "model.onnx", X)
-    assert "output `output` of image 0 of 2 differs by" in found(report)["batch independence"]
+    assert "output `output` of sample 0 of 2 differs by" in found(report)["batch independence"]
     assert "dynamic_batch=False (--static) fixes the size" in found(report)["batch independence"]
     report = export_onnx(Net(by_hand), tmp_path / "model.onnx", X, dynamic_batch=False)
     assert report
@@ -72,17 +72,17 @@ def test_outputs_without_a_batch_axis_may_be_constants_and_outputs_may_have_it_e
             lambda model, x, y: y.reshape(1, -1),
             r"`output` has shape \[1, \d\] alone and \[1, \d+\]",
         ),
-        (lambda model, x, y: (y - y.mean(0)).T, "of image 0 of 2 differs by"),
-        (lambda model, x, y: torch.stack([y[:, 0] * 1e7, y[:, 1] - y[:, 1].mean()], 1), "of image 0 of 2 differs by"),
+        (lambda model, x, y: (y - y.mean(0)).T, "of sample 0 of 2 differs by"),
+        (lambda model, x, y: torch.stack([y[:, 0] * 1e7, y[:, 1] - y[:, 1].mean()], 1), "of sample 0 of 2 differs by"),
     ],
     ids=["mean", "maximum", "flattened", "transposed", "beside a large channel"],
 )
-def test_an_output_that_mixes_the_images_of_a_batch_fails(after, problem, tmp_path):
+def test_an_output_that_mixes_the_samples_of_a_batch_fails(after, problem, tmp_path):
     report = export_onnx(Net(after), tmp_path / "model.onnx", X)
     assert re.search(problem, found(report)["batch independence"])
 
 
-def test_similarities_between_the_images_of_a_batch_fail(tmp_path):
+def test_similarities_between_the_samples_of_a_batch_fail(tmp_path):
     report = export_onnx(Net(lambda model, x, y: y @ y.T), tmp_path / "model.onnx", X)
     assert "has shape [2, 1] alone and [2, 2] in its batch" in found(report)["batch independence"]
 

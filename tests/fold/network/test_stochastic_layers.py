@@ -15,7 +15,7 @@ from jumpout_export import export_onnx
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.fold.network.folded import fold, fold_model
 
-IMAGES = torch.linspace(-1, 1, 2 * 4 * 8 * 8).reshape(2, 4, 8, 8)
+SAMPLES = torch.linspace(-1, 1, 2 * 4 * 8 * 8).reshape(2, 4, 8, 8)
 TOKENS = torch.linspace(-1, 1, 2 * 5 * 4).reshape(2, 5, 4)
 VOLUMES = torch.linspace(-1, 1, 2 * 4 * 4**3).reshape(2, 4, 4, 4, 4)
 
@@ -175,15 +175,15 @@ def attend(x, p):
 GONE = {
     "Dropout": (nn.Dropout(0.5), TOKENS),
     "Dropout1d": (nn.Dropout1d(0.5), TOKENS),
-    "Dropout2d": (nn.Dropout2d(0.5), IMAGES),
+    "Dropout2d": (nn.Dropout2d(0.5), SAMPLES),
     "Dropout3d": (nn.Dropout3d(0.5), VOLUMES),
     "AlphaDropout": (nn.AlphaDropout(0.5), TOKENS),
     "FeatureAlphaDropout": (nn.FeatureAlphaDropout(0.5), VOLUMES),
-    "DropPath": (DropPath(), IMAGES),
+    "DropPath": (DropPath(), SAMPLES),
     "SwinDropPath": (SwinDropPath(), TOKENS),
-    "DropBlock2d": (DropBlock2d(), IMAGES),
-    "DropBlock2D": (DropBlock2D(), IMAGES),
-    "StochasticDepth": (StochasticDepth(), IMAGES),
+    "DropBlock2d": (DropBlock2d(), SAMPLES),
+    "DropBlock2D": (DropBlock2D(), SAMPLES),
+    "StochasticDepth": (StochasticDepth(), SAMPLES),
     "PatchDropout": (PatchDropout(), TOKENS),
 }
 STAYS = {
@@ -280,7 +280,7 @@ def test_a_call_that_draws_in_eval_is_an_error_with_module_file_and_line(draw):
 )
 def test_a_layer_that_draws_in_eval_is_an_error_with_its_module(layer, source):
     with pytest.raises(NotFoldableError, match=r"in module `0\.1`") as error:
-        fold_model(nn.Sequential(nn.Sequential(nn.ReLU(), layer)), IMAGES)
+        fold_model(nn.Sequential(nn.Sequential(nn.ReLU(), layer)), SAMPLES)
     if source:
         assert f"{__file__}:" in str(error.value)
 
@@ -318,12 +318,12 @@ def test_an_output_that_is_no_tensor_is_named_and_not_taken_for_noise():
 
 
 REAL = {
-    "timm DropPath": ("timm.layers", "DropPath", (0.5,), IMAGES),
-    "timm DropBlock2d": ("timm.layers", "DropBlock2d", (0.5, 3), IMAGES),
+    "timm DropPath": ("timm.layers", "DropPath", (0.5,), SAMPLES),
+    "timm DropBlock2d": ("timm.layers", "DropBlock2d", (0.5, 3), SAMPLES),
     "timm PatchDropout": ("timm.layers", "PatchDropout", (0.5,), TOKENS),
-    "torchvision StochasticDepth": ("torchvision.ops", "StochasticDepth", (0.5, "row"), IMAGES),
-    "torchvision DropBlock2d": ("torchvision.ops", "DropBlock2d", (0.5, 3), IMAGES),
-    "monai DropPath": ("monai.networks.layers", "DropPath", (0.5,), IMAGES),
+    "torchvision StochasticDepth": ("torchvision.ops", "StochasticDepth", (0.5, "row"), SAMPLES),
+    "torchvision DropBlock2d": ("torchvision.ops", "DropBlock2d", (0.5, 3), SAMPLES),
+    "monai DropPath": ("monai.networks.layers", "DropPath", (0.5,), SAMPLES),
 }
 
 

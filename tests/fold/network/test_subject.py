@@ -65,7 +65,7 @@ def report_of(*layers):
     rows = [
         BatchNormLayer(name=name, channels=size, verdict="ok", w=0.0, w_low=0.0, w_high=0.0) for name, size in layers
     ]
-    return BatchNormReport(verdict="ok", images=8, layers=rows)
+    return BatchNormReport(verdict="ok", samples=8, layers=rows)
 
 
 def test_a_module_is_its_own_subject_and_takes_nothing_for_granted():
@@ -171,5 +171,5 @@ def test_statistics_of_every_norm_are_audited():
 @pytest.mark.integration
 def test_an_export_with_a_report_on_an_instance_norm_is_published(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True)).eval()
-    images = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    assert export_onnx(model, tmp_path / "model.onnx", images, batchnorm=report_of(("1", 4)))
+    samples = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert export_onnx(model, tmp_path / "model.onnx", samples, batchnorm=report_of(("1", 4)))

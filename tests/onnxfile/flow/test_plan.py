@@ -69,7 +69,7 @@ def test_what_was_worked_out_comes_before_what_was_not():
     assert [use.followed for use in plan.left] == [False]
 
 
-def test_larger_images_cost_as_many_times_more():
+def test_larger_samples_cost_as_many_times_more():
     known = {"height": 10, "width": 10}
     proto = parsed(
         """g (float[n,3,h,w] x) => (float[n,3,h,w] y) {

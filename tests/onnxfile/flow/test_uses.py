@@ -51,10 +51,10 @@ DECIDE = {
     "else_branch = e () => (float[n,8] e) { e = Identity (x) }>",
     "a branch that gives a factor": SIZE + "c = GreaterOrEqual (n, k) f = If (c) <then_branch = t () => (float t) "
     "{ t = Identity (two) }, else_branch = e () => (float e) { e = Identity (one) } > y = Mul (x, f)",
-    "a loop over images": SIZE + "t = Cast <to = 9> (one) q, y = Loop (n, t, one) <body = l (int64 i, bool c, "
+    "a loop over samples": SIZE + "t = Cast <to = 9> (one) q, y = Loop (n, t, one) <body = l (int64 i, bool c, "
     "float v0) => (bool c1, float v1, float[8] r) { c1 = Identity (c) v1 = Identity (v0) g = Gather (x, i) "
     "b = GreaterOrEqual (i, k) f = Where (b, two, one) r = Mul (g, f) }>",
-    "a scan over images": "o = Identity (one) z, y = Scan <num_scan_inputs = 1, body = l (float c, float[8] r) => "
+    "a scan over samples": "o = Identity (one) z, y = Scan <num_scan_inputs = 1, body = l (float c, float[8] r) => "
     "(float c1, float[8] r1) { c1 = Add (c, one) kf = Cast <to = 1> (k) b = Greater (c, kf) f = Where (b, two, one) "
     "r1 = Mul (r, f) }> (o, x)",
     "one place of the data": "g = Gather (x, k) y = Sub (x, g)",
@@ -118,7 +118,7 @@ def test_what_is_not_worked_out_is_tried_beyond_its_constant_too(name):
 
 
 def test_the_largest_index_is_one_less_than_the_size():
-    """So it is larger than 16 from 18 images on."""
+    """So it is larger than 16 from 18 samples on."""
     body = (
         "a = Mul (x, nothing) o = Equal (a, nothing) i = NonZero (o) r = Gather (i, zero) "
         "m = ReduceMax <keepdims = 0> (r) b = Greater (m, k)" + FACTOR
@@ -190,7 +190,7 @@ def test_what_is_counted_along_height_or_width_is_tried(name, conv):
     assert any(tried[axis] >= {20, 21, 22} for axis in ("height", "width")), found
 
 
-def test_what_layers_make_of_a_mean_over_an_image_is_no_count():
+def test_what_layers_make_of_a_mean_over_a_sample_is_no_count():
     """As in squeeze and excite, whose gate is bounded by 6."""
     text = """g (float[n,4,h,w] x) => (float[n,4,h,w] y) {
         m = ReduceMean (x, both)
@@ -217,7 +217,7 @@ MERGED = {
 
 
 @pytest.mark.parametrize("name", MERGED)
-def test_what_is_counted_along_images_and_others_is_tried_at_the_number_of_images(name):
+def test_what_is_counted_along_samples_and_others_is_tried_at_the_number_of_samples(name):
     body, constant = MERGED[name]
     text = f"""g (float[n,8] x) => (float[n,8] y) {{
         x3 = Reshape (x, three)
@@ -246,9 +246,9 @@ HARMLESS = {
     "t = Expand (one, w) y = Add (x, t)",
     "a small constant": SIZE + "b = GreaterOrEqual (n, step)" + FACTOR,
     "a threshold of the data": "b = Greater (x, six)" + FACTOR,
-    "images and others in one axis": "h = Reshape (x, last) b0 = Greater (h, six) b1 = Cast <to = 1> (b0) "
+    "samples and others in one axis": "h = Reshape (x, last) b0 = Greater (h, six) b1 = Cast <to = 1> (b0) "
     "y = Reshape (b1, rows)",
-    "a mean of an image": "m = ReduceMean (x, step1) b = Greater (m, six)" + FACTOR,
+    "a mean of a sample": "m = ReduceMean (x, step1) b = Greater (m, six)" + FACTOR,
     "the last of them": SIZE + "o = Sub (n, step) i = Unsqueeze (o, first) r = Gather (x, i) y = Sub (x, r)",
     "a mask of lengths": SIZE + "r = Range (zero, n, step) l = Cast <to = 7> (x) u = Unsqueeze (r, last) "
     "b = Less (u, l)" + FACTOR,
@@ -271,7 +271,7 @@ def test_what_only_follows_sizes_is_not_reported(name):
     ids=["a mean by hand", "a root", "a drift", "a drift by place"],
 )
 def test_a_size_that_is_part_of_the_values_is_tried_at_a_large_one_and_listed(body):
-    """What drifts by a millionth per image is within every limit for few of them."""
+    """What drifts by a millionth per sample is within every limit for few of them."""
     found = uses(model(SIZE + body, tiny=np.float32(1e-6)))
     assert [(use.sizes, use.followed) for use in found] == [((128,), False)]
 

@@ -82,29 +82,29 @@ def trained(name, seed=0):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Returns a function that gives a network, its images and its file."""
+    """Returns a function that gives a network, its samples and its file."""
     folder, made = tmp_path_factory.mktemp("constants"), {}
 
     def give(name):
         if name not in made:
-            model, images = trained(name)
-            convert(model, Batch((images,), {}), folder / f"{name}.onnx")
-            made[name] = model, images, folder / f"{name}.onnx"
+            model, samples = trained(name)
+            convert(model, Batch((samples,), {}), folder / f"{name}.onnx")
+            made[name] = model, samples, folder / f"{name}.onnx"
         return made[name]
 
     return give
 
 
-def located(model, images, path):
-    proof = prove_constants(path, model, Batch((images,), {}), None)
+def located(model, samples, path):
+    proof = prove_constants(path, model, Batch((samples,), {}), None)
     return proof.located, next((check for check in proof.checks if check.name == "batchnorm constants"), None)
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_right_file_agrees_and_every_batchnorm_is_located(name, files):
-    model, images, path = files(name)
-    found, check = located(model, images, path)
+    model, samples, path = files(name)
+    found, check = located(model, samples, path)
     kinds = [one.where.split()[0] for one in found]
     assert kinds[: len(NETWORKS[name][2])] == NETWORKS[name][2] or name == "shared"
     assert all(kinds)
@@ -151,9 +151,9 @@ def constant_of(operator, position):
 def test_one_constant_off_by_a_thousandth_fails_with_layer_and_channel(
     name, operator, position, layer, what, files, tmp_path
 ):
-    model, images, path = files(name)
+    model, samples, path = files(name)
     bad = shifted(path, tmp_path / "bad.onnx", constant_of(operator, position), 2, 1e-3)
-    _, check = located(model, images, bad)
+    _, check = located(model, samples, bad)
     assert check.verdict == "fail"
     assert 1e-6 < check.measured <= 2e-3
     assert check.measured > 10 * check.limit
@@ -170,10 +170,10 @@ def test_it_fails_although_the_data_hide_the_channel(tmp_path):
     with torch.no_grad():
         model[4].weight[:, 1] = 0
         model[1].running_mean.normal_()
-    model, images, path = model.eval(), torch.randn(6, 3, 6, 6), tmp_path / "model.onnx"
-    convert(model, Batch((images,), {}), path)
-    assert verify_onnx(path, model, images)
-    report = verify_onnx(shifted(path, path, constant_of("Conv", 2), 1, 1e-3), model, images)
+    model, samples, path = model.eval(), torch.randn(6, 3, 6, 6), tmp_path / "model.onnx"
+    convert(model, Batch((samples,), {}), path)
+    assert verify_onnx(path, model, samples)
+    report = verify_onnx(shifted(path, path, constant_of("Conv", 2), 1, 1e-3), model, samples)
     assert [check.name for check in report.checks if check.blocks] == ["batchnorm constants"]
     assert report.providers["cpu"].verdict == "pass"
     assert not report
@@ -184,7 +184,7 @@ def test_it_fails_although_the_data_hide_the_channel(tmp_path):
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["conv", "depthwise", "linear", "transposed", "first", "after add", "shared"])
 def test_a_file_from_before_a_recalibration_fails_with_the_layers_named(name, files):
-    model, images, path = files(name)
+    model, samples, path = files(name)
     later = copy.deepcopy(model)
     norms = {
         path: module for path, module in later.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -192,7 +192,7 @@ def test_a_file_from_before_a_recalibration_fails_with_the_layers_named(name, fi
     for module in norms.values():
         module.running_mean += 0.05 * torch.randn_like(module.running_mean)
         module.running_var *= 1.1
-    _, check = located(later, images, path)
+    _, check = located(later, samples, path)
     assert check.verdict == "fail"
     assert all(f"`{path}` channel " in check.note for path in norms)
 
@@ -200,14 +200,14 @@ def test_a_file_from_before_a_recalibration_fails_with_the_layers_named(name, fi
 @pytest.mark.integration
 def test_what_cannot_be_located_is_named_and_no_failure(files, tmp_path):
     """The file of another network, and a BatchNorm that is never called."""
-    model, images, _ = files("conv")
-    found, check = located(model, images, files("first")[2])
+    model, samples, _ = files("conv")
+    found, check = located(model, samples, files("first")[2])
     assert [one.where for one in found] == [""]
     assert check.verdict == "pass"
     assert check.note == "0 of 1 located; not located: `1`"
     unused = nn.Sequential(*model)
     unused.forward = lambda x: model[0](x)
-    _, check = located(unused, images, files("conv")[2])
+    _, check = located(unused, samples, files("conv")[2])
     assert check.note == "0 of 1 located; not located: `1`"
 
 
@@ -220,24 +220,24 @@ def test_a_model_that_cannot_run_is_a_note(files):
 
 @pytest.mark.integration
 def test_a_model_without_batchnorm_has_no_such_check(tmp_path):
-    model, images = nn.Sequential(nn.Linear(3, 2)).eval(), torch.randn(4, 3)
-    convert(model, Batch((images,), {}), tmp_path / "model.onnx")
-    assert located(model, images, tmp_path / "model.onnx") == ([], None)
-    report = verify_onnx(tmp_path / "model.onnx", model, images)
+    model, samples = nn.Sequential(nn.Linear(3, 2)).eval(), torch.randn(4, 3)
+    convert(model, Batch((samples,), {}), tmp_path / "model.onnx")
+    assert located(model, samples, tmp_path / "model.onnx") == ([], None)
+    report = verify_onnx(tmp_path / "model.onnx", model, samples)
     assert "batchnorm constants" not in {check.name for check in report.checks}
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_other_precisions_have_limits_of_their_own(dtype, tmp_path):
-    model, images = trained("conv")
-    model, images = model.to(dtype), images.to(dtype)
-    convert(model, Batch((images,), {}), tmp_path / "model.onnx")
-    _, check = located(model, images, tmp_path / "model.onnx")
+    model, samples = trained("conv")
+    model, samples = model.to(dtype), samples.to(dtype)
+    convert(model, Batch((samples,), {}), tmp_path / "model.onnx")
+    _, check = located(model, samples, tmp_path / "model.onnx")
     assert (check.verdict, check.note[:14]) == ("pass", "1 of 1 located")
     share = 0.1 if dtype == torch.float16 else 1e-9
     bad = shifted(tmp_path / "model.onnx", tmp_path / "bad.onnx", constant_of("Conv", 1), 2, share)
-    _, check = located(model, images, bad)
+    _, check = located(model, samples, bad)
     assert check.verdict == "fail"
 
 
@@ -255,11 +255,11 @@ def test_a_mul_and_an_add_are_located(tmp_path):
         def forward(self, x):
             return torch.relu(x) * self.scale + self.shift
 
-    model, images = trained("first")
+    model, samples = trained("first")
     model = nn.Sequential(nn.ReLU(), model[0]).eval()
     with converter_log():
-        convert(Decomposed(model[1]).eval(), Batch((images,), {}), tmp_path / "model.onnx")
-    found, check = located(model, images, tmp_path / "model.onnx")
+        convert(Decomposed(model[1]).eval(), Batch((samples,), {}), tmp_path / "model.onnx")
+    found, check = located(model, samples, tmp_path / "model.onnx")
     assert [one.where for one in found] == ["a Mul and an Add"]
     assert check.verdict == "pass"
     assert np.isfinite(check.measured)

@@ -178,11 +178,11 @@ def test_a_square_weight_with_its_axes_swapped_fails(name, tmp_path):
 def test_a_square_kernel_with_its_axes_swapped_fails(tmp_path):
     torch.manual_seed(0)
     model = nn.Conv2d(2, 2, 3, bias=False)
-    images = torch.randn(2, 2, 5, 5)
+    samples = torch.randn(2, 2, 5, 5)
     kernel = model.weight.detach().numpy()
     for values, expected in ((kernel, "pass"), (kernel.swapaxes(-1, -2).copy(), "fail")):
         proto = parsed("g (float[n,2,5,5] x) => (float[n,2,3,3] y) { y = Conv (x, weight) }", {"weight": values})
-        result = prove_constants(saved(proto, tmp_path / "m.onnx"), model, onnx_batch(images, model), None)
+        result = prove_constants(saved(proto, tmp_path / "m.onnx"), model, onnx_batch(samples, model), None)
         assert result.checks[0].verdict == expected
 
 

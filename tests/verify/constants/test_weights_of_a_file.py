@@ -59,7 +59,7 @@ def tokens(tmp_path):
     return model, tmp_path / "m.onnx"
 
 
-def test_a_wrong_row_that_no_image_reads_fails_and_is_named(tokens):
+def test_a_wrong_row_that_no_sample_reads_fails_and_is_named(tokens):
     model, path = tokens
 
     def spoil(array):
@@ -80,7 +80,7 @@ def test_a_wrong_row_that_no_image_reads_fails_and_is_named(tokens):
 def test_a_constant_with_the_name_of_a_weight_has_to_be_that_weight(tokens):
     model, path = tokens
     with torch.no_grad():
-        model.words.weight[5:] *= 1.5  # most values are others, none that an image reads
+        model.words.weight[5:] *= 1.5  # most values are others, none that a sample reads
     report = verify_onnx(path, model, WORDS)
     assert [check.name for check in report.checks if check.verdict != "pass"] == ["weights"]
     assert "`words.weight` has 270 of 300 values wrong in the file, the first at [5, 0]" in the(report, "weights").note

@@ -132,11 +132,11 @@ CASES = {
 def test_a_changed_constant_names_its_module_and_its_parameter(case, tmp_path):
     network, shape, pick, amount, layer, text = CASES[case]
     torch.manual_seed(0)
-    model, images, path = network().eval(), torch.randn(8, *shape), tmp_path / "model.onnx"
-    convert(model, Batch((images,), {}), path)
-    assert verify_onnx(path, model, images).first_divergence is None
+    model, samples, path = network().eval(), torch.randn(8, *shape), tmp_path / "model.onnx"
+    convert(model, Batch((samples,), {}), path)
+    assert verify_onnx(path, model, samples).first_divergence is None
     with_one_changed(path, pick, amount)
-    report = verify_onnx(path, model, images)
+    report = verify_onnx(path, model, samples)
     assert not report
     assert report.first_divergence == layer
     assert report.notes[0].startswith(f"`{layer}` ")

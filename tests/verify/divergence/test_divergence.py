@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         return self.head(self.bn(self.layer(x).mean(1)))
 
 
-IMAGES = {Attention: (6, 8), Encoder: (6, 8)}
+SAMPLES = {Attention: (6, 8), Encoder: (6, 8)}
 # Which BatchNorm the exporter folds into which layer.
 FOLDED = {
     Plain: {"one.0": "one.1", "two.0": "two.1", "hidden": "norm"},
@@ -110,28 +110,28 @@ NETWORKS = [Plain, Residual, Depthwise, Functional, Attention, Encoder]
 
 
 def trained(network):
-    """A network whose BatchNorms hold statistics that are close to, but not, those of the images."""
+    """A network whose BatchNorms hold statistics that are close to, but not, those of the samples."""
     torch.manual_seed(0)
-    model, images = network(), torch.randn(24, *IMAGES.get(network, (3, 8, 8)))
+    model, samples = network(), torch.randn(24, *SAMPLES.get(network, (3, 8, 8)))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # layers of equal weights would share one initializer
                 parameter.add_(0.2 * torch.randn_like(parameter))
         for _ in range(20):
-            model.train()(images)
+            model.train()(samples)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.running_mean += 0.1 * torch.randn_like(module.running_mean)
                 module.running_var *= 0.8 + 0.4 * torch.rand_like(module.running_var)
-    return model.eval(), images
+    return model.eval(), samples
 
 
 @pytest.fixture(scope="module", params=NETWORKS, ids=lambda network: network.__name__)
 def exported(request, tmp_path_factory):
-    model, images = trained(request.param)
+    model, samples = trained(request.param)
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
-    convert(model, Batch((images,), {}), path)
-    return model, images, path
+    convert(model, Batch((samples,), {}), path)
+    return model, samples, path
 
 
 def weights_in_the_file(model):
@@ -169,21 +169,21 @@ def with_one_changed(proto, values, amount=0.05):
 
 
 def test_a_changed_weight_of_any_layer_names_exactly_that_layer(exported, tmp_path):
-    model, images, path = exported
+    model, samples, path = exported
     bad, proto, found = tmp_path / "bad.onnx", onnx.load(path), {}
     wanted = list(weights_in_the_file(model))
     assert len({layer for layer, _ in wanted}) >= 4
     for number, (layer, values) in enumerate(wanted):
         bad.write_bytes(with_one_changed(proto, values).SerializeToString())
-        report = verify_onnx(bad, model, images)
+        report = verify_onnx(bad, model, samples)
         found[number, layer] = (bool(report), report.first_divergence)
     assert found == {(number, layer): (False, layer) for number, (layer, _) in enumerate(wanted)}
 
 
 def test_a_right_file_has_no_divergence_and_is_not_searched(exported, monkeypatch):
-    model, images, path = exported
-    monkeypatch.setattr("jumpout_export.verify.divergence.samples.locate_divergence", None)  # calling it would raise
-    report = verify_onnx(path, model, images)
+    model, samples, path = exported
+    monkeypatch.setattr("jumpout_export.verify.divergence.suspects.locate_divergence", None)  # calling it would raise
+    report = verify_onnx(path, model, samples)
     assert report
     assert report.first_divergence is None
     assert not any("differs" in note or "no layer" in note for note in report.notes)
@@ -192,28 +192,28 @@ def test_a_right_file_has_no_divergence_and_is_not_searched(exported, monkeypatc
 @pytest.mark.parametrize("network", [Residual, Encoder], ids=["Residual", "Encoder"])
 @pytest.mark.parametrize("fold", [True, False], ids=["folded", "as it is"])
 def test_files_of_the_older_exporter_are_matched_too(network, fold, tmp_path):
-    model, images = trained(network)
+    model, samples = trained(network)
     path, mode = tmp_path / "old.onnx", torch.onnx.TrainingMode
     settings = {"input_names": ["x"], "output_names": ["output"], "dynamic_axes": {"x": {0: "n"}, "output": {0: "n"}}}
     with converter_log():
         torch.onnx.export(
-            model, (images[:2],), path, dynamo=False, training=mode.EVAL if fold else mode.PRESERVE, **settings
+            model, (samples[:2],), path, dynamo=False, training=mode.EVAL if fold else mode.PRESERVE, **settings
         )
-    assert verify_onnx(path, model, images)
+    assert verify_onnx(path, model, samples)
     layer, values = "head", model.head.weight
     if network is Residual and not fold:
         layer, values = "conv2", model.conv2.weight
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(with_one_changed(onnx.load(path), values).SerializeToString())
-    assert verify_onnx(bad, model, images).first_divergence == layer
+    assert verify_onnx(bad, model, samples).first_divergence == layer
 
 
 @pytest.fixture(scope="module")
 def residual(tmp_path_factory):
-    model, images = trained(Residual)
+    model, samples = trained(Residual)
     path = tmp_path_factory.mktemp("residual") / "model.onnx"
-    convert(model, Batch((images,), {}), path)
-    return model, images, path
+    convert(model, Batch((samples,), {}), path)
+    return model, samples, path
 
 
 def edited(path, edit):
@@ -225,25 +225,25 @@ def edited(path, edit):
 
 
 def test_a_relu_that_became_an_identity_is_named(residual):
-    model, images, path = residual
+    model, samples, path = residual
 
     def edit(proto):
         next(node for node in proto.graph.node if node.op_type == "Relu").op_type = "Identity"
 
-    report = verify_onnx(edited(path, edit), model, images)
+    report = verify_onnx(edited(path, edit), model, samples)
     assert report.first_divergence == "relu"
     assert "is off by" in report.notes[0]
     assert headline(report)[1].startswith("`bad.onnx`: The first layer that differs is `relu`.")
 
 
 def test_a_residual_sum_of_the_wrong_branch_names_the_forward_and_its_line(residual):
-    model, images, path = residual
+    model, samples, path = residual
 
     def edit(proto):
         add = next(node for node in proto.graph.node if node.op_type == "Add")
         add.input[0] = add.input[1]
 
-    report = verify_onnx(edited(path, edit), model, images)
+    report = verify_onnx(edited(path, edit), model, samples)
     assert report.first_divergence == "."
     assert "the model's own forward is the first that differs" in report.notes[0]
     assert "aten.add.Tensor" in report.notes[0]
@@ -251,17 +251,17 @@ def test_a_residual_sum_of_the_wrong_branch_names_the_forward_and_its_line(resid
 
 
 def test_statistics_of_another_layer_name_the_layer_they_are_folded_into(residual):
-    model, images, path = residual
+    model, samples, path = residual
     wrong = copy.deepcopy(model)
     wrong.bn2.load_state_dict(model.bn1.state_dict())
-    report = verify_onnx(path, wrong, images)
+    report = verify_onnx(path, wrong, samples)
     assert report.first_divergence == "conv2"
     assert "`conv2` (with BatchNorm `bn2` folded into it) is the first that differs" in report.notes[0]
     assert "no value in the file is like its result" in report.notes[0]
 
 
 def test_nan_and_another_shape_are_located(residual):
-    model, images, path = residual
+    model, samples, path = residual
 
     def nan(proto):
         tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "conv2.weight")
@@ -272,17 +272,17 @@ def test_nan_and_another_shape_are_located(residual):
         proto.graph.node.append(helper.make_node("Concat", ["whole", "whole"], ["output"], axis=1))
         proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 8
 
-    assert verify_onnx(edited(path, nan), model, images).first_divergence == "conv2"
-    report = verify_onnx(edited(path, shape), model, images)
+    assert verify_onnx(edited(path, nan), model, samples).first_divergence == "conv2"
+    report = verify_onnx(edited(path, shape), model, samples)
     assert not report
     assert report.first_divergence in (None, "head")
 
 
 def test_few_bytes_per_run_find_the_same_layer(residual):
-    model, images, path = residual
+    model, samples, path = residual
     bad = edited(path, lambda proto: None)
     bad.write_bytes(with_one_changed(onnx.load(path), dict(weights_in_the_file(model))["conv2"]).SerializeToString())
-    batch = Batch((images[:4],), {})
+    batch = Batch((samples[:4],), {})
     whole = locate_divergence(bad, load_onnx(bad), model, batch, [])
     small = locate_divergence(bad, load_onnx(bad), model, batch, [], bytes_per_run=1)
     assert whole.layer == "conv2"
@@ -290,11 +290,11 @@ def test_few_bytes_per_run_find_the_same_layer(residual):
 
 
 def test_external_data_keeps_working(residual, tmp_path):
-    model, images, path = residual
+    model, samples, path = residual
     proto = with_one_changed(onnx.load(path), dict(weights_in_the_file(model))["conv1"])
     onnx.save_model(proto, tmp_path / "bad.onnx", save_as_external_data=True, location="bad.data", size_threshold=0)
     assert (tmp_path / "bad.data").stat().st_size
-    assert verify_onnx(tmp_path / "bad.onnx", model, images).first_divergence == "conv1"
+    assert verify_onnx(tmp_path / "bad.onnx", model, samples).first_divergence == "conv1"
 
 
 def test_a_shared_layer_and_an_all_zero_branch_do_not_mislead(tmp_path):
@@ -308,16 +308,16 @@ def test_a_shared_layer_and_an_all_zero_branch_do_not_mislead(tmp_path):
             return self.head(x + torch.relu(self.dead(x) - 100))
 
     torch.manual_seed(0)
-    model, images, path = Shared().eval(), torch.randn(16, 6), tmp_path / "model.onnx"
-    assert export_onnx(model, path, images)
+    model, samples, path = Shared().eval(), torch.randn(16, 6), tmp_path / "model.onnx"
+    assert export_onnx(model, path, samples)
     for layer in ("twice", "head"):
         changed = with_one_changed(onnx.load(path), getattr(model, layer).weight)
         (tmp_path / "bad.onnx").write_bytes(changed.SerializeToString())
-        assert verify_onnx(tmp_path / "bad.onnx", model, images).first_divergence == layer
+        assert verify_onnx(tmp_path / "bad.onnx", model, samples).first_divergence == layer
 
 
 def test_a_file_that_cannot_be_searched_says_so_and_its_constants_name_the_layer(residual, monkeypatch):
-    model, images, path = residual
+    model, samples, path = residual
     bad = path.with_name("bad.onnx")
     bad.write_bytes(with_one_changed(onnx.load(path), model.head.weight).SerializeToString())
 
@@ -325,7 +325,7 @@ def test_a_file_that_cannot_be_searched_says_so_and_its_constants_name_the_layer
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("jumpout_export.verify.divergence.values._marked", full)
-    report = verify_onnx(bad, model, images)
+    report = verify_onnx(bad, model, samples)
     assert not report
     assert report.first_divergence == "head"
     assert report.notes[0].startswith("`head` is the first that differs by its constants; `head.weight` has 1 of ")
@@ -333,8 +333,8 @@ def test_a_file_that_cannot_be_searched_says_so_and_its_constants_name_the_layer
 
 
 def test_a_right_file_shows_no_divergence_even_when_it_is_searched(residual):
-    model, images, path = residual
-    found = locate_divergence(path, load_onnx(path), model, Batch((images[:4],), {}), [])
+    model, samples, path = residual
+    found = locate_divergence(path, load_onnx(path), model, Batch((samples[:4],), {}), [])
     assert found.layer is None
     assert not found.reproduced
     assert found.note == "no layer can be named: with the values inside of it as outputs the file is right"

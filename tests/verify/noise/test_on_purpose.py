@@ -163,7 +163,7 @@ def test_the_right_file_passes_and_wrong_ones_fail_by_name(published, tmp_path):
 
 
 def larger_batches_doubled(graph):
-    """The output is twice as large from five images on."""
+    """The output is twice as large from five samples on."""
     node, output = graph.node[-1], graph.output[0].name
     node.output[0] = "before"
     constants = {"four": np.int64(4), "one": np.float32(1), "two": np.float32(2), "first": np.array([0])}

@@ -31,7 +31,7 @@ def test_the_limit_is_the_documented_formula():
 
 
 def test_a_channel_that_is_small_by_luck_is_held_to_what_others_of_its_size_show():
-    # Errors that come from the layers before are about as large in every class; one class is small on two images.
+    # Errors that come from the layers before are about as large in every class; one class is small on two samples.
     sizes = torch.tensor([0.3, 0.2, 0.4, 0.3, 0.02])
     errors = torch.tensor([3e-5, 4e-5, 2e-5, 3e-5, 3e-7])
     limits = relative_limits(errors / sizes, torch.float32, True, sizes) * sizes

@@ -41,7 +41,7 @@ def test_an_error_just_inside_passes_and_just_outside_fails(factor, result):
     worst = checks["worst error"]
     assert worst.verdict == result
     assert worst.measured == pytest.approx(error, rel=1e-2)
-    assert worst.note == "output `y`, image 5, index (1,); 1 image, top-1 agrees on 1"
+    assert worst.note == "output `y`, sample 5, index (1,); 1 sample, top-1 agrees on 1"
 
 
 def test_a_network_that_outputs_zero_may_not_output_anything_else():
@@ -81,7 +81,7 @@ def test_one_huge_channel_loosens_no_other(shape):
     assert verdict(exact * (1 + EPS), exact) == "pass"
 
 
-def test_one_huge_image_loosens_no_other_and_may_have_its_own_errors():
+def test_one_huge_sample_loosens_no_other_and_may_have_its_own_errors():
     torch.manual_seed(0)
     exact = torch.randn(64, 4)
     exact[7] *= 1e5
@@ -89,7 +89,7 @@ def test_one_huge_image_loosens_no_other_and_may_have_its_own_errors():
     right[7] += 1e5 * 4 * EPS
     assert verdict(right, exact) == "pass"
     right[8] += 1e-3
-    assert verdicts(right, exact)["worst error"].note.startswith("output `y`, image 13, index")
+    assert verdicts(right, exact)["worst error"].note.startswith("output `y`, sample 13, index")
 
 
 @pytest.mark.parametrize("mask", [-1e4, -1e9, torch.finfo(torch.float32).min])
@@ -121,8 +121,8 @@ def test_a_channel_of_rounding_errors_passes_beside_channels_of_values():
     assert verdict(second, first, exact) == "fail"
 
 
-def test_one_value_near_zero_in_one_image_is_no_small_channel():
-    """Its size is that of its channel in other images, which are known before the comparison."""
+def test_one_value_near_zero_in_one_sample_is_no_small_channel():
+    """Its size is that of its channel in other samples, which are known before the comparison."""
     torch.manual_seed(0)
     others = torch.randn(40, 3)
     exact, got = torch.tensor([[0.5, 1e-6, -1.0]]), torch.tensor([[0.5, 1e-6 + 5e-7, -1.0]])
@@ -154,10 +154,10 @@ def test_another_top_1_fails_unless_it_is_a_tie():
     tie = verdicts([[1.0, 2.0 + 1e-6, 2.0], [3.0, 1.0, 2.0]], exact.float(), exact)
     assert tie["top-1"].verdict == "pass"
     assert tie["worst error"].verdict == "pass"
-    assert tie["worst error"].note.endswith("2 images, top-1 agrees on 1")
+    assert tie["worst error"].note.endswith("2 samples, top-1 agrees on 1")
     wrong = verdicts([[1.0, 2.0, 2.0], [1.0, 3.0, 2.0]], exact.float(), exact)["top-1"]
     assert (wrong.verdict, wrong.measured) == ("fail", 1)
-    assert wrong.note == "output `y`: another class on 1 of 2 images"
+    assert wrong.note == "output `y`: another class on 1 of 2 samples"
     assert "top-1" not in verdicts(torch.ones(3, 1), torch.ones(3, 1))
 
 
@@ -168,7 +168,7 @@ def test_integers_may_equal_either_precision_and_nothing_else():
 
 
 def largest(error, start=10):
-    """Of two images with two channels of two values, all of size 2, by channel."""
+    """Of two samples with two channels of two values, all of size 2, by channel."""
     return Largest.of(error, torch.full_like(error, 2.0), start, 1)
 
 
@@ -203,7 +203,7 @@ def test_what_is_beyond_the_limit_of_its_place_is_found_whatever_else_is_there()
         assert any(found) is beyond
 
 
-def test_a_value_beyond_its_limit_is_of_its_kind_of_images():
+def test_a_value_beyond_its_limit_is_of_its_kind_of_samples():
     own = torch.tensor([[1.0, 2.0]])
     expected = Expected("y", own, own.double())
     scale = Scale()

@@ -1,4 +1,4 @@
-"""Whether an image's result depends on the others in its batch."""
+"""Whether a sample's result depends on the others in its batch."""
 
 import pytest
 import torch
@@ -9,15 +9,15 @@ X = torch.arange(12.0, dtype=torch.float64).reshape(4, 3)
 
 
 def found(function, x=X, double=True, axis=0):
-    """What is found for an output that `function` makes of a batch, and of its images alone."""
+    """What is found for an output that `function` makes of a batch, and of its samples alone."""
     alone = [function(x[row : row + 1]) for row in range(len(x))]
     together = alone[-1] if axis is None else torch.cat(alone, axis)
     return depends_on_others("data", "y", function(x), together, axis, double=double)
 
 
-def test_an_image_by_itself_is_independent_and_one_less_the_batchs_mean_is_not():
+def test_a_sample_by_itself_is_independent_and_one_less_the_batchs_mean_is_not():
     assert found(lambda x: x * 2) == ""
-    text = "data: output `y` of image 0 of 4 differs by 4.5 (limit 4.5e-06) alone and in its batch"
+    text = "data: output `y` of sample 0 of 4 differs by 4.5 (limit 4.5e-06) alone and in its batch"
     assert found(lambda x: x - x.mean(0)) == text
 
 
@@ -25,7 +25,7 @@ def test_one_place_alone_is_named():
     def third(x):
         return x * (1 + (torch.arange(len(x)) == 2))[:, None]
 
-    assert found(third).startswith("data: output `y` of image 2 of 4 differs by 8")
+    assert found(third).startswith("data: output `y` of sample 2 of 4 differs by 8")
 
 
 @pytest.mark.parametrize(("double", "share"), [(True, 1e-6), (False, 1e-4)])
@@ -41,7 +41,7 @@ def test_a_huge_channel_hides_no_other():
     assert found(lambda x: x + torch.tensor([1e-5, 0.0]) * (len(x) == 1), huge)
 
 
-def test_an_output_without_a_batch_axis_is_the_same_for_any_images():
+def test_an_output_without_a_batch_axis_is_the_same_for_any_samples():
     assert found(lambda x: torch.ones(3), axis=None) == ""
     assert found(lambda x: x.sum(), axis=None).startswith("data: output `y` has no batch axis and differs by")
 
@@ -49,10 +49,10 @@ def test_an_output_without_a_batch_axis_is_the_same_for_any_images():
 def test_integers_are_compared_in_float64_alone():
     assert found(lambda x: (x - x.mean()).argmax(1)) == ""
     ranks = found(lambda x: x.sum(1).argsort().argsort())
-    assert ranks == "data: output `y` of image 1 of 4 is another one alone than in its batch"
+    assert ranks == "data: output `y` of sample 1 of 4 is another one alone than in its batch"
     assert found(lambda x: x.sum(1).argsort().argsort(), double=False) == ""
 
 
 def test_another_batch_axis():
     assert found(lambda x: x.T, axis=1) == ""
-    assert "of image 0 of 4 differs" in found(lambda x: x.T - x.T.mean(1, keepdim=True), axis=1)
+    assert "of sample 0 of 4 differs" in found(lambda x: x.T - x.T.mean(1, keepdim=True), axis=1)

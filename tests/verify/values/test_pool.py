@@ -1,4 +1,4 @@
-"""Images are run alone once, and every batch of them has to give the same."""
+"""Samples are run alone once, and every batch of them has to give the same."""
 
 import pytest
 import torch
@@ -18,15 +18,15 @@ class Does(nn.Module):
         return self.function(self.fc(x))
 
 
-def pool_of(function, images=4):
+def pool_of(function, samples=4):
     torch.manual_seed(0)
     model = Does(function).eval()
-    x = torch.randn(images, 3)
+    x = torch.randn(samples, 3)
     reference = Reference(model, onnx_batch(x, model))
     pool = Pool(reference, (True,))
-    for row in range(images):
-        image = onnx_batch(x[row : row + 1], model)
-        pool.add(image, pool.run(image))
+    for row in range(samples):
+        sample = onnx_batch(x[row : row + 1], model)
+        pool.add(sample, pool.run(sample))
     return pool, reference, model, x
 
 
@@ -36,7 +36,7 @@ def run(pool, size):
     return order, batch, pool.expected(f"batch={size}", batch, order)
 
 
-def test_a_batch_has_the_exact_values_of_its_images_alone_and_its_own_as_they_are():
+def test_a_batch_has_the_exact_values_of_its_samples_alone_and_its_own_as_they_are():
     pool, _, model, x = pool_of(torch.tanh)
     double = Does(torch.tanh).double()
     double.load_state_dict(model.state_dict())
@@ -48,15 +48,15 @@ def test_a_batch_has_the_exact_values_of_its_images_alone_and_its_own_as_they_ar
     assert pool.dependent == []
 
 
-def test_each_image_is_run_in_float64_once_and_once_more_in_one_batch():
+def test_each_sample_is_run_in_float64_once_and_once_more_in_one_batch():
     pool, reference, *_ = pool_of(torch.tanh)
-    assert reference.images_double == 4
+    assert reference.samples_double == 4
     for size in (1, 2, 3, 9, 17):
         run(pool, size)
-    assert reference.images_double == 4 + 2
-    assert reference.images_own == 4 + 2 + 3 + 9 + 17
+    assert reference.samples_double == 4 + 2
+    assert reference.samples_own == 4 + 2 + 3 + 9 + 17
     pool.learn_axes()
-    assert reference.images_own == 4 + 2 + 3 + 9 + 17 + 2
+    assert reference.samples_own == 4 + 2 + 3 + 9 + 17 + 2
 
 
 def test_places_change_from_size_to_size():
@@ -75,7 +75,7 @@ def test_places_change_from_size_to_size():
     ],
     ids=["mean", "place", "from the ninth on", "size", "order"],
 )
-def test_images_that_depend_on_each_other_are_found(leak):
+def test_samples_that_depend_on_each_other_are_found(leak):
     pool, *_ = pool_of(leak)
     for size in (1, 2, 3, 17):
         run(pool, size)
@@ -97,4 +97,4 @@ def test_integers_that_depend_on_the_place_are_found_though_rounding_decides_the
     pool, *_ = pool_of(lambda y: (y.argmax(1) + (torch.arange(len(y)) == 4)) % 2)
     for size in (3, 9):
         run(pool, size)
-    assert pool.dependent == ["batch=9: output `output` of image 4 of 9 is another one alone than in its batch"]
+    assert pool.dependent == ["batch=9: output `output` of sample 4 of 9 is another one alone than in its batch"]

@@ -31,8 +31,8 @@ def scaled(exact, own=None):
     return scale
 
 
-def test_a_size_is_that_of_the_channel_times_how_much_larger_the_image_is():
-    """Channels of 0.25, 2 and 4 in the median image; the second image is 1.5 times that, the third half of it."""
+def test_a_size_is_that_of_the_channel_times_how_much_larger_the_sample_is():
+    """Channels of 0.25, 2 and 4 in the median sample; the second sample is 1.5 times that, the third half of it."""
     scale = scaled([[0.25, 2, 4], [0.375, 3, 6], [0.125, 1, 2]])
     assert scale.channels.tolist() == [0.25, 2, 4]
     assert scale.median == 2
@@ -43,7 +43,7 @@ def test_a_size_is_that_of_the_channel_times_how_much_larger_the_image_is():
 
 def test_pytorchs_own_error_is_kept_per_channel_at_its_largest():
     scale = scaled([[1.0, 4.0], [1.0, 8.0], [1.0, 4.0]], [[1.0, 4.0], [1.5, 8.0], [1.0, 5.0]])
-    assert scale.own_errors[0].tolist() == [0.25, 0.25]  # 0.5 of an image twice as large, 1 of 4
+    assert scale.own_errors[0].tolist() == [0.25, 0.25]  # 0.5 of a sample twice as large, 1 of 4
     later = torch.tensor([[1.0, 4.0]], dtype=torch.float64)
     scale.add(Expected("y", torch.tensor([[2.0, 4.0]]), later), new=False)
     assert scale.own_errors[0].tolist() == [1.0, 0.25]
@@ -72,12 +72,12 @@ def test_errors_in_units_of_nothing_are_infinite_and_no_error_is_none():
     ("group", "kind"),
     [("data", "data"), ("batch=2", "data"), ("made-up batch=2", "data"), ("sizes batch=3 height=9", "sizes")],
 )
-def test_a_group_has_the_sizes_of_its_kind_of_images(group, kind):
+def test_a_group_has_the_sizes_of_its_kind_of_samples(group, kind):
     assert source(group) == kind
 
 
 def unit(exact, at, axis=0):
-    """The size of one value in the last image."""
+    """The size of one value in the last sample."""
     scale = Scale()
     exact = exact.double()
     scale.add(Expected("y", exact.float(), exact, None, axis))
@@ -102,13 +102,13 @@ def test_a_score_in_an_output_with_the_batch_behind_it():
     assert unit(exact, (3, 5), axis=None) < 2
 
 
-def test_a_single_value_that_is_small_in_every_image_has_a_size_of_its_own():
+def test_a_single_value_that_is_small_in_every_sample_has_a_size_of_its_own():
     torch.manual_seed(0)
     exact = torch.randn(16, 5, 7) * 1e6
     exact[:, 2, 3] = torch.rand(16)
     assert unit(exact, (2, 3)) < 30
     assert unit(exact, (2, 4)) > 1e5
-    assert unit(exact[:4], (2, 3)) > 1e4  # of four images a value's own median says little
+    assert unit(exact[:4], (2, 3)) > 1e4  # of four samples a value's own median says little
 
 
 def test_a_value_that_is_near_zero_by_luck_has_the_size_of_its_neighbours():

@@ -48,7 +48,7 @@ def test_rounding_in_another_batch_is_no_movement():
 def test_an_output_that_an_input_reaches_and_that_never_moves_is_not_shown():
     (check,) = verdict(moves_of(scores=(torch.zeros(2, 3), 0)))
     assert (check.verdict, check.blocks) == ("not_run", True)
-    assert "`scores` (2 images)" in check.note
+    assert "`scores` (2 samples)" in check.note
     assert "--allow-constant scores" in check.note
     (check,) = verdict(moves_of(scores=(torch.zeros(2, 3), 0)), ["scores"])
     assert (check.verdict, check.note) == ("pass", "constant as allowed: `scores`")
@@ -59,7 +59,7 @@ def test_a_constant_passes_with_a_note():
     assert (check.verdict, check.note) == ("pass", "no input reaches `anchors`, compared as constants")
 
 
-def test_a_later_image_may_move_an_output_and_not_a_number_stays_what_it_is():
+def test_a_later_sample_may_move_an_output_and_not_a_number_stays_what_it_is():
     moves = moves_of(scores=(torch.full((2, 3), torch.nan), 0))
     assert list(moves.still()) == ["scores"]
     moves.add("data", Expected("scores", torch.ones(1, 3), torch.ones(1, 3).double()))

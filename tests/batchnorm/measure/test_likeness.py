@@ -1,11 +1,11 @@
-"""Images that are not independent: groups of like ones found in any order, data that come sorted, and healthy data."""
+"""Samples that are not independent: groups of like ones found in any order, data that come sorted, and healthy data."""
 
 import pytest
 import torch
 from torch import nn
 
 from jumpout_export.batchnorm.check import check_batchnorm
-from jumpout_export.batchnorm.measure.samples import Samples
+from jumpout_export.batchnorm.measure.likeness import Likeness
 from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
 from jumpout_export.report import BatchNormReport
 
@@ -22,22 +22,22 @@ def scenes(count: int, frames: int, noise: float = 0.6, seed: int = 0) -> torch.
     return x[torch.randperm(len(x), generator=draw)]
 
 
-def samples_of(x: torch.Tensor) -> Samples:
-    samples = Samples()
+def likeness_of(x: torch.Tensor) -> Likeness:
+    likeness = Likeness()
     for batch in x.split(64):
-        samples.add(batch.mean(2), batch.var(2, correction=0))
-    return samples
+        likeness.add(batch.mean(2), batch.var(2, correction=0))
+    return likeness
 
 
 @pytest.mark.parametrize(("count", "frames"), [(64, 8), (128, 4), (256, 2), (64, 16)])
 def test_frames_of_scenes_are_found_in_any_order_and_how_many_are_alike(count, frames):
-    assert samples_of(scenes(count, frames)).group_size() == pytest.approx(frames, rel=0.15)
+    assert likeness_of(scenes(count, frames)).group_size() == pytest.approx(frames, rel=0.15)
 
 
-def test_one_image_repeated_is_found_among_others_that_are_not():
+def test_one_sample_repeated_is_found_among_others_that_are_not():
     draw = generator()
     x = torch.cat([torch.randn(256, 8, 16, generator=draw), torch.randn(64, 8, 16, generator=draw).repeat(4, 1, 1)])
-    assert samples_of(x[torch.randperm(512, generator=draw)]).group_size() == pytest.approx(2.5, abs=0.1)
+    assert likeness_of(x[torch.randperm(512, generator=draw)]).group_size() == pytest.approx(2.5, abs=0.1)
 
 
 INDEPENDENT = {
@@ -45,7 +45,7 @@ INDEPENDENT = {
     "64 channels": lambda draw: torch.randn(512, 64, 1, generator=draw),
     "offsets": lambda draw: torch.randn(1024, 8, 1, generator=draw) + torch.randn(1024, 8, 9, generator=draw),
     "heavy tails": lambda draw: torch.randn(512, 8, 1, generator=draw).exp(),
-    "ten kinds of image": lambda draw: (
+    "ten kinds of sample": lambda draw: (
         3 * torch.randn(10, 16, 1, generator=draw)[torch.randint(10, (512,), generator=draw)]
         + 0.5 * torch.randn(512, 16, 4, generator=draw)
     ),
@@ -54,24 +54,24 @@ INDEPENDENT = {
 
 
 @pytest.mark.parametrize("kind", INDEPENDENT)
-def test_independent_images_are_not_taken_for_groups_or_for_sorted(kind):
+def test_independent_samples_are_not_taken_for_groups_or_for_sorted(kind):
     for seed in range(10):
-        samples = samples_of(INDEPENDENT[kind](generator(seed)))
-        assert samples.group_size() == 1
-        assert not samples.sorted
+        likeness = likeness_of(INDEPENDENT[kind](generator(seed)))
+        assert likeness.group_size() == 1
+        assert not likeness.sorted
 
 
 @pytest.mark.parametrize("by", ["brightness", "kind"])
-def test_sorted_images_are_found(by):
-    x = INDEPENDENT["ten kinds of image" if by == "kind" else "offsets"](generator())
+def test_sorted_samples_are_found(by):
+    x = INDEPENDENT["ten kinds of sample" if by == "kind" else "offsets"](generator())
     order = x.mean((1, 2)).argsort() if by == "brightness" else x[:, 0, 0].round().argsort()
-    assert samples_of(x[order]).sorted
+    assert likeness_of(x[order]).sorted
 
 
-def test_images_that_do_not_vary_or_are_few_show_nothing():
-    assert samples_of(torch.ones(128, 3, 4)).group_size() == 1
-    assert not samples_of(torch.ones(128, 3, 4)).sorted
-    assert samples_of(scenes(8, 4)).group_size() == 1
+def test_samples_that_do_not_vary_or_are_few_show_nothing():
+    assert likeness_of(torch.ones(128, 3, 4)).group_size() == 1
+    assert not likeness_of(torch.ones(128, 3, 4)).sorted
+    assert likeness_of(scenes(8, 4)).group_size() == 1
 
 
 def check(model: nn.Module, x: torch.Tensor, **options: object) -> BatchNormReport:
@@ -87,7 +87,7 @@ def off(by: float) -> nn.Module:
     return model
 
 
-def test_like_images_widen_the_intervals_and_the_note_says_why():
+def test_like_samples_widen_the_intervals_and_the_note_says_why():
     verdicts = [check(off(0.03), scenes(64, 8, seed=seed), training_batch_size=128) for seed in range(8)]
     assert all(report.verdict == "inconclusive" for report in verdicts)
     assert any("about 8 at a time are alike" in note for note in verdicts[0].notes)
@@ -97,7 +97,7 @@ def test_like_images_widen_the_intervals_and_the_note_says_why():
     assert not any("alike" in note for note in alone.notes)
 
 
-def test_a_large_drift_is_one_in_like_images_too():
+def test_a_large_drift_is_one_in_like_samples_too():
     assert check(off(2.0), scenes(64, 8), training_batch_size=128).verdict == "drift"
 
 
@@ -109,7 +109,7 @@ def test_sorted_data_do_not_end_early_in_a_drift(by):
     model = nn.BatchNorm1d(8)
     recalibrate_batchnorm(model, [x])
     report = check(model, x)
-    assert (report.verdict, report.images, report.stopped_early) == ("ok", 2048, False)
+    assert (report.verdict, report.samples, report.stopped_early) == ("ok", 2048, False)
     assert any("come sorted, or in long runs" in note for note in report.notes)
 
 
@@ -117,32 +117,32 @@ def test_a_drift_ends_early_only_where_the_loader_draws_at_random():
     x = torch.randn(4096, 8, 4, generator=generator())
     data = torch.utils.data.TensorDataset(x)
     options = {"outputs": False, "attribution": False}
-    for shuffle, images in ((True, 512), (False, 4096)):
+    for shuffle, samples in ((True, 512), (False, 4096)):
         loader = torch.utils.data.DataLoader(data, batch_size=64, shuffle=shuffle, generator=generator())
         report = check_batchnorm(off(2.0), loader, **options)
-        assert (report.verdict, report.images) == ("drift", images)
+        assert (report.verdict, report.samples) == ("drift", samples)
 
 
-def copies(images: int, times: int, values: int = 16) -> torch.Tensor:
-    """A few images many times over, shuffled."""
+def copies(samples: int, times: int, values: int = 16) -> torch.Tensor:
+    """A few samples many times over, shuffled."""
     draw = generator()
-    x = torch.randn(images, 8, values, generator=draw).repeat(times, 1, 1)
+    x = torch.randn(samples, 8, values, generator=draw).repeat(times, 1, 1)
     return x[torch.randperm(len(x), generator=draw)]
 
 
-@pytest.mark.parametrize(("images", "times"), [(1, 512), (4, 128), (12, 40), (64, 8)])
-def test_copies_are_counted_however_few_images_there_are(images, times):
-    assert samples_of(copies(images, times)).group_size() == pytest.approx(times, rel=0.02)
+@pytest.mark.parametrize(("samples", "times"), [(1, 512), (4, 128), (12, 40), (64, 8)])
+def test_copies_are_counted_however_few_samples_there_are(samples, times):
+    assert likeness_of(copies(samples, times)).group_size() == pytest.approx(times, rel=0.02)
 
 
-def test_rows_of_few_values_and_blank_images_are_no_copies():
-    assert samples_of(copies(12, 40, values=1)).group_size() == 1  # as an embedding of a dozen words
+def test_rows_of_few_values_and_blank_samples_are_no_copies():
+    assert likeness_of(copies(12, 40, values=1)).group_size() == 1  # as an embedding of a dozen words
     blank = torch.randn(512, 8, 16, generator=generator())
     blank[::3] = torch.randn(8, 16, generator=generator(1))
-    assert samples_of(blank).group_size() == 1
+    assert likeness_of(blank).group_size() == 1
 
 
-def test_one_image_many_times_decides_nothing():
+def test_one_sample_many_times_decides_nothing():
     torch.manual_seed(0)
     model = nn.BatchNorm1d(8, momentum=0.0).eval()
     report = check_batchnorm(model, list((3 + copies(1, 512)).split(64)), outputs=False)

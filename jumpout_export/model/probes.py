@@ -1,4 +1,4 @@
-"""Which inputs a file is compared on: the given images in batches of several sizes, and some that are made of them."""
+"""Which inputs a file is compared on: the given samples in batches of several sizes, and some that are made of them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.signature import batch_axis, tensors, with_tensors
 
-# Batch sizes that are always tried: one image, two, three.
+# Batch sizes that are always tried: one sample, two, three.
 SIZES = (1, 2, 3)
 # The largest batch is larger than the example, and shows every place up to here.
 _LARGE = 17
 # With `thorough`: powers of two up to here, and their neighbours.
 _THOROUGH = 128
-# Images where further axes are moved: another number than the example's.
+# Samples where further axes are moved: another number than the example's.
 MOVED = 3
 # Made-up inputs are smaller than a mixture of given ones by up to this share of themselves, value by value.
 _NOISE = 2**-7
 
 
 @dataclass(frozen=True)
-class Sample:
+class Probe:
     """A batch to compare on."""
 
-    # `batch=17`, `data` (the images in batches as they came), `sizes batch=3 height=9` or `made-up batch=8`
+    # `batch=17`, `data` (the samples in batches as they came), `sizes batch=3 height=9` or `made-up batch=8`
     group: str
     batch: Batch  # the inputs
-    start: int = 0  # number of the first image within the group
+    start: int = 0  # number of the first sample within the group
     batched: Sequence[bool] | None = None  # whether the first axis of each input is the batch
     large: bool = False  # whether it is larger than was given, and tried for its size alone
 
@@ -40,7 +40,7 @@ def sizes_to_try(example: int, *, thorough: bool = False) -> list[int]:
     """Returns the batch sizes that a file with an open batch is compared at, ascending.
 
     Args:
-        example: images in the first batch, which is compared as it came, too.
+        example: samples in the first batch, which is compared as it came, too.
         thorough: also powers of two up to 128 and their neighbours.
     """
     sizes = {*SIZES, example + 1, max(_LARGE, example + 2)}
@@ -50,15 +50,15 @@ def sizes_to_try(example: int, *, thorough: bool = False) -> list[int]:
     return sorted(size for size in sizes if size >= 1)
 
 
-def as_they_came(batch: Batch, start: int, axes: Axes) -> Iterator[Sample]:
-    """Yields a batch, in parts of the size that the file takes; `start` is the number of its first image."""
+def as_they_came(batch: Batch, start: int, axes: Axes) -> Iterator[Probe]:
+    """Yields a batch, in parts of the size that the file takes; `start` is the number of its first sample."""
     step = batch.size if axes.size is None else axes.size
     for offset in range(0, batch.size, step):
-        yield Sample("data", rows(batch, range(offset, offset + step), axes.batched), start + offset, axes.batched)
+        yield Probe("data", rows(batch, range(offset, offset + step), axes.batched), start + offset, axes.batched)
 
 
 def rows(batch: Batch, index: Sequence[int], batched: Sequence[bool] | None = None) -> Batch:
-    """Returns the images with these numbers; numbers beyond the batch's end start again at its first.
+    """Returns the samples with these numbers; numbers beyond the batch's end start again at its first.
 
     `batched` says which inputs' first axis is the batch; without it, all that are as long as the batch.
     """
@@ -68,7 +68,7 @@ def rows(batch: Batch, index: Sequence[int], batched: Sequence[bool] | None = No
 
 
 def joined_rows(batches: Sequence[Batch], batched: Sequence[bool]) -> Batch:
-    """Returns the images of several batches in one; an input that is no batch is the first one's."""
+    """Returns the samples of several batches in one; an input that is no batch is the first one's."""
     columns = zip(*(tensors(batch) for batch in batches), strict=True)
     values = [torch.cat(column) if is_batch else column[0] for column, is_batch in zip(columns, batched, strict=True)]
     return with_tensors(batches[0], values)
@@ -77,14 +77,14 @@ def joined_rows(batches: Sequence[Batch], batched: Sequence[bool]) -> Batch:
 def make_up(batch: Batch, count: int, generator: torch.Generator, batched: Sequence[bool] | None = None) -> Batch:
     """Returns inputs that nobody gave, but that respect what the given ones show.
 
-    An image's floating-point inputs are a convex mixture of two given images, or of one and its mean, and a little
+    A sample's floating-point inputs are a convex mixture of two given samples, or of one and its mean, and a little
     smaller, value by value: what is ordered, between bounds or zero stays so. All else (integers, booleans, floats
     that are whole numbers, such as masks) comes from one of the two by whole rows, the same for all inputs. Only where
     a floating-point input is the same number everywhere, such as torch.zeros, is it normal noise.
 
     Args:
-        batch: at least one image.
-        count: of images to make.
+        batch: at least one sample.
+        count: of samples to make.
         generator: of the random numbers, on the CPU.
         batched: whether the first axis of each input is the batch; an input of which it is not stays as it is.
     """
@@ -100,7 +100,7 @@ def make_up(batch: Batch, count: int, generator: torch.Generator, batched: Seque
 
 
 def jittered(batch: Batch, generator: torch.Generator, least: int = 24) -> Iterator[Batch]:
-    """Yields the batch with inputs smaller by up to 2^-10 of themselves, until `least` images were yielded.
+    """Yields the batch with inputs smaller by up to 2^-10 of themselves, until `least` samples were yielded.
 
     The model rounds differently on each, while every output keeps about its size: so often is a rounding error drawn
     anew. Smaller, so that what is in [0, 1] or [-1, 1] stays there.

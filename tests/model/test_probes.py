@@ -7,7 +7,7 @@ import torch
 
 from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
-from jumpout_export.model.samples import as_they_came, joined_rows, make_up, rows, sizes_to_try
+from jumpout_export.model.probes import as_they_came, joined_rows, make_up, rows, sizes_to_try
 
 
 def batch_of(*values):
@@ -45,7 +45,7 @@ def test_rows_start_again_at_the_first():
     assert rows(batch_of(torch.arange(3)), [2, 0, 0]).args[0].tolist() == [2, 0, 0]
 
 
-def test_images_of_several_batches_are_put_together_and_a_table_is_not():
+def test_samples_of_several_batches_are_put_together_and_a_table_is_not():
     table = torch.ones(3)
     both = joined_rows([batch_of(torch.zeros(1, 2), table), batch_of(torch.ones(2, 2), table)], (True, False))
     assert both.args[0].tolist() == [[0, 0], [1, 1], [1, 1]]
@@ -77,12 +77,12 @@ def test_made_up_floats_lie_between_given_ones_and_keep_their_order_and_zeros():
     assert (made(padded)[0][:, 2:] == 0).all()
 
 
-def test_one_image_is_mixed_with_its_own_mean():
-    image = torch.rand(1, 3, 8, 8)
-    (its,) = made(image)
-    assert image.amin() * (1 - 2**-7) <= its.amin()
-    assert its.amax() <= image.amax()
-    assert (its.flatten(1).std(1) < image.std()).all()
+def test_one_sample_is_mixed_with_its_own_mean():
+    sample = torch.rand(1, 3, 8, 8)
+    (its,) = made(sample)
+    assert sample.amin() * (1 - 2**-7) <= its.amin()
+    assert its.amax() <= sample.amax()
+    assert (its.flatten(1).std(1) < sample.std()).all()
 
 
 def test_noise_is_made_up_only_where_there_is_nothing_to_draw_from():

@@ -1,4 +1,4 @@
-"""Keeps the images on which a file is furthest off, and looks there for the first layer that differs."""
+"""Keeps the samples on which a file is furthest off, and looks there for the first layer that differs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 
 from torch import nn
 
-from jumpout_export.model.samples import Sample, rows
+from jumpout_export.model.probes import Probe, rows
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.report import Check
 from jumpout_export.runtime.session import Level
@@ -21,23 +21,23 @@ from jumpout_export.verify.divergence.locate import locate_divergence
 from jumpout_export.verify.divergence.search import Divergence
 from jumpout_export.verify.values.compare import Comparison
 
-# Images that are looked at: the worst one and some after it, so that few values agree by chance.
-_IMAGES = 4
+# Samples that are looked at: the worst one and some after it, so that few values agree by chance.
+_SAMPLES = 4
 
 
 class Suspects:
-    """The batch in which each session was furthest off, per group of samples; what is right costs nothing."""
+    """The batch in which each session was furthest off, per group of probes; what is right costs nothing."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, dict[str, tuple[float, int, Sample]]] = {}
+        self._kept: dict[str, dict[str, tuple[float, int, Probe]]] = {}
 
-    def add(self, comparison: Comparison, sample: Sample) -> None:
-        """Keeps the sample that `comparison` took in last, if it is the worst of its group."""
+    def add(self, comparison: Comparison, probe: Probe) -> None:
+        """Keeps the probe that `comparison` took in last, if it is the worst of its group."""
         groups = self._kept.setdefault(comparison.label, {})
-        before = groups[sample.group][0] if sample.group in groups else -1.0
-        share, row = _furthest(comparison, sample)
+        before = groups[probe.group][0] if probe.group in groups else -1.0
+        share, row = _furthest(comparison, probe)
         if share > before:
-            groups[sample.group] = share, row, sample
+            groups[probe.group] = share, row, probe
 
     def look(
         self, path: Path, original: nn.Module, checks: list[Check], constants: Constants, fixed: bool
@@ -62,9 +62,9 @@ class Suspects:
                 or (whole and math.isinf(kept[0]))
             ]
             if wrong:
-                # Images as they came tell more than single ones or noise.
-                _, row, sample = max(wrong, key=lambda kept: (kept[2].group == "data", kept[2].batch.size))
-                return _earlier(_looked(path, original, constants.located, label, sample, row, fixed), first)
+                # Samples as they came tell more than single ones or noise.
+                _, row, probe = max(wrong, key=lambda kept: (kept[2].group == "data", kept[2].batch.size))
+                return _earlier(_looked(path, original, constants.located, label, probe, row, fixed), first)
         if first is None:
             return None
         note = f"`{first.layer}` differs by its constants alone: the values agree on everything that was compared"
@@ -84,30 +84,30 @@ def _earlier(found: Divergence, first: Fault | None) -> Divergence:
     return Divergence(first.layer, note)
 
 
-def _furthest(comparison: Comparison, sample: Sample) -> tuple[float, int]:
-    """The largest error of the group so far in units of the size, and the image within the sample, if it is in it."""
-    if any(problem.startswith(f"{sample.group}: output") for problem in comparison.problems):
+def _furthest(comparison: Comparison, probe: Probe) -> tuple[float, int]:
+    """The largest error of the group so far in units of the size, and the sample within the probe, if it is in it."""
+    if any(problem.startswith(f"{probe.group}: output") for problem in comparison.problems):
         return math.inf, 0
     found = (-1.0, 0)
     for (group, _), worst in comparison.worst.items():
-        for largest in worst.largest if group == sample.group else ():
+        for largest in worst.largest if group == probe.group else ():
             if float(largest.shares.max()) > found[0]:
                 channel = int(largest.shares.argmax())
-                found = float(largest.shares[channel]), int(largest.samples[channel]) - sample.start
+                found = float(largest.shares[channel]), int(largest.samples[channel]) - probe.start
     return found
 
 
 def _looked(
-    path: Path, original: nn.Module, located: list[Located], label: str, sample: Sample, row: int, fixed: bool
+    path: Path, original: nn.Module, located: list[Located], label: str, probe: Probe, row: int, fixed: bool
 ) -> Divergence:
     provider, _, level = label.partition("/")
-    batches = [sample.batch]
-    if not fixed and sample.batch.size > _IMAGES:
-        row = min(max(row, 0), sample.batch.size - 1)
-        batches.insert(0, rows(sample.batch, range(row, row + _IMAGES), sample.batched))
+    batches = [probe.batch]
+    if not fixed and probe.batch.size > _SAMPLES:
+        row = min(max(row, 0), probe.batch.size - 1)
+        batches.insert(0, rows(probe.batch, range(row, row + _SAMPLES), probe.batched))
     try:
         model = load_onnx(path)
-        for batch in batches:  # all images, if the file is right on a few of them
+        for batch in batches:  # all samples, if the file is right on a few of them
             found = locate_divergence(
                 path, model, original, batch, located, provider=provider, level=cast("Level", level)
             )
@@ -115,4 +115,4 @@ def _looked(
                 break
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base, as may the user's forward
         return Divergence(None, f"the first layer that differs could not be looked for: {first_line(error)}")
-    return replace(found, note=f"{found.note} ({label}, {sample.group})")
+    return replace(found, note=f"{found.note} ({label}, {probe.group})")
