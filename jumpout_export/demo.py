@@ -17,7 +17,7 @@ from jumpout_export.batchnorm.serving import ServingStatistics
 from jumpout_export.environment import environment
 from jumpout_export.errors import LoadError
 from jumpout_export.export.publish import export_onnx
-from jumpout_export.extras import require
+from jumpout_export.extras import require, require_onnx
 from jumpout_export.loading import ImageFolder, read_image, save_weights
 from jumpout_export.model.batches import Progress
 from jumpout_export.nn.modules import Jumpout
@@ -82,7 +82,9 @@ def run_demo(
 
     Raises:
         LoadError: if the data cannot be read.
+        ImportError: if a package of the `demo` extra is missing.
     """
+    require_onnx()
     report_progress = progress or (lambda what, done, total: None)
     images = load_digits(seed) if data is None else load_folder(data, seed, report_progress)
     torch.manual_seed(seed)

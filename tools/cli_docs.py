@@ -28,7 +28,7 @@ Every command ends with one of these exit codes:
 |---|---|
 | 0 | passed |
 | 1 | a check failed |
-| 2 | wrong usage: an argument, a file or the data cannot be used, or the report or the result cannot be written |
+| 2 | wrong usage: an argument, a file or the data cannot be used, or the result cannot be written |
 | 3 | could not be verified here: a package or a device is missing, there are too few samples to decide, a check that \
 a verdict needs could not be made, or an unforeseen error, with its traceback; or \
 the process was ended before there was a verdict, by the code of the model or the data or by the system |
@@ -40,6 +40,9 @@ installs completion of commands and options for the shell that is running, `--sh
 The work is done in a child process, and the process that was started only waits for its verdict and hands signals on:
 whatever the code of a model does, `os._exit(0)` among it, 0 means passed. Messages that cannot be written to stderr are
 lost and change no code; a result that cannot be written to stdout is 2, unless its reader has seen enough (`| head`).
+What an option needs, such as jinja2 and matplotlib for `--report`, Pillow for folders of images or a usable provider,
+is asked for before anything runs. A report that cannot be written in the end, on a full disk for example, is one line
+on stderr: what was found is printed all the same, and the code is that of the verdict.
 
 A signal that comes once OUT.onnx or the new weights are being put in their place is not obeyed any more: the command
 writes the report, prints the result and ends with one of the first four codes.

@@ -34,11 +34,13 @@ def check_bn(
 ) -> None:
     """Check whether the stored BatchNorm statistics agree with what serving sees."""
     from jumpout_export.batchnorm.sets import check_batchnorm_sets
-    from jumpout_export.cli.results import check_folder, finish
+    from jumpout_export.cli.ready import check_data, check_report
+    from jumpout_export.cli.results import finish
     from jumpout_export.cli.work import batches_for, build_job, sets_of, working
 
-    check_folder(report, "--report")
+    check_report(report)
     specs = sets_of(data, per_folder=per_folder)
+    check_data([*specs.values(), reference])
     with working() as progress:
         first, *others = specs
         job = build_job(model, weights, device, specs[first], None, batch_size, seed, groups=groups)
@@ -92,12 +94,14 @@ def recalibrate_bn(
     from jumpout_export import loading
     from jumpout_export.batchnorm.check import check_batchnorm
     from jumpout_export.batchnorm.recalibrate import recalibrate_batchnorm
-    from jumpout_export.cli.results import check_folder, finish
+    from jumpout_export.cli.ready import check_data, check_report
+    from jumpout_export.cli.results import finish
     from jumpout_export.cli.work import build_job, working
     from jumpout_export.environment import environment
     from jumpout_export.report import PipelineReport
 
-    check_folder(report, "--report")
+    check_report(report)
+    check_data([data])
     if (output is None) != dry_run:
         raise LoadError("give either -o NEW.safetensors or --dry-run")
     if output is not None and output.suffix != ".safetensors":

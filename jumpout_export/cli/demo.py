@@ -22,14 +22,15 @@ def demo(
     json: options.Json = False,
 ) -> None:
     """Train on real images, check and recalibrate BatchNorm, export, verify and report."""
-    from jumpout_export.cli.results import check_folder, exit_code, say, show
+    from jumpout_export.cli.ready import check_report
+    from jumpout_export.cli.results import exit_code, say, show
     from jumpout_export.cli.work import working
     from jumpout_export.demo import run_demo
 
-    check_folder(out, "--out")
+    check_report(out, "--out")
     with working() as progress:
         report = run_demo(out, data, seed, epochs, progress)
-    show(report, json, out)
+    show(report, json, out, "--out")
     if not json:
         # `make demo` leaves the environment of .venv inactive.
         program = "jumpout-export" if shutil.which("jumpout-export") else f"{sys.executable} -m jumpout_export"

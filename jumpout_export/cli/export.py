@@ -62,8 +62,9 @@ def export(
     report: options.ReportDir = None,
 ) -> None:
     """Fold, convert and verify a model; OUT.onnx appears only if every check passed."""
-    from jumpout_export.cli.results import check_folder, finish
-    from jumpout_export.cli.work import build_job, is_program, parse_providers, working
+    from jumpout_export.cli.ready import check_data, check_providers, check_report, parse_providers
+    from jumpout_export.cli.results import finish
+    from jumpout_export.cli.work import build_job, is_program, working
     from jumpout_export.export.arguments import check_arguments
     from jumpout_export.export.publish import export_onnx
     from jumpout_export.verify.precision import dtypes
@@ -72,7 +73,9 @@ def export(
     dynamic_axes = parse_dynamic(dynamic)
     torch_dtype = dtypes()[dtype] if dtype else None
     check_arguments(out, golden, opset, torch_dtype)
-    check_folder(report, "--report")
+    check_report(report)
+    check_data([data])
+    check_providers(chosen)
     place = _place_of_weights(save_weights, out, recalibrate, [weights, Path(data) if data else None])
     with working() as progress:
         job = build_job(model, weights, device, data, input_shape, batch_size, seed, programs=True)

@@ -19,10 +19,11 @@ def fold(
     report: options.ReportDir = None,
 ) -> None:
     """Rewrite an ONNX file that carries training-time noise into a deterministic one, with proof, or refuse."""
-    from jumpout_export.cli.results import check_folder, finish
+    from jumpout_export.cli.ready import check_report
+    from jumpout_export.cli.results import finish
     from jumpout_export.fold.file.fold_file import TARGET, fold_onnx
 
     check_target(out, TARGET)
-    check_folder(report, "--report")
+    check_report(report)
     result = fold_onnx(file, out, seed=seed)
     finish(result, json, report)

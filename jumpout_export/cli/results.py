@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -26,22 +27,17 @@ from jumpout_export.report import (
 )
 from jumpout_export.signals import Interrupted
 from jumpout_export.streams import drop_stdout
+from jumpout_export.text import first_line
 
 
-def check_folder(folder: Path | None, option: str) -> None:
-    """Raises a LoadError if a file is in the place of the folder that `option` names."""
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise LoadError(f"{option} {folder} must be a folder, it is a file")
-
-
-def show(report: Report, json: bool, directory: Path | None) -> None:
+def show(report: Report, json: bool, directory: Path | None, option: str = "--report") -> None:
     """Writes the report to `directory`, where one is given, and prints it on stdout; of several processes one.
 
-    A report on a file is given the command and the versions it was made with.
+    A report on a file is given the command and the versions it was made with. What keeps it from being written to the
+    folder, which `option` names, is said on stderr: what was found is printed all the same, and stays the verdict.
 
     Raises:
-        LoadError: if one of them cannot be written, such as on a full disk.
-        ImportError: if the page of the report needs a package that is missing.
+        LoadError: if stdout cannot be written, such as on a full disk.
     """
     if rank() != 0:
         return
@@ -50,17 +46,32 @@ def show(report: Report, json: bool, directory: Path | None) -> None:
         report.environment = {"command": shlex.join(["jumpout-export", *sys.argv[1:]]), **facts}
     report = in_commands(report)
     published = _published(report)
-    if directory is not None:
-        try:
-            render.write_report(report, directory)
-        except OSError as error:
-            raise LoadError(f"--report {directory} cannot be written: {error.strerror or error}{published}") from error
-        except ImportError as error:  # JSON and Markdown are there
-            raise ImportError(f"{error}{published}") from error
-    if json:
-        say(lambda: typer.echo(report.model_dump_json(indent=2)), published)
-    else:
-        say(lambda: render.render_terminal(report), published)
+    problem = None if directory is None else _write(report, directory)
+    try:
+        if json:
+            say(lambda: typer.echo(report.model_dump_json(indent=2)), published)
+        else:
+            say(lambda: render.render_terminal(report), published)
+    finally:
+        if problem is not None:
+            typer.echo(f"warning: {option} {directory} cannot be written: {problem}; {_KEPT}", err=True)
+
+
+_KEPT = "what was found is printed, and the exit code is that of the verdict"
+
+
+def _write(report: Report, directory: Path) -> str | None:
+    """Writes the report to a folder; returns why it could not be, None if it could."""
+    try:
+        render.write_report(report, directory)
+    except OSError as error:
+        return error.strerror or str(error)
+    except ImportError as error:
+        return str(error)
+    except Exception as error:  # whatever is wrong with the page, hours of work may be behind what was found
+        traceback.print_exc()
+        return f"{type(error).__name__}: {first_line(error)}"
+    return None
 
 
 def say(print_result: Callable[[], object], published: str = "") -> None:

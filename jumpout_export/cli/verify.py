@@ -28,12 +28,17 @@ def verify(
     report: options.ReportDir = None,
 ) -> None:
     """Verify an ONNX file against a torch model in ONNX Runtime."""
-    from jumpout_export.cli.results import check_folder, finish
-    from jumpout_export.cli.work import build_job, parse_providers, working
+    from jumpout_export.cli.ready import check_data, check_providers, check_report, parse_providers
+    from jumpout_export.cli.results import finish
+    from jumpout_export.cli.work import build_job, working
+    from jumpout_export.extras import require_onnx
     from jumpout_export.verify.verify import verify_onnx
 
-    check_folder(report, "--report")
+    check_report(report)
     chosen = parse_providers(providers)
+    require_onnx("onnx", "onnxruntime")
+    check_data([data])
+    check_providers(chosen)
     with working() as progress:
         job = build_job(against, weights, device, data, input_shape, batch_size, seed, programs=True)
         result = verify_onnx(
@@ -52,9 +57,10 @@ def verify(
 
 def inspect(file: options.OnnxFile, json: options.Json = False, report: options.ReportDir = None) -> None:
     """Prove without running it that an ONNX file holds nothing random and nothing in training mode."""
-    from jumpout_export.cli.results import check_folder, finish
+    from jumpout_export.cli.ready import check_report
+    from jumpout_export.cli.results import finish
     from jumpout_export.verify.inspect import inspect_onnx
 
-    check_folder(report, "--report")
+    check_report(report)
     result = inspect_onnx(file)
     finish(result, json, report)

@@ -20,7 +20,6 @@ from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.model.batches import Progress, split_batch
 from jumpout_export.model.guard import put_back
 from jumpout_export.model.randomness import rng_restored
-from jumpout_export.runtime.providers import PROVIDERS, provider_choices
 from jumpout_export.signals import Interrupted
 from jumpout_export.text import first_line
 
@@ -178,15 +177,3 @@ def _try_first_batch(network: nn.Module, batches: Any) -> None:
         inputs = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
         hint = "; convert images to float in [0, 1]" if any(x.dtype == torch.uint8 for x in tensors) else ""
         raise LoadError(f"the model cannot run a batch of {inputs}: {type(error).__name__}: {error}{hint}") from error
-
-
-def parse_providers(text: str) -> tuple[str, ...]:
-    """Returns the ONNX Runtime providers in a comma-separated list.
-
-    Raises:
-        LoadError: if one is unknown.
-    """
-    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
-    if not names or set(names) - PROVIDERS.keys():
-        raise LoadError(f"--providers must be {provider_choices()}, got {text!r}")
-    return names

@@ -19,6 +19,15 @@ _BITS, _PHOTOMETRIC, _SMALLEST, _LARGEST = 258, 262, 340, 341
 _SIXTEEN_BITS = 65535
 
 
+def require_pillow() -> None:
+    """Imports what reads images.
+
+    Raises:
+        ImportError: if Pillow is missing; the message names the command that installs it.
+    """
+    require("PIL.Image", "data", "reading images needs Pillow: ")
+
+
 def read_image(file: Path) -> Tensor:
     """Returns the image as a (3, H, W) float32 tensor in [0, 1], a grey one three times.
 
@@ -30,7 +39,7 @@ def read_image(file: Path) -> Tensor:
         LoadError: if the file is no readable image, or does not say which of its numbers is white.
         ImportError: if Pillow is missing.
     """
-    require("PIL.Image", "data", "reading images needs Pillow: ")
+    require_pillow()
     from PIL import Image
 
     if not file.is_file():  # opening a pipe would wait for ever

@@ -73,6 +73,22 @@ def test_a_missing_extra_is_named_and_the_json_is_there(tmp_path, monkeypatch, m
     assert json.loads((tmp_path / "report.json").read_text())["before"]["layers"][0]["w"] == 0.4
 
 
+def test_a_disk_that_is_full_half_way_leaves_no_file_of_another_report(tmp_path, monkeypatch):
+    write_report(report(), tmp_path)
+    write = files._write
+
+    def full_disk(path, text):
+        if path.suffix == ".html":
+            raise OSError("No space left on device")
+        return write(path, text)
+
+    monkeypatch.setattr(files, "_write", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(report(0.4), tmp_path)
+    assert names(tmp_path) == {"report.json", "report.md"}
+    assert json.loads((tmp_path / "report.json").read_text())["before"]["layers"][0]["w"] == 0.4
+
+
 def test_an_exception_leaves_no_half_file(tmp_path, monkeypatch):
     write_report(report(), tmp_path)
     before = (tmp_path / "report.json").read_bytes()

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from jumpout_export import export_onnx, verify_onnx
 from jumpout_export.cli.app import app
-from jumpout_export.cli.work import parse_providers
+from jumpout_export.cli.ready import parse_providers
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.runtime.provider import Provider
 from jumpout_export.runtime.providers import PROVIDERS, check_providers, fallback
@@ -148,7 +148,9 @@ def test_the_command_line_takes_it(toys, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     done = CliRunner().invoke(app, [*common, "toy"])
     assert done.exit_code == 0, done.output
-    assert CliRunner().invoke(app, [*common, "unknown"]).exit_code == 3
+    refused = CliRunner().invoke(app, [*common, "unknown"])
+    assert isinstance(refused.exception, NotVerifiableError)  # the process ends with 3
+    assert "--providers unknown: UNKNOWN cannot be used: the installed onnxruntime" in str(refused.exception)
 
 
 def test_the_one_that_everything_lands_on_is_one():

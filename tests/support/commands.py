@@ -98,7 +98,27 @@ class Two(nn.Module):
         return self.a(x) + self.b(y)
 
 def two(): return Two()
+
+class Marks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = model()
+    def forward(self, x):
+        open("ran", "w").close()
+        return self.inner(x)
+
+def marks(): return Marks()
+
+class TakesFolder(Marks):
+    def forward(self, x):
+        open("r", "w").close()
+        return super().forward(x)
+
+def takes_folder(): return TakesFolder()  # puts a file where the folder `r` goes, once it runs
 """
+
+# What a command says where a report cannot be written.
+KEPT = "what was found is printed, and the exit code is that of the verdict"
 
 
 def calibrated(path):

@@ -17,8 +17,8 @@ def write_report(report: Report, directory: str | os.PathLike[str]) -> dict[str,
     """Writes `report.json`, `report.md`, `report.html` and the plots as `plot-*.svg`; returns file name -> path.
 
     Each file is written beside its target and renamed, so no reader ever sees half of one. JSON and Markdown come
-    first, and are there even if the page cannot be made; an older page and older plots are then removed, because they
-    would belong to another report.
+    first, and are there even if the page cannot be made. What an older report left of files that are not written anew
+    is removed, because it would belong to another report.
 
     Args:
         report: any report.
@@ -33,26 +33,32 @@ def write_report(report: Report, directory: str | os.PathLike[str]) -> dict[str,
         raise NotADirectoryError(f"the report needs a folder, but {folder} is a file; name another folder")
     document = build_document(report)
     folder.mkdir(parents=True, exist_ok=True)
-    written = {
-        "report.json": _write(folder / "report.json", report.model_dump_json(indent=2) + "\n"),
-        "report.md": _write(folder / "report.md", markdown(document)),
-    }
-    texts: dict[str, str] = {}
+    written: dict[str, Path] = {}
+
+    def write(name: str, text: str) -> None:
+        written[name] = _write(folder / name, text)
+
     try:
+        write("report.json", report.model_dump_json(indent=2) + "\n")
+        write("report.md", markdown(document))
         plots = draw_plots(document)
-        texts = {"report.html": page(document, plots)} | {f"plot-{name}.svg": svg for name, svg in plots.items()}
+        write("report.html", page(document, plots))
+        for name, svg in plots.items():
+            write(f"plot-{name}.svg", svg)
     finally:
-        for old in (folder / "report.html", *(folder / f"plot-{name}.svg" for name in _PLOTS)):
-            if old.name not in texts:
-                old.unlink(missing_ok=True)
-    return written | {name: _write(folder / name, text) for name, text in texts.items()}
+        # Once the new report.json is there, whatever an older report left belongs to another one.
+        for name in _FILES if written else ():
+            if name not in written:
+                (folder / name).unlink(missing_ok=True)
+    return written
 
 
-# Every plot there is: what an older report may have left.
+# Every plot there is, and with them every file.
 _PLOTS = (
     *("accuracy", "loss", "active", "rate", "drift", "attribution", "parity"),
     *(f"channels-{i}" for i in range(1, MAX_PANELS + 1)),
 )
+_FILES = ("report.json", "report.md", "report.html", *(f"plot-{name}.svg" for name in _PLOTS))
 
 
 def _write(path: Path, text: str) -> Path:

@@ -62,6 +62,16 @@ def page(document: Document, plots: dict[str, str]) -> str:
     return environment.from_string(template).render(document=document, plots=drawn, colours=COLOURS)
 
 
+def require_page() -> None:
+    """Imports what the page and its plots are made with.
+
+    Raises:
+        ImportError: as `render_html`.
+    """
+    _require("matplotlib")
+    _require("jinja2")
+
+
 def _require(module: str) -> None:
     needed = f"report.html and its plots need {module}, which could not be imported"
     require(module, "report", f"{needed} ({{error}}); install it with: ")

@@ -1,0 +1,75 @@
+"""What a command needs, asked for before it works: a folder for the report, packages of extras, providers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import typer
+
+from jumpout_export.errors import LoadError, NotVerifiableError
+
+
+def check_report(folder: Path | None, option: str = "--report") -> None:
+    """Makes sure that a report can be written to the folder that `option` names, if it names one.
+
+    Raises:
+        LoadError: if a file is in its place, or it cannot be made or written to.
+        ImportError: if its page needs a package that is missing.
+    """
+    from jumpout_export.render import require_page
+
+    if folder is None:
+        return
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise LoadError(f"{option} {folder} must be a folder, it is a file")
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise LoadError(f"{option} {folder} cannot be written: {error.strerror or error}") from error
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise LoadError(f"{option} {folder} cannot be written: {place} takes no new files or folders")
+    require_page()
+
+
+def check_data(specs: Iterable[str | None]) -> None:
+    """Makes sure that the packages are there that read what --data and --reference name.
+
+    Raises:
+        ImportError: if one is missing.
+    """
+    from jumpout_export.loading.images import require_pillow
+
+    if any(spec is not None and Path(spec).is_dir() for spec in specs):
+        require_pillow()
+
+
+def parse_providers(text: str) -> tuple[str, ...]:
+    """Returns the ONNX Runtime providers in a comma-separated list.
+
+    Raises:
+        LoadError: if one is unknown.
+    """
+    from jumpout_export.runtime.providers import PROVIDERS, provider_choices
+
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    if not names or set(names) - PROVIDERS.keys():
+        raise LoadError(f"--providers must be {provider_choices()}, got {text!r}")
+    return names
+
+
+def check_providers(names: Sequence[str]) -> None:
+    """Says on stderr which of the providers cannot be used here, and why; the verdict on these is `not_run`.
+
+    Raises:
+        NotVerifiableError: if none can be used, so that nothing could be verified.
+    """
+    from jumpout_export.runtime.providers import PROVIDERS
+
+    reasons = {name: PROVIDERS[name].explain_unusable() for name in names if not PROVIDERS[name].is_fallback}
+    said = [f"{name.upper()} cannot be used: {reason}" for name, reason in reasons.items() if reason is not None]
+    if len(said) == len(names):
+        raise NotVerifiableError(f"--providers {','.join(names)}: {'; '.join(said)}")
+    for line in said:
+        typer.echo(f"warning: --providers: {line}", err=True)
