@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import alternate, machine
+from timing import alternate, competing_loader, machine
 from torch import Tensor
 
 from jumpout_export import jumpout
@@ -71,6 +71,7 @@ def peers() -> dict[str, Callable[[Tensor], Tensor]]:
     return {
         "copy": torch.clone,
         "dropout": lambda x: F.dropout(x, 0.2),
+        "relu": F.relu,
         "relu+dropout": lambda x: F.dropout(F.relu(x), 0.2),
         "composed": composed,
         "compiled composed": torch.compile(composed),
@@ -125,6 +126,27 @@ def measure(device: str, seconds: float) -> list[dict[str, Any]]:
                         row |= {"threads": count, "direction": direction, "function": function, **timing}
                         rows.append(row)
                 print(f"{name} {dtype} {count} thread(s)", flush=True)
+    torch.set_num_threads(all_threads)
+    return rows
+
+
+def measure_beside_loader(seconds: float) -> list[dict[str, Any]]:
+    """Returns rows as `measure` does, for all threads while a data loader's worker takes one of the cores.
+
+    Only eager functions, forward and backward: what a training step on a small machine sees.
+    """
+    rows = []
+    ours = {name: function for name, function in peers().items() if not name.startswith("compiled")}
+    with competing_loader():
+        for name in ("1 MB", "16 MB"):
+            for dtype in (torch.float32, torch.bfloat16):
+                x = torch.randn(SHAPES[name]).to(dtype)
+                leaf, dy = x.clone().requires_grad_(), torch.randn_like(x)
+                functions = {key: with_backward(f, leaf, dy) for key, f in ours.items()}
+                for function, timing in alternate(functions, "cpu", seconds).items():
+                    row = {"shape": name, "elements": x.numel(), "dtype": str(dtype).removeprefix("torch.")}
+                    row |= {"threads": torch.get_num_threads(), "direction": "forward+backward"}
+                    rows.append(row | {"function": function, **timing})
     return rows
 
 
@@ -148,7 +170,7 @@ def saved_bytes(device: str) -> dict[str, int]:
 
 def kernel_floors() -> dict[str, Any]:
     """Returns ns per element of the kernels and of their floors, from a C++ program that is built for the purpose."""
-    kernels = [ROOT / "cpp" / "op" / f"cpu_{name}.cpp" for name in ("scalar", "avx2", "avx512", "select")]
+    kernels = sorted(path for path in (ROOT / "cpp" / "op").glob("cpu_*.cpp") if path.stem != "cpu_neon")
     sources = [Path(__file__).parent / "floor.cpp", *kernels]
     flags = ["-O3", "-std=c++17", "-march=native", "-ffp-contract=off", "-DJUMPOUT_X86", f"-I{kernels[0].parent}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -171,6 +193,7 @@ def main() -> None:
         "saved_bytes_for_1Mi_float32": saved_bytes(options.device),
         "kernels": kernel_floors() if options.device == "cpu" and platform.machine() == "x86_64" else {},
         "rows": measure(options.device, options.seconds),
+        "rows_beside_loader": measure_beside_loader(options.seconds) if options.device == "cpu" else [],
     }
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {out}")

@@ -29,13 +29,17 @@ def find(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
 
 
 def op_table(result: dict[str, Any]) -> str:
-    """Returns ns per element of one thread, float32, and how many times faster than the peers."""
+    """Returns ns per element of one thread, for float32 and bfloat16, ours beside its peers."""
     rows, machine = result["rows"], result["machine"]
+    columns = [("1 MB", "float32"), ("16 MB", "float32"), ("256 MB", "float32")]
+    columns += [("1 MB", "bfloat16"), ("16 MB", "bfloat16")]
+    shown = {"256 MB": "256 MB", "1 MB": "256 Ki", "16 MB": "4 Mi"}
+    titles = [f"{shown[shape] if kind == 'bfloat16' else shape} {kind}" for shape, kind in columns]
     lines = [
-        f"Medians, float32, one thread, {machine['device']} ({machine['kernels']}), torch {machine['torch']}:",
+        f"Medians, one thread, {machine['device']} ({machine['kernels']}), torch {machine['torch']}:",
         "",
-        "| ns per element | 1 MB | 16 MB | 256 MB |",
-        "|---|---|---|---|",
+        f"| ns per element | {' | '.join(titles)} |",
+        f"|---|{'---|' * len(columns)}",
     ]
     wanted = [
         ("forward", "copy", "`clone`"),
@@ -43,15 +47,16 @@ def op_table(result: dict[str, Any]) -> str:
         ("forward", "composed", "jumpout composed from torch calls"),
         ("forward", "jumpout", "**`jumpout`**"),
         ("forward", "jumpout in place", "**`jumpout(inplace=True)`**"),
+        ("forward+backward", "relu", "`F.relu`, with backward"),
         ("forward+backward", "relu+dropout", "`F.relu` + `F.dropout`, with backward"),
         ("forward+backward", "composed", "composed, with backward"),
         ("forward+backward", "relu+jumpout", "**`jumpout(relu=True)`, with backward**"),
     ]
     for direction, function, title in wanted:
         cells = []
-        for shape in ("1 MB", "16 MB", "256 MB"):
-            row = find(rows, shape=shape, dtype="float32", threads=1, direction=direction, function=function)
-            cells.append(f"{row['median'] / row['elements'] * 1e9:.2f}")
+        for shape, dtype in columns:
+            row = find(rows, shape=shape, dtype=dtype, threads=1, direction=direction, function=function)
+            cells.append(per_element(row))
         lines.append(f"| {title} | {' | '.join(cells)} |")
     saved = result["saved_bytes_for_1Mi_float32"]
     calls = {
@@ -62,14 +67,48 @@ def op_table(result: dict[str, Any]) -> str:
         for function in ("jumpout", "dropout")
         for direction in ("forward", "forward+backward")
     }
-    lines += [
-        "",
+    bare = (
+        find(rows, shape="16 elements", dtype="float32", threads=1, function="bare autograd.Function")["median"] * 1e6
+    )
+    lines += ["", *threads_table(result), ""]
+    lines += textwrap.wrap(
         "At 16 elements a call takes {:.0f} microseconds forward and {:.0f} with backward, `F.dropout` {:.0f} and "
-        "{:.0f}: small tensors gain nothing.".format(*calls.values()),
-    ]
+        "{:.0f}; an `autograd.Function` in Python that does nothing takes {:.0f}: small tensors gain nothing.".format(
+            *calls.values(), bare
+        ),
+        120,
+    )
     ours, theirs = saved["relu+jumpout"], saved["relu+dropout"]
     lines += ["", f"Saved for backward, 1 Mi float32 elements: {ours:,} bytes; `F.relu` + `F.dropout` {theirs:,}."]
     return "\n".join(lines)
+
+
+def threads_table(result: dict[str, Any]) -> list[str]:
+    """Returns ns per element with backward on one thread, on all, and on all while a data loader's worker competes."""
+    beside, every = result["rows_beside_loader"], max(row["threads"] for row in result["rows"])
+    settings = [("1 thread", result["rows"], 1), (f"{every} threads", result["rows"], every)]
+    settings += [(f"{every} threads on {every} cores, a data loader's worker beside", beside, every)]
+    lines = [
+        "| with backward, ns per element | 1 MB float32 | 16 MB float32 | 256 Ki bfloat16 | 4 Mi bfloat16 |",
+        "|---|---|---|---|---|",
+    ]
+    for title, rows, threads in settings:
+        for function, name in (("relu", "`F.relu`"), ("relu+dropout", "+ `F.dropout`"), ("relu+jumpout", "**ours**")):
+            cells = [
+                per_element(
+                    find(
+                        rows, shape=shape, dtype=dtype, threads=threads, direction="forward+backward", function=function
+                    )
+                )
+                for dtype in ("float32", "bfloat16")
+                for shape in ("1 MB", "16 MB")
+            ]
+            lines.append(f"| {title}: {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def per_element(row: dict[str, Any]) -> str:
+    return f"{row['median'] / row['elements'] * 1e9:.2f}"
 
 
 def training_table(result: dict[str, Any]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,33 @@ def alternate(functions: dict[str, Callable[[], Any]], device: str, seconds: flo
             function()
             times[name].append(measure(function, repeats[name]))
     return {name: {"median": statistics.median(values), "min": min(values)} for name, values in times.items()}
+
+
+@contextlib.contextmanager
+def competing_loader() -> Iterator[None]:
+    """While it lasts, another process does without pause what the worker of a data loader does: crop, flip, collate."""
+    worker = multiprocessing.get_context("spawn").Process(target=_load_batches, daemon=True)
+    worker.start()
+    time.sleep(3)  # seconds: it imports torch first
+    try:
+        yield
+        if not worker.is_alive():
+            raise RuntimeError("the competing worker has ended: nothing competed with what was measured")
+    finally:
+        worker.kill()
+        worker.join()
+
+
+def _load_batches() -> None:
+    torch.set_num_threads(1)  # as torch's own workers do
+    images = torch.randint(256, (512, 3, 40, 40), dtype=torch.uint8)
+    while True:
+        chosen = []
+        for index in torch.randint(len(images), (128,)).tolist():
+            top, left = torch.randint(9, (2,)).tolist()
+            image = images[index, :, top : top + 32, left : left + 32].float().div_(255)
+            chosen.append((image.flip(-1) if top % 2 else image).sub_(0.5).div_(0.25))
+        torch.stack(chosen)
 
 
 def _cpu_seconds(function: Callable[[], Any], repeats: int) -> float:
