@@ -24,8 +24,9 @@ from jumpout_export.verify.constants.batchnorms import Located, constants_check,
 from jumpout_export.verify.constants.faults import Fault, faults_of
 from jumpout_export.verify.constants.hidden import hidden_behind_zeros
 from jumpout_export.verify.constants.known import Recorded
+from jumpout_export.verify.constants.nodes import Groups
 from jumpout_export.verify.constants.numbers import unexplained
-from jumpout_export.verify.constants.places import Groups, misplaced
+from jumpout_export.verify.constants.places import misplaced
 from jumpout_export.verify.constants.turned import squares, turned
 from jumpout_export.verify.constants.weights import find_weights
 

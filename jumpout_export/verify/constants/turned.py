@@ -17,7 +17,7 @@ from jumpout_export.model.operations import Operation, Recording
 from jumpout_export.onnxfile.constants import Array
 from jumpout_export.onnxfile.steps import Step
 from jumpout_export.verify.constants.matches import Known
-from jumpout_export.verify.constants.places import Misplaced
+from jumpout_export.verify.constants.nodes import Misplaced
 
 # How a weight is read: in a product that sums over this one of its last two axes, or as it is, or with them swapped.
 Way = tuple[Literal["sums over", "is"], int]

@@ -38,8 +38,8 @@ from jumpout_export.verify.constants.matches import (
     matches,
     same_values,
 )
+from jumpout_export.verify.constants.nodes import Misplaced
 from jumpout_export.verify.constants.pieces import Pieces
-from jumpout_export.verify.constants.places import Misplaced
 from jumpout_export.verify.constants.shown import Read, weights_read
 
 # So much of a weight that is nowhere makes a constant of its size a wrong copy of it; of one that is one value
