@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,7 @@ def python_load(model: Path, clients: int, requests: int) -> dict[str, Any]:
     return {
         "passed": wrong == 0,
         "requests_per_second": requests / seconds,
-        "images_per_second": requests / len(BATCHES) * sum(BATCHES) / seconds,
+        "samples_per_second": requests / len(BATCHES) * sum(BATCHES) / seconds,
         "median_ms": times[len(times) // 2] * 1e3,
         "p99_ms": times[len(times) - 1 - len(times) // 100] * 1e3,
         "memory_before_mib": before,
@@ -95,7 +96,24 @@ def load_in_process(command: list[Any]) -> dict[str, Any]:
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{command[0]} ended with {done.returncode}: {done.stdout}{done.stderr}")
-    return json.loads(done.stdout)
+    result = json.loads(done.stdout)
+    return in_numbers(result) if "checks" in result else result
+
+
+def in_numbers(report: dict[str, Any]) -> dict[str, Any]:
+    """What `jumpout-load --json` measured, under the names that `python_load` has for it."""
+    measured = {check["name"].removeprefix("cpu/load/"): check["measured"] for check in report["checks"]}
+    (memory,) = [check["note"] for check in report["checks"] if check["name"].endswith("/memory")]
+    before, after = re.findall(r"([\d.]+) (?:after|at)", memory)
+    return {
+        "passed": report["passed"],
+        "requests_per_second": measured["requests per second"],
+        "samples_per_second": measured["samples per second"],
+        "median_ms": measured["latency p50"],
+        "p99_ms": measured["latency p99"],
+        "memory_before_mib": float(before),
+        "memory_after_mib": float(after),
+    }
 
 
 def measure(clients: int, requests: int, rounds: int) -> dict[str, Any]:
@@ -127,12 +145,12 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         heading,
         "",
-        "| client | requests per second | images per second | median ms | 99th percentile ms | resident MiB |",
+        "| client | requests per second | samples per second | median ms | 99th percentile ms | resident MiB |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in result["loads"].items():
         lines.append(
-            f"| {name} | {row['requests_per_second']:,.0f} | {row['images_per_second']:,.0f} | {row['median_ms']:.3f} "
+            f"| {name} | {row['requests_per_second']:,.0f} | {row['samples_per_second']:,.0f} | {row['median_ms']:.3f} "
             f"| {row['p99_ms']:.2f} | {row['memory_before_mib']:.1f}, at the end {row['memory_after_mib']:.1f} |"
         )
     return "\n".join(lines)

@@ -1,35 +1,45 @@
 #include "command.h"
 
-#include <algorithm>
-#include <ostream>
-
-#include "errors.h"
-#include "options.h"
-#include "replay.h"
+#include "platform.h"
+#include "program.h"
 #include "report.h"
 
 namespace jumpout::replay {
+namespace {
+
+std::string usage() {
+  return "usage: jumpout-replay MODEL.onnx [--data DIR] [--provider " + provider_options("|") +
+         R"(] [--threads N] [--repeat N] [--dump DIR] [--json]
+
+Runs an exported model on its golden inputs in ONNX Runtime and compares with its golden outputs, under the tolerance
+in the model's metadata. Options may be written --data=DIR.
+
+  --data DIR       a folder test_data_set_*, or one that holds such folders; default: where the model is
+  --provider NAME  )" +
+         fallback().option + " (default)" + other_providers() + R"(
+  --threads N      threads for one request, default 1
+  --repeat N       timed runs, default 20
+  --dump DIR       write the outputs there as raw bytes, DIR/test_data_set_0/output_0.raw
+  --json           print the report as JSON, docs/report.schema.json, whatever the exit code
+  --version        print the versions of this program and of ONNX Runtime
+  -h, --help       print this
+
+exit codes: 0 passed, 1 a check failed, 2 wrong usage or an unusable file, 3 could not be verified here
+)";
+}
+
+Verification run(const Arguments& arguments, const Setup& setup) {
+  Options options(setup);
+  options.dump = path_of(arguments.text("--dump", ""));
+  options.repeat = arguments.number("--repeat", options.repeat, 1000000);
+  return verification_of(options, replay(options));
+}
+
+}  // namespace
 
 int run_command(const std::vector<std::string>& words, std::ostream& out, std::ostream& err) {
-  Options options;
-  try {
-    return with_errors([&] {
-      if (std::find(words.begin(), words.end(), "--help") != words.end()) {
-        out << usage();
-        return kPassed;
-      }
-      options = parse_options(words);
-      const Report report = replay(options);
-      const Verification found = verification_of(options, [&] { return report; });
-      out << (options.json ? found.json : found.text);
-      return found ? kPassed : static_cast<int>(Problem::kFailed);
-    });
-  } catch (const Error& error) {
-    // A file that cannot be used has no report, as in Python.
-    if (options.json && error.problem() != Problem::kUnusable) out << to_json(options, error);
-    err << "jumpout-replay: " << error.what() << "\n";
-    return exit_code(error);
-  }
+  return run_program({"jumpout-replay", usage(), {"--provider", "--threads", "--repeat", "--dump"}, {}, run}, words,
+                     out, err);
 }
 
 }  // namespace jumpout::replay

@@ -1,4 +1,4 @@
-// The command as a function, for the program and for tests that call it many times.
+// The commands as functions, for the programs and for tests that call them many times.
 #pragma once
 
 #include <iosfwd>
@@ -7,7 +7,8 @@
 
 namespace jumpout::replay {
 
-// Returns the exit code. The result goes to `out`; where there is none, one line to `err`.
+// Return the exit code. The result goes to `out`; where there is none, one line to `err`.
 int run_command(const std::vector<std::string>& words, std::ostream& out, std::ostream& err);
+int run_load_command(const std::vector<std::string>& words, std::ostream& out, std::ostream& err);
 
 }  // namespace jumpout::replay

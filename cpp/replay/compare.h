@@ -23,4 +23,7 @@ struct Comparison {
 // for another output.
 Comparison compare(const Tensor& golden, const Tensor& got, const Tolerance& tolerance);
 
+// The same with the allowance of each value.
+Comparison compare(const Tensor& golden, const Tensor& got, const Allowance& allowed);
+
 }  // namespace jumpout::replay

@@ -31,13 +31,17 @@ struct NotVerifiable : Error {
   explicit NotVerifiable(const std::string& message) : Error(Problem::kNotVerifiable, message) {}
 };
 
-// First line of a text that comes from a file or a library, cut, and without what could control a terminal.
+// A text that comes from a file or a library, as one line and without what could control a terminal. It is whole, but
+// for one that no library writes and a file made to harm may hold.
 inline std::string one_line(std::string_view text) {
-  constexpr size_t kLongest = 300;
-  std::string line(text.substr(0, std::min(text.find('\n'), kLongest)));
+  constexpr size_t kLongest = 10000;
+  while (!text.empty() && text.back() == '\n') text.remove_suffix(1);
+  std::string line(text.substr(0, kLongest));
   for (char& c : line) {
+    if (c == '\n') c = ' ';
     if (static_cast<unsigned char>(c) < ' ' || c == '\x7f') c = '?';
   }
+  if (text.size() > kLongest) line += "... and " + std::to_string(text.size() - kLongest) + " more characters";
   return line;
 }
 

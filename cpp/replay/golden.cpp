@@ -5,6 +5,7 @@
 
 #include "errors.h"
 #include "plain_file.h"
+#include "platform.h"
 #include "tensor_proto.h"
 #include "wire.h"
 
@@ -18,14 +19,14 @@ constexpr char kPrefix[] = "test_data_set_";
 bool starts_with(const std::string& text, const std::string& start) { return text.rfind(start, 0) == 0; }
 
 std::vector<fs::path> find_sets(const fs::path& folder) {
-  if (!fs::is_directory(folder)) throw UsageError(folder.string() + ": there is no such folder");
-  if (starts_with(fs::canonical(folder).filename().string(), kPrefix)) return {folder};
+  if (!fs::is_directory(folder)) throw UsageError(shown(folder) + ": there is no such folder");
+  if (starts_with(shown(fs::canonical(folder).filename()), kPrefix)) return {folder};
   std::vector<fs::path> found;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    if (starts_with(entry.path().filename().string(), kPrefix) && entry.is_directory()) found.push_back(entry.path());
+    if (starts_with(shown(entry.path().filename()), kPrefix) && entry.is_directory()) found.push_back(entry.path());
   }
   if (found.empty()) {
-    throw UsageError(folder.string() + ": there is no golden data, no folder " + kPrefix +
+    throw UsageError(shown(folder) + ": there is no golden data, no folder " + kPrefix +
                      "0; export the model with --golden, or name the folder with --data");
   }
   std::sort(found.begin(), found.end());
@@ -33,13 +34,13 @@ std::vector<fs::path> find_sets(const fs::path& folder) {
 }
 
 Tensor read_tensor(const fs::path& file) {
-  if (!fs::exists(file)) throw UsageError(file.string() + ": there is no such file");
+  if (!fs::exists(file)) throw UsageError(shown(file) + ": there is no such file");
   const std::optional<std::string> content = read_plain(file);
-  if (!content || content->empty()) throw UsageError(file.string() + ": it is empty or cannot be read");
+  if (!content || content->empty()) throw UsageError(shown(file) + ": it is empty or cannot be read");
   try {
     return parse_tensor(*content);
   } catch (const FormatError& error) {
-    throw UsageError(file.string() + ": " + one_line(error.what()));
+    throw UsageError(shown(file) + ": " + one_line(error.what()));
   }
 }
 
@@ -49,11 +50,11 @@ std::vector<Tensor> read_all(const fs::path& folder, const std::string& kind, co
     const fs::path file = folder / (kind + "_" + std::to_string(i) + ".pb");
     tensors.push_back(read_tensor(file));
     const std::string problem = misfit(tensors.back(), wanted[i]);
-    if (!problem.empty()) throw UsageError(file.string() + ": " + problem);
+    if (!problem.empty()) throw UsageError(shown(file) + ": " + problem);
   }
   const fs::path beyond = folder / (kind + "_" + std::to_string(wanted.size()) + ".pb");
   if (fs::exists(beyond)) {
-    throw UsageError(beyond.string() + ": the model has only " + std::to_string(wanted.size()) + " " + kind + "s");
+    throw UsageError(shown(beyond) + ": the model has only " + std::to_string(wanted.size()) + " " + kind + "s");
   }
   return tensors;
 }
@@ -64,8 +65,8 @@ std::vector<GoldenSet> read_golden(const fs::path& folder, const std::vector<Sig
                                    const std::vector<Signature>& outputs) {
   std::vector<GoldenSet> sets;
   for (const fs::path& set : find_sets(folder)) {
-    sets.push_back({set, fs::canonical(set).filename().string(), read_all(set, "input", inputs),
-                    read_all(set, "output", outputs)});
+    sets.push_back(
+        {set, shown(fs::canonical(set).filename()), read_all(set, "input", inputs), read_all(set, "output", outputs)});
   }
   return sets;
 }

@@ -2,28 +2,52 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "compare.h"
+#include "jumpout/verification.h"
+#include "latencies.h"
+#include "replay.h"
+
 namespace jumpout::replay {
 
-struct LoadOptions {
-  std::string model, data;
-  int clients = 4, requests = 20000;
+struct LoadOptions : Setup {
+  explicit LoadOptions(const Setup& setup) : Setup(setup) {}
+
+  int clients = 4, requests = 20000, warmup = 2000;
+  double seconds = 0;  // to send for, in place of a number of requests; 0 where that is given
   std::vector<int> batches = {1, 2, 7, 16};
-  bool json = false;
+  bool batches_given = false;  // whether somebody has asked for these
+};
+
+// What is known of an output after all answers.
+struct LoadOutput {
+  std::string name, kind;
+  Comparison worst;  // of the answers that came closest to their limit
 };
 
 struct LoadReport {
-  int clients = 0, requests = 0;
-  int64_t images = 0, wrong = 0;
-  double seconds = 0, median_ms = 0, p99_ms = 0;
-  double memory_before = 0, memory_after = 0;  // resident, in MiB, after a tenth of the requests more, and at the end
-  bool passed() const;
+  std::string library;
+  int clients = 0;
+  int64_t warmup = 0, requests = 0, samples = 0;  // sent; `requests` and `samples` after the warm-up
+  int64_t wrong = 0, differing = 0;               // answers of both: beyond tolerance, and with other bits than alone
+  bool must_repeat = true;
+  double seconds = 0;
+  Latencies latencies;
+  std::vector<LoadOutput> outputs;
+  std::optional<double> memory_before, memory_after;  // resident, in MiB, after the warm-up and at the end
 };
 
-// Sends `requests` requests, in turn of each batch size, the golden inputs over and over. An answer is right if it has
-// the bits that the same batch had before, when nothing else ran. Throws Error.
+// What memory may grow by, in MiB: the allocators of several threads settle within this, and a leak of one small answer
+// per request is far more.
+constexpr double kMemoryGrowth = 4;
+
+// Sends requests, in turn of each golden set and batch size, the golden samples over and over. Every answer is compared
+// with the golden outputs, and with the bits that the same request had before, when nothing else ran. Throws Error.
 LoadReport run_load(const LoadOptions& options);
+
+Verification verification_of(const LoadOptions& options, const LoadReport& report);
 
 }  // namespace jumpout::replay

@@ -2,7 +2,8 @@
 #include <iostream>
 
 #include "command.h"
+#include "platform.h"
 
 int main(int argc, char** argv) {
-  return jumpout::replay::run_command(std::vector<std::string>(argv + 1, argv + argc), std::cout, std::cerr);
+  return jumpout::replay::run_command(jumpout::replay::arguments(argc, argv), std::cout, std::cerr);
 }

@@ -11,6 +11,7 @@
 #include "errors.h"
 #include "message.h"
 #include "plain_file.h"
+#include "platform.h"
 
 namespace jumpout::replay {
 namespace {
@@ -62,7 +63,7 @@ bool is_number(std::string_view text) {
 std::string misplaced(const fs::path& folder, const std::string& name) {
   const auto steers = [](unsigned char c) { return c < ' ' || c == '\x7f'; };
   if (name.empty() || std::any_of(name.begin(), name.end(), steers)) return "`" + one_line(name) + "` is no file name";
-  const fs::path relative(name);
+  const fs::path relative = path_of(name);
   if (relative.is_absolute() || std::find(relative.begin(), relative.end(), "..") != relative.end()) {
     return one_line(name) + " is outside of the model's folder";
   }
@@ -234,15 +235,15 @@ std::set<std::string> survey(std::string_view model, const fs::path& folder) {
 std::set<std::string> refuse_hostile(const fs::path& model) {
   std::error_code error;
   if (fs::is_regular_file(model, error) && fs::file_size(model, error) > kLargest) {
-    throw UsageError(model.string() + ": it is larger than 2 GiB, the most that protobuf reads");
+    throw UsageError(shown(model) + ": it is larger than 2 GiB, the most that protobuf reads");
   }
   const std::optional<std::string> content = read_plain(model);
-  if (!content) throw UsageError(model.string() + ": it is not a file that can be read");
+  if (!content) throw UsageError(shown(model) + ": it is not a file that can be read");
   const fs::path folder = model.parent_path();
   try {
     return survey(*content, folder.empty() ? fs::path(".") : folder);
   } catch (const FormatError& reason) {
-    throw UsageError(model.string() + ": it is no ONNX model that can be used: " + one_line(reason.what()));
+    throw UsageError(shown(model) + ": it is no ONNX model that can be used: " + one_line(reason.what()));
   }
 }
 

@@ -1,11 +1,10 @@
 #include "placement.h"
 
-#include <stdlib.h>
-
 #include <fstream>
 #include <optional>
 
 #include "errors.h"
+#include "platform.h"
 #include "shapes.h"
 
 namespace jumpout::replay {
@@ -41,16 +40,10 @@ bool reads_shapes(const ShapeNodes& shapes, const ExecutedNode& node) {
 
 }  // namespace
 
-ProfileFolder::ProfileFolder() {
-  std::error_code missing;
-  const fs::path parent = fs::temp_directory_path(missing);
-  if (missing) throw NotVerifiable("TMPDIR: there is no such folder, for the profile");
-  std::string name = (parent / "jumpout-replay-XXXXXX").string();
-  if (!mkdtemp(name.data())) throw NotVerifiable(name + ": cannot make a folder there for the profile");
-  folder_ = name;
-}
+ProfileFolder::ProfileFolder() : folder_(make_private_folder().value_or(fs::path())) {}
 
 ProfileFolder::~ProfileFolder() {
+  if (folder_.empty()) return;
   std::error_code ignored;  // a folder left in the temporary one must not hide the verdict
   fs::remove_all(folder_, ignored);
 }

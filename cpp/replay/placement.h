@@ -10,15 +10,15 @@
 
 namespace jumpout::replay {
 
-// A folder for a profile that disappears with this object.
+// A folder for a profile that disappears with this object; none if none can be made in the temporary folder.
 class ProfileFolder {
  public:
   ProfileFolder();
   ~ProfileFolder();
   ProfileFolder(const ProfileFolder&) = delete;
   ProfileFolder& operator=(const ProfileFolder&) = delete;
-  // Start of the file's name, for SessionSettings::profile.
-  std::string prefix() const { return (folder_ / "profile").string(); }
+  // Start of the file's name, for SessionSettings::profile; empty without a folder.
+  std::filesystem::path prefix() const { return folder_.empty() ? folder_ : folder_ / "profile"; }
 
  private:
   std::filesystem::path folder_;

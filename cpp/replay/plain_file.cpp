@@ -1,32 +1,19 @@
 #include "plain_file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
+#include "platform.h"
 
 namespace jumpout::replay {
 
-PlainFile::PlainFile(const std::filesystem::path& file) {
-  // Without waiting, in case the path has become a pipe since somebody looked; a regular file takes no notice.
-  handle_ = ::open(file.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-  struct stat found{};
-  if (handle_ >= 0 && (::fstat(handle_, &found) != 0 || !S_ISREG(found.st_mode))) {
-    ::close(handle_);
-    handle_ = -1;
-  }
-}
+PlainFile::PlainFile(const std::filesystem::path& file) : handle_(open_plain(file)) {}
 
 PlainFile::~PlainFile() {
-  if (handle_ >= 0) ::close(handle_);
+  if (handle_ >= 0) close_plain(handle_);
 }
 
 std::optional<size_t> PlainFile::read(char* bytes, size_t count) {
   size_t done = 0;
   while (done < count) {
-    const ssize_t more = ::read(handle_, bytes + done, count - done);
-    if (more < 0 && errno == EINTR) continue;
+    const int64_t more = read_some(handle_, bytes + done, count - done);
     if (more < 0) return std::nullopt;
     if (more == 0) break;
     done += static_cast<size_t>(more);

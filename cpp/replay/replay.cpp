@@ -7,6 +7,7 @@
 
 #include "errors.h"
 #include "golden.h"
+#include "platform.h"
 #include "proven.h"
 #include "tolerance.h"
 #include "wire.h"
@@ -16,35 +17,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::vector<Tolerance> read_tolerances(const std::string& model, const Session& session) {
-  std::vector<Tolerance> tolerances;
-  for (const Signature& output : session.outputs()) {
-    const std::optional<std::string> line = session.metadata(kToleranceKey + output.name);
-    if (!line) {
-      throw UsageError(model + ": its metadata has no tolerance for output `" + one_line(output.name) +
-                       "`; export it anew with jumpout-export and --golden");
-    }
-    try {
-      tolerances.push_back(parse_tolerance(*line));
-    } catch (const FormatError& error) {
-      throw UsageError(model + ": the tolerance of output `" + one_line(output.name) +
-                       "` cannot be read: " + one_line(error.what()));
-    }
-  }
-  return tolerances;
-}
-
-fs::path golden_folder(const Options& options) {
-  if (!options.data.empty()) return options.data;
-  const fs::path folder = fs::path(options.model).parent_path();
-  return folder.empty() ? fs::path(".") : folder;
-}
-
 std::vector<OutputReport> compare_all(const GoldenSet& set, const std::vector<Tensor>& outputs,
                                       const std::vector<Tolerance>& tolerances) {
   std::vector<OutputReport> reports;
   for (size_t i = 0; i < outputs.size(); ++i) {
-    const std::string number = "output_" + std::to_string(i), file = (set.folder / (number + ".pb")).string();
+    const std::string number = "output_" + std::to_string(i), file = shown(set.folder / (number + ".pb"));
     try {
       reports.push_back({file, set.name + "/" + number, outputs[i].name, describe(outputs[i].dtype, outputs[i].shape),
                          compare(set.outputs[i], outputs[i], tolerances[i])});
@@ -71,24 +48,33 @@ void dump(const fs::path& folder, const std::string& set, const std::vector<Tens
     std::ofstream stream(file, std::ios::binary);
     const auto& bytes = outputs[i].bytes;
     if (!stream.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()))) {
-      throw UsageError(file.string() + ": cannot be written");
+      throw UsageError(shown(file) + ": cannot be written");
     }
   }
+}
+
+// Where nobody says where the nodes ran. A session on the provider that takes what no other does has no other.
+Placement without_profile(const Provider& provider) {
+  if (provider.is_fallback) return {};
+  throw NotVerifiable(
+      "where the nodes run cannot be proven: no profile can be written to the temporary folder; let TMPDIR name one "
+      "that "
+      "can be written to, such as /dev/shm");
 }
 
 // `place_nodes` says, for inputs that the session has run, where the nodes did.
 Report prove(const Session& session, const Options& options,
              const std::function<Placement(const std::vector<Tensor>&)>& place_nodes) {
   Report report;
-  report.model = options.model;
+  report.model = shown(options.model);
   report.library = library_version();
   report.provider = options.provider.option;
   report.must_repeat = options.provider.must_repeat;
   report.threads = options.threads;
   report.repeats = options.repeat;
   session.refuse_random();
-  const std::vector<Tolerance> tolerances = read_tolerances(options.model, session);
-  const std::vector<GoldenSet> sets = read_golden(golden_folder(options), session.inputs(), session.outputs());
+  const std::vector<Tolerance> tolerances = tolerances_of(session, options);
+  const std::vector<GoldenSet> sets = golden_of(session, options);
 
   std::vector<double> times;
   for (const GoldenSet& set : sets) {
@@ -101,7 +87,7 @@ Report prove(const Session& session, const Options& options,
       const std::vector<Tensor> again = session.run(set.inputs);
       times.push_back(milliseconds(std::chrono::steady_clock::now() - start));
       if (report.must_repeat && report.differing.empty() && !same_bits(outputs, again)) {
-        report.differing = "two runs on " + set.folder.string() + " differ";
+        report.differing = "two runs on " + shown(set.folder) + " differ";
       }
     }
   }
@@ -111,6 +97,31 @@ Report prove(const Session& session, const Options& options,
 }
 
 }  // namespace
+
+std::vector<GoldenSet> golden_of(const Session& session, const Setup& setup) {
+  const fs::path beside = setup.model.parent_path();
+  const fs::path folder = !setup.data.empty() ? setup.data : beside.empty() ? fs::path(".") : beside;
+  return read_golden(folder, session.inputs(), session.outputs());
+}
+
+std::vector<Tolerance> tolerances_of(const Session& session, const Setup& setup) {
+  const std::string model = shown(setup.model);
+  std::vector<Tolerance> tolerances;
+  for (const Signature& output : session.outputs()) {
+    const std::optional<std::string> line = session.metadata(kToleranceKey + output.name);
+    if (!line) {
+      throw UsageError(model + ": its metadata has no tolerance for output `" + one_line(output.name) +
+                       "`; export it anew with jumpout-export and --golden");
+    }
+    try {
+      tolerances.push_back(parse_tolerance(*line));
+    } catch (const FormatError& error) {
+      throw UsageError(model + ": the tolerance of output `" + one_line(output.name) +
+                       "` cannot be read: " + one_line(error.what()));
+    }
+  }
+  return tolerances;
+}
 
 std::vector<std::string> Report::problems() const {
   if (placement.problems.empty() && !differing.empty()) return {differing};
@@ -127,14 +138,15 @@ Report replay(const Options& options) {
   Session session(options.model, {options.provider, options.threads, profile.prefix()});
   check_proven(options.model, session);
   return prove(session, options, [&](const std::vector<Tensor>&) {
+    if (profile.prefix().empty()) return without_profile(options.provider);
     return place(executed_nodes(session.end_profile()), options.provider, options.model);
   });
 }
 
 Report prove(const Session& session, const Options& options) {
   return prove(session, options, [&](const std::vector<Tensor>& inputs) {
-    if (options.provider.is_fallback) return Placement{};
     const ProfileFolder profile;
+    if (options.provider.is_fallback || profile.prefix().empty()) return without_profile(options.provider);
     Session another(options.model, {options.provider, options.threads, profile.prefix()});
     another.run(inputs);
     return place(executed_nodes(another.end_profile()), options.provider, options.model);

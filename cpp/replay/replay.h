@@ -2,22 +2,31 @@
 // tolerance.
 #pragma once
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "compare.h"
+#include "golden.h"
 #include "placement.h"
 #include "provider.h"
 #include "session.h"
 
 namespace jumpout::replay {
 
-struct Options {
-  std::string model, data, dump;
-  std::string command;  // as a shell takes it
+// What is proven, and where.
+struct Setup {
+  std::filesystem::path model, data;  // no data: the folder of the model
+  std::string command;                // as a shell takes it
   Provider provider = fallback();
-  int threads = 1, repeat = 20;
-  bool json = false;
+  int threads = 1;  // that one request is spread over
+};
+
+struct Options : Setup {
+  explicit Options(const Setup& setup = {}) : Setup(setup) {}
+
+  std::filesystem::path dump;  // none if empty
+  int repeat = 20;
 };
 
 struct OutputReport {
@@ -39,6 +48,12 @@ struct Report {
   std::vector<std::string> problems() const;  // beyond those of the outputs
   bool passed() const;
 };
+
+// The golden data, every set of it. Throws UsageError.
+std::vector<GoldenSet> golden_of(const Session& session, const Setup& setup);
+
+// The tolerance of each output, as the metadata say. Throws UsageError.
+std::vector<Tolerance> tolerances_of(const Session& session, const Setup& setup);
 
 // Proves the model in a session of its own, whose profile says where the nodes ran. Throws Error where there is no
 // verdict.

@@ -40,6 +40,7 @@ std::string to_text(const Report& report) {
        << plural(report.threads, "thread");
   for (const auto& [provider, count] : report.placement.nodes)
     text << ", " << plural(count, "node") << " on " << provider;
+  if (report.placement.nodes.empty()) text << ", all nodes there";
   text << "\n";
   for (const OutputReport& output : report.outputs) text << line(output) << "\n";
   const std::vector<std::string> problems = report.problems();

@@ -1,8 +1,8 @@
-// A report as text and as JSON.
+// What was found, as text and as JSON.
 #pragma once
 
-#include <functional>
 #include <string>
+#include <vector>
 
 #include "errors.h"
 #include "jumpout/verification.h"
@@ -10,13 +10,26 @@
 
 namespace jumpout::replay {
 
+constexpr char kPass[] = "pass", kFail[] = "fail", kNotRun[] = "not_run";
+
 // One line for the session, one per output, one for the latency, one verdict.
 std::string to_text(const Report& report);
 
-// What `proof` found, also where it ended with an Error that is a verdict: a model that cannot run its own data.
-Verification verification_of(const Options& options, const std::function<Report()>& proof);
+Verification verification_of(const Options& options, const Report& report);
+// Of a model that cannot run its own data.
+Verification verification_of(const Setup& setup, const CheckFailed& error);
 
-// A `VerifyReport` of docs/report.schema.json, as the Python package prints it, for a proof that ended with an Error.
-std::string to_json(const Options& options, const Error& error);
+// The check of an output, `label/worst error`; `kind` is such as `float32[8,10]`.
+Check output_check(const std::string& label, const std::string& output, const std::string& kind,
+                   const Comparison& found);
+
+// The first check that keeps a report from passing, with its note; empty if there is none.
+std::string first_failure(const std::vector<Check>& checks);
+
+// A `VerifyReport` of docs/report.schema.json, as the Python package prints it.
+std::string to_json(const Setup& setup, const std::vector<Check>& checks, const std::vector<std::string>& notes);
+
+// The same for what ended with an Error: there is no verdict, unless it is that the model cannot run its own data.
+std::string to_json(const Setup& setup, const Error& error);
 
 }  // namespace jumpout::replay

@@ -1,11 +1,10 @@
 // The fields are those of jumpout_export/report.py; docs/cpp.md says what stands in which.
-#include <sys/utsname.h>
-
 #include <cmath>
 #include <cstdio>
 #include <optional>
 #include <utility>
 
+#include "platform.h"
 #include "report.h"
 #include "sha256.h"
 
@@ -14,7 +13,6 @@ namespace {
 
 // SCHEMA_VERSION in report.py.
 constexpr int kSchemaVersion = 2;
-constexpr char kPass[] = "pass", kFail[] = "fail", kNotRun[] = "not_run";
 
 std::string format(const char* pattern, double value) {
   char text[64];
@@ -70,7 +68,7 @@ std::string json(std::string_view value) {
 std::string json(const Check& check) {
   return "{\"name\": " + json(check.name) + ", \"measured\": " + json(check.measured) +
          ", \"limit\": " + json(check.limit) + ", \"verdict\": " + json(check.verdict) +
-         ", \"required\": true, \"note\": " + json(check.note) + "}";
+         ", \"required\": " + (check.required ? "true" : "false") + ", \"note\": " + json(check.note) + "}";
 }
 
 std::string joined(const std::vector<std::string>& parts, const std::string& separator) {
@@ -94,16 +92,6 @@ Check nodes_check(const std::string& label, const Placement& placement) {
   return counted(label + "/nodes", placement.elsewhere, placement.problems.empty(), note);
 }
 
-// Seven digits are what a float32 has.
-Check output_check(const std::string& label, const OutputReport& output) {
-  const Comparison& c = output.comparison;
-  const std::string name = label + "/" + output.place + "/worst error", verdict = c.passed ? kPass : kFail;
-  std::string note = "output `" + output.name + "` " + output.kind;
-  if (c.index.empty()) return {name, verdict, note + ": " + c.problem, std::nullopt, std::nullopt};
-  note += ", index " + c.index + "; max abs " + format("%.7g", c.max_abs) + ", max rel " + format("%.7g", c.max_rel);
-  return {name, verdict, note, c.error, c.limit};
-}
-
 std::vector<Check> checks_of(const std::string& label, const Report& report) {
   std::vector<Check> checks = {nodes_check(label, report.placement)};
   if (report.must_repeat) {
@@ -111,59 +99,74 @@ std::vector<Check> checks_of(const std::string& label, const Report& report) {
     const std::string good = std::to_string(report.repeats) + " runs have the bits of the first";
     checks.push_back(counted(label + "/repeatable", !same, same, same ? good : report.differing));
   }
-  for (const OutputReport& output : report.outputs) checks.push_back(output_check(label, output));
+  for (const OutputReport& output : report.outputs) {
+    checks.push_back(output_check(label + "/" + output.place, output.name, output.kind, output.comparison));
+  }
   return checks;
 }
 
-std::string to_json(const Options& options, const std::string& verdict, const std::string& reason,
+std::string to_json(const Setup& setup, const std::string& verdict, const std::string& reason,
                     const std::vector<Check>& checks, const std::vector<std::string>& notes) {
   std::vector<std::string> rows, lines;
   for (const Check& check : checks) rows.push_back(json(check));
   for (const std::string& note : notes) lines.push_back(json(note));
-  utsname machine{};
-  uname(&machine);
+  const bool is_known = !setup.model.empty();
   return "{\"kind\": \"verify\", \"schema_version\": " + std::to_string(kSchemaVersion) +
          ", \"passed\": " + std::string(verdict == kPass ? "true" : "false") + ", \"providers\": {" +
-         json(options.provider.option) + ": {\"verdict\": " + json(verdict) + ", \"reason\": " + json(reason) +
-         "}}, \"checks\": [" + joined(rows, ", ") + "], \"first_divergence\": null, \"path\": " + json(options.model) +
-         ", \"sha256\": " + json(sha256_of(options.model)) + ", \"data_files\": {}, \"notes\": [" +
-         joined(lines, ", ") + "], \"environment\": {\"command\": " + json(options.command) +
-         ", \"onnxruntime\": " + json(library_version()) +
-         ", \"machine\": " + json(std::string(machine.machine) + ", " + machine.sysname) +
-         ", \"threads\": " + json(std::to_string(options.threads)) + "}}\n";
+         json(setup.provider.option) + ": {\"verdict\": " + json(verdict) + ", \"reason\": " + json(reason) +
+         "}}, \"checks\": [" + joined(rows, ", ") +
+         "], \"first_divergence\": null, \"path\": " + json(shown(setup.model)) +
+         ", \"sha256\": " + json(is_known ? sha256_of(setup.model) : "") + ", \"data_files\": {}, \"notes\": [" +
+         joined(lines, ", ") + "], \"environment\": {\"command\": " + json(setup.command) +
+         ", \"onnxruntime\": " + json(library_version()) + ", \"machine\": " + json(machine()) +
+         ", \"threads\": " + json(std::to_string(setup.threads)) + "}}\n";
 }
 
-Check failed_check(const Options& options, const Error& error) {
-  return {options.provider.option + "/all/outputs", kFail, error.what(), std::nullopt, std::nullopt};
+Check failed_check(const Setup& setup, const Error& error) {
+  return {setup.provider.option + "/all/outputs", kFail, error.what(), std::nullopt, std::nullopt};
 }
 
 }  // namespace
 
-Verification verification_of(const Options& options, const std::function<Report()>& proof) {
-  try {
-    const Report report = proof();
-    // The label of a session as in Python: the provider, and that all of ONNX Runtime's optimizations are on.
-    const std::vector<Check> checks = checks_of(options.provider.option + "/all", report);
-    std::string reason;
-    for (const Check& check : checks) {
-      if (reason.empty() && check.verdict == kFail) reason = check.name + ": " + check.note;
-    }
-    const std::vector<std::string> notes = {"latency: " + format("%.4g", report.latency_ms) + " ms, median of " +
-                                            std::to_string(report.repeats) + " runs"};
-    const std::string verdict = report.passed() ? kPass : kFail;
-    return {report.passed(), checks, to_text(report), to_json(options, verdict, reason, checks, notes)};
-  } catch (const CheckFailed& error) {
-    return {false, {failed_check(options, error)}, std::string(error.what()) + "\n", to_json(options, error)};
-  }
+Check output_check(const std::string& label, const std::string& output, const std::string& kind,
+                   const Comparison& found) {
+  const std::string name = label + "/worst error", verdict = found.passed ? kPass : kFail;
+  std::string note = "output `" + output + "` " + kind;
+  if (found.index.empty()) return {name, verdict, note + ": " + found.problem, std::nullopt, std::nullopt};
+  // Seven digits are what a float32 has.
+  note += ", index " + found.index + "; max abs " + format("%.7g", found.max_abs) + ", max rel " +
+          format("%.7g", found.max_rel);
+  return {name, verdict, note, found.error, found.limit};
 }
 
-std::string to_json(const Options& options, const Error& error) {
-  const std::string provider = options.provider.option, reason = error.what();
-  if (error.problem() == Problem::kNotVerifiable) {
-    return to_json(options, kNotRun, reason, {{provider, kNotRun, reason, std::nullopt, std::nullopt}}, {});
+std::string first_failure(const std::vector<Check>& checks) {
+  for (const Check& check : checks) {
+    if (check.verdict == kFail || (check.verdict == kNotRun && check.required)) return check.name + ": " + check.note;
   }
-  const Check check = failed_check(options, error);
-  return to_json(options, kFail, check.name + ": " + reason, {check}, {});
+  return "";
+}
+
+std::string to_json(const Setup& setup, const std::vector<Check>& checks, const std::vector<std::string>& notes) {
+  const std::string reason = first_failure(checks);
+  return to_json(setup, reason.empty() ? kPass : kFail, reason, checks, notes);
+}
+
+std::string to_json(const Setup& setup, const Error& error) {
+  const std::string reason = error.what();
+  if (error.problem() == Problem::kFailed) return to_json(setup, {failed_check(setup, error)}, {});
+  return to_json(setup, kNotRun, reason, {{setup.provider.option, kNotRun, reason, std::nullopt, std::nullopt}}, {});
+}
+
+Verification verification_of(const Options& options, const Report& report) {
+  // The label of a session as in Python: the provider, and that all of ONNX Runtime's optimizations are on.
+  const std::vector<Check> checks = checks_of(options.provider.option + "/all", report);
+  const std::vector<std::string> notes = {"latency: " + format("%.4g", report.latency_ms) + " ms, median of " +
+                                          std::to_string(report.repeats) + " runs"};
+  return {report.passed(), checks, to_text(report), to_json(options, checks, notes)};
+}
+
+Verification verification_of(const Setup& setup, const CheckFailed& error) {
+  return {false, {failed_check(setup, error)}, std::string(error.what()) + "\n", to_json(setup, error)};
 }
 
 }  // namespace jumpout::replay

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <map>
+#include <string_view>
 
 #include "errors.h"
 #include "model_file.h"
+#include "platform.h"
 
 namespace jumpout::replay {
 namespace {
@@ -69,6 +71,19 @@ Signature signature(const std::string& model, const std::string& name, const Ort
   return {name, static_cast<DType>(tensor.GetElementType()), tensor.GetShape()};
 }
 
+// `BATCH` in jumpout_export/model/axes.py.
+constexpr std::string_view kBatch = "batch";
+
+std::optional<size_t> batch_axis(const Ort::TypeInfo& info) {
+  const auto tensor = info.GetTensorTypeAndShapeInfo();
+  std::vector<const char*> names(tensor.GetDimensionsCount());
+  // The C++ interface has had two forms of this.
+  Ort::ThrowOnError(api().GetSymbolicDimensions(tensor, names.data(), names.size()));
+  const auto found = std::find(names.begin(), names.end(), kBatch);
+  if (found == names.end()) return std::nullopt;
+  return static_cast<size_t>(found - names.begin());
+}
+
 }  // namespace
 
 struct Session::Runtime {
@@ -78,7 +93,7 @@ struct Session::Runtime {
 };
 
 Session::Session(const std::filesystem::path& model, const SessionSettings& settings)
-    : file_(model.string()), runtime_(std::make_unique<Runtime>()) {
+    : file_(shown(model)), runtime_(std::make_unique<Runtime>()) {
   if (!std::filesystem::exists(model)) throw UsageError(file_ + ": there is no such file");
   if (!std::filesystem::is_regular_file(model)) throw UsageError(file_ + ": it is not a file");
   data_files_ = refuse_hostile(model);
@@ -96,7 +111,9 @@ Session::Session(const std::filesystem::path& model, const SessionSettings& sett
     Ort::AllocatorWithDefaultOptions allocator;
     for (size_t i = 0; i < session.GetInputCount(); ++i) {
       const std::string name = session.GetInputNameAllocated(i, allocator).get();
-      inputs_.push_back(signature(file_, name, session.GetInputTypeInfo(i)));
+      const Ort::TypeInfo info = session.GetInputTypeInfo(i);
+      inputs_.push_back(signature(file_, name, info));
+      batch_axes_.push_back(batch_axis(info));
     }
     for (size_t i = 0; i < session.GetOutputCount(); ++i) {
       const std::string name = session.GetOutputNameAllocated(i, allocator).get();

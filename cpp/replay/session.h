@@ -16,8 +16,8 @@ namespace jumpout::replay {
 
 struct SessionSettings {
   Provider provider = fallback();
-  int threads = 1;           // that one request is spread over
-  std::string profile = "";  // start of the name of a profile to write until end_profile(); none if empty
+  int threads = 1;                     // that one request is spread over
+  std::filesystem::path profile = {};  // start of the name of a profile to write until end_profile(); none if empty
 };
 
 class Session {
@@ -28,6 +28,10 @@ class Session {
 
   const std::vector<Signature>& inputs() const { return inputs_; }
   const std::vector<Signature>& outputs() const { return outputs_; }
+
+  // By input, the axis along which it has an entry per sample, as the exporter names it; none where that has one
+  // length.
+  const std::vector<std::optional<size_t>>& batch_axes() const { return batch_axes_; }
 
   // Names of the files beside the model that its weights lie in.
   const std::set<std::string>& data_files() const { return data_files_; }
@@ -51,6 +55,7 @@ class Session {
   std::string file_;
   std::unique_ptr<Runtime> runtime_;
   std::set<std::string> data_files_;
+  std::vector<std::optional<size_t>> batch_axes_;
   std::vector<Signature> inputs_, outputs_;
 };
 

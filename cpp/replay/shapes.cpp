@@ -8,6 +8,7 @@
 #include "errors.h"
 #include "message.h"
 #include "plain_file.h"
+#include "platform.h"
 
 namespace jumpout::replay {
 namespace {
@@ -146,7 +147,7 @@ ShapeNodes read_shape_nodes(const std::filesystem::path& model) {
   try {
     return ShapeNodes(read_plain(model).value_or(""));
   } catch (const FormatError& error) {
-    throw NotVerifiable(model.string() +
+    throw NotVerifiable(shown(model) +
                         ": nodes ran on the CPU, and which of them only compute shapes is not known: " + error.what());
   }
 }

@@ -6,7 +6,9 @@
 #include "wire.h"
 
 // The values are copied as they are in the file, which is little-endian.
+#ifdef __BYTE_ORDER__  // which not all compilers say, for systems that are little-endian everywhere
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "needs a little-endian machine");
+#endif
 
 namespace jumpout::replay {
 namespace {

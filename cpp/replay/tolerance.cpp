@@ -1,10 +1,11 @@
 #include "tolerance.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <locale>
+#include <sstream>
 #include <string>
 
 #include "wire.h"
@@ -15,16 +16,23 @@ namespace {
 constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
 constexpr double kMostAxes = 64;
 
+// Not by std::from_chars, which some standard libraries have for integers only; nor by strtod, which asks the locale.
+double parse_number(const std::string& text) {
+  std::istringstream stream(text);
+  stream.imbue(std::locale::classic());
+  double number = 0;
+  const bool plain = !text.empty() && text.find_first_not_of("0123456789.eE+-") == std::string::npos && text[0] != '+';
+  if (!plain || !(stream >> number) || stream.peek() != EOF || !std::isfinite(number) || number < 0) {
+    throw FormatError("not a number: " + text);
+  }
+  return number;
+}
+
 std::vector<double> parse_numbers(std::string_view text) {
   std::vector<double> numbers;
   while (true) {
     const size_t end = std::min(text.find(','), text.size());
-    double number = 0;
-    const auto [stop, error] = std::from_chars(text.data(), text.data() + end, number);
-    if (error != std::errc() || stop != text.data() + end || !std::isfinite(number) || number < 0) {
-      throw FormatError("not a number: " + std::string(text.substr(0, end)));
-    }
-    numbers.push_back(number);
+    numbers.push_back(parse_number(std::string(text.substr(0, end))));
     if (end == text.size()) return numbers;
     text.remove_prefix(end + 1);
   }
@@ -90,11 +98,11 @@ Allowance allowance(const Tolerance& tolerance, const Tensor& golden) {
   const size_t count = golden.count();
   if (!is_floating_point(golden.dtype)) return {std::vector<double>(count, 1.0), std::vector<double>(count, 0.0)};
   if (count == 0) return {};
-  // An output with one value per image has one channel; one whose first dimension is the channels is one image.
+  // An output with one value per sample has one channel; one whose first dimension is the channels is one sample.
   const size_t axis = tolerance.axis, rank = golden.shape.size();
   if (axis >= std::max<size_t>(rank, 2))
     throw FormatError("the golden output has no dimension " + std::to_string(axis));
-  const size_t images = rank == 0 || axis == 0 ? 1 : static_cast<size_t>(golden.shape[0]);
+  const size_t samples = rank == 0 || axis == 0 ? 1 : static_cast<size_t>(golden.shape[0]);
   const size_t channels = axis < rank ? static_cast<size_t>(golden.shape[axis]) : 1;
   size_t stride = 1;
   for (size_t i = axis + 1; i < rank; ++i) stride *= static_cast<size_t>(golden.shape[i]);
@@ -111,8 +119,8 @@ Allowance allowance(const Tolerance& tolerance, const Tensor& golden) {
   }
 
   Allowance result{std::vector<double>(count), std::vector<double>(count)};
-  for (size_t image = 0; image < images; ++image) {
-    const size_t begin = image * (count / images), end = begin + count / images;
+  for (size_t sample = 0; sample < samples; ++sample) {
+    const size_t begin = sample * (count / samples), end = begin + count / samples;
     std::vector<std::vector<double>> kept(channels);
     for (size_t i = begin; i < end; ++i) {
       if (magnitudes[i] > 0 && magnitudes[i] != masked) kept[i / stride % channels].push_back(magnitudes[i]);

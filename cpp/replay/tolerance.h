@@ -34,7 +34,7 @@ Tolerance parse_tolerance(std::string_view line);
 
 // The form of `Budget` in jumpout_export/tolerances.py, with the sizes of jumpout_export/verify/values/scale.py:
 // a value y of channel c may be off by min(limits[c] * max(sizes[c] * f, |y|), cap * max(sizes[c] * f, |y|, median *
-// f)) where f >= 1 says how much larger than usual the values of this image are. Throws FormatError if the golden
+// f)) where f >= 1 says how much larger than usual the values of this sample are. Throws FormatError if the golden
 // output has another number of channels than the tolerance.
 Allowance allowance(const Tolerance& tolerance, const Tensor& golden);
 

@@ -2,7 +2,6 @@
 #include <iostream>
 
 #include "errors.h"
-#include "options.h"
 #include "placement.h"
 
 int main(int argc, char** argv) {

@@ -149,10 +149,10 @@ def test_the_headers_and_sources_are_c_plus_plus_20(replay, tmp_path):
     (tmp_path / "all.cpp").write_text("".join(f"#include <jumpout/{header.name}>\n" for header in headers))
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
-    include = f"-I{PROJECT / 'cpp' / 'replay' / 'include'}"
+    flags += [f"-I{PROJECT / 'cpp' / 'replay' / 'include'}", '-DJUMPOUT_REPLAY_VERSION="1"']
     sources = [PROJECT / "cpp" / "replay" / name for name in ("tensor.cpp", "model.cpp", "replay.cpp", "golden.cpp")]
     for source in (tmp_path / "all.cpp", *sources):
-        done = replay.run(compiler, *flags, include, source)
+        done = replay.run(compiler, *flags, source)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 

@@ -121,8 +121,29 @@ def test_not_run(replay, mixed):
     assert "NOT VERIFIED" in rendered(report)
 
 
-def test_a_file_that_cannot_be_used_has_no_report(replay, tmp_path):
-    replay.refused(2, "no.onnx: there is no such file", tmp_path / "no.onnx", "--json")
+@pytest.mark.parametrize("program", ["program", "load"])
+def test_an_error_is_a_report_too(replay, tmp_path, program):
+    path = getattr(replay, program)
+    for words, reason in (
+        ([tmp_path / "no.onnx"], f"{tmp_path}/no.onnx: there is no such file"),
+        ([tmp_path / "no.onnx", "--gpu"], "there is no option --gpu; --help lists them"),
+        ([], "a model is missing; --help shows the usage"),
+    ):
+        done = replay.run(path, "--json", *words)
+        report = read(done)
+        assert (done.returncode, bool(report), verdicts(report)) == (2, False, {"cpu": "not_run"})
+        assert report.providers["cpu"].model_dump() == {"verdict": "not_run", "reason": reason}
+        assert done.stderr == f"{path.name}: {reason}\n"
+        assert report.sha256 == ""
+        assert shlex.split(report.environment["command"]) == [path.name, "--json", *map(str, words)]
+        assert "NOT VERIFIED" in rendered(report)
+
+
+def test_a_load_is_a_report_too(replay, digits):
+    report = read(replay.run(replay.load, digits / "model.onnx", "--json", "--requests", 20))
+    assert report.environment["command"] == f"jumpout-load {digits}/model.onnx --json --requests 20"
+    assert "PASS" in rendered(report)
+    assert "cpu/load/latency p99" in {check.name for check in report.checks}
 
 
 def test_the_hash_is_right_for_files_of_every_length(replay, tmp_path):

@@ -78,24 +78,6 @@ def test_no_broken_file_crashes_it(replay, sanitized, mixed, tmp_path, seed):
     assert int(codes["2"]) > 250
 
 
-def test_four_clients_on_one_session_get_right_answers_in_flat_memory(replay, digits):
-    done = replay.run(
-        replay.load, digits / "model.onnx", "--clients", 4, "--requests", 20000, "--batches", "1,2,7,16", "--json"
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    report = json.loads(done.stdout)
-    assert report["passed"]
-    assert (report["clients"], report["requests"], report["images"], report["wrong"]) == (4, 20000, 130000, 0)
-    assert report["memory_after_mib"] < report["memory_before_mib"] + 4
-    assert 0 < report["median_ms"] <= report["p99_ms"]
-
-
-def test_wrong_answers_under_load_are_counted(replay, tmp_path):
-    done = replay.run(replay.load, replay.crafted_random(tmp_path), "--requests", 50)
-    assert done.returncode == 1
-    assert re.match(r"FAIL: 4 clients, 50 requests, 315 images, 5[0-9] wrong answers\n", done.stdout), done.stdout
-
-
 def test_without_apt_the_headers_are_asked_for(replay, tmp_path):
     script = tmp_path / "tools" / "onnxruntime_headers.sh"
     script.parent.mkdir()

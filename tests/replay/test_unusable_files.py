@@ -3,11 +3,16 @@
 import os
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+import jumpout_export
+from jumpout_export.report import VerifyReport
 
 
 @pytest.mark.parametrize(
@@ -160,7 +165,9 @@ def test_a_model_that_is_random_on_purpose_has_nothing_to_replay(replay, broken,
     model = onnx.load(broken / "model.onnx")
     model.metadata_props.add(key="jumpout_export.random", value="random on purpose: 1 node (\x1b[2J)\nallowed in `2`")
     (broken / "model.onnx").write_bytes(model.SerializeToString())
-    reason = r"there is nothing to replay: its metadata says that it is random on purpose: 1 node \(\?\[2J\)$"
+    reason = (
+        r"there is nothing to replay: its metadata says that it is random on purpose: 1 node \(\?\[2J\) allowed in `2`$"
+    )
     replay.refused(2, rf"model\.onnx: {reason}", broken / "model.onnx", program=getattr(replay, program))
 
 
@@ -203,6 +210,9 @@ def test_a_file_that_is_no_model_of_tensors_is_refused(replay, broken):
         (["a", "--data"], "--data needs a value"),
         (["a", "--provider", "tpu"], "--provider must be cpu or cuda, got tpu"),
         (["a", "--threads", "0"], r"--threads must be a number in \[1, 1024\], got 0"),
+        (["a", "--json=yes"], "--json takes no value, got --json=yes"),
+        (["a", "--threads=0"], r"--threads must be a number in \[1, 1024\], got 0"),
+        (["a", "--gpu=1"], "there is no option --gpu; --help lists them"),
         (["a", "--repeat", "3x"], r"--repeat must be a number in \[1, 1000000\], got 3x"),
     ],
 )
@@ -214,9 +224,13 @@ def test_wrong_usage_is_explained(replay, arguments, reason):
     ("arguments", "reason"),
     [
         (["--batches", "1,x"], r"--batches must be numbers in \[1, 65536\] such as 1,2,7, got 1,x"),
+        (["--batches=1,2,"], "--batches must be numbers in .* got 1,2,"),
         (["--batches", ""], "--batches must be .* got none"),
+        (["--duration=0"], r"--duration must be seconds in \(0, 604800\], got 0"),
+        (["--duration", "1s"], r"--duration must be seconds in \(0, 604800\], got 1s"),
+        (["--duration", "1", "--requests", "2"], "--requests and --duration: only one can say when to end"),
         (["--clients", "-1"], r"--clients must be a number in \[1, 1024\], got -1"),
-        (["--json"], "jumpout-load: no.onnx: there is no such file"),
+        ([], "jumpout-load: no.onnx: there is no such file"),
     ],
 )
 def test_wrong_usage_of_the_load_is_explained(replay, arguments, reason):
@@ -228,6 +242,45 @@ def test_a_dump_that_cannot_be_written_is_refused(replay, mixed, tmp_path):
     replay.refused(2, r"output_0\.raw: cannot be written", mixed / "model.onnx", "--dump", tmp_path)
 
 
-@pytest.mark.parametrize(("folder", "reason"), [("/nothing", "TMPDIR: there is no such"), ("/proc", "cannot make a")])
-def test_a_profile_that_cannot_be_written_leaves_it_undecided(replay, mixed, folder, reason):
-    replay.refused(3, reason, mixed / "model.onnx", env={**os.environ, "TMPDIR": folder})
+@pytest.mark.parametrize("folder", ["/nothing", "/proc"])
+def test_without_a_place_for_a_profile_the_verdict_is_the_same(replay, mixed, folder):
+    done = replay(mixed / "model.onnx", "--json", env={**os.environ, "TMPDIR": folder})
+    assert done.returncode == 0
+    check = VerifyReport.model_validate_json(done.stdout).checks[0]
+    assert (check.name, check.note) == ("cpu/all/nodes", "a session on the CPU alone runs every node there")
+    assert ", all nodes there\n" in replay(mixed / "model.onnx", env={**os.environ, "TMPDIR": folder}).stdout
+
+
+def test_reasons_are_whole(replay, broken):
+    name = "x" * 3000
+    tensor = numpy_helper.from_array(np.zeros((6, 3), "f4"), name)
+    replay.write_tensor(broken / "test_data_set_0" / "input_0.pb", tensor)
+    replay.refused(2, f"it holds `{name}`, ", broken / "model.onnx")
+    replay.write_tensor(
+        broken / "test_data_set_0" / "input_0.pb", numpy_helper.from_array(np.zeros((6, 3), "f4"), "x" * 20000)
+    )
+    replay.refused(2, r"x\.\.\. and 10000 more characters`, ", broken / "model.onnx")
+
+
+@pytest.mark.parametrize("program", ["program", "load"])
+def test_help_and_version(replay, program):
+    path = getattr(replay, program)
+    long, short = replay.run(path, "--help"), replay.run(path, "no.onnx", "-h")
+    assert (long.returncode, long.stderr, long.stdout) == (0, "", short.stdout)
+    assert long.stdout.startswith(f"usage: {path.name} MODEL.onnx ")
+    done = replay.run(path, "--version")
+    version = jumpout_export.__version__
+    assert (done.returncode, done.stdout) == (0, f"{path.name} {version}, ONNX Runtime {onnxruntime.__version__}\n")
+
+
+@pytest.mark.parametrize("program", ["program", "load"])
+def test_a_full_disk_is_no_pass(replay, mixed, program):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [getattr(replay, program), mixed / "model.onnx"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (2, f"{getattr(replay, program).name}: the result cannot be written\n")

@@ -94,8 +94,8 @@ def allowed(line, golden):
     flat = magnitude.reshape(*magnitude.shape[:2], -1)
     masked = flat.max() if (flat == flat.max()).sum() > 1 else np.nan
     factors = []
-    for image in flat:
-        kept = [np.sort(channel[(channel > 0) & (channel != masked)]) for channel in image]
+    for sample in flat:
+        kept = [np.sort(channel[(channel > 0) & (channel != masked)]) for channel in sample]
         ratios = [one[(len(one) - 1) // 2] / size for one, size in zip(kept, sizes, strict=True) if len(one) and size]
         factors.append(max(1.0, sorted(ratios)[len(ratios) // 2]))
     factor = np.array(factors)[:, None, None]
@@ -118,7 +118,7 @@ def allowed(line, golden):
         scaled(torch.randn(5, 6, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)),
         boxes_and_scores(6),
     ],
-    ids=["logits", "images", "one dimension", "scalar", "masked", "one large image and a dead channel", "boxes"],
+    ids=["logits", "images", "one dimension", "scalar", "masked", "one large sample and a dead channel", "boxes"],
 )
 def test_limits_are_those_of_the_python_side(replay, tmp_path, exact):
     torch.manual_seed(5)
@@ -248,7 +248,7 @@ def test_a_value_that_is_not_finite_fails_even_where_it_is_golden(replay, tmp_pa
         assert output.problem.endswith(problem)
 
 
-def test_another_number_of_images_fails(replay, broken):
+def test_another_number_of_samples_fails(replay, broken):
     file = broken / "test_data_set_0" / "output_0.pb"
     replay.write_tensor(file, numpy_helper.from_array(np.zeros((5, 5), "f4"), "logits"))
     (logits, *_) = replay.outputs_of(broken / "model.onnx")

@@ -47,4 +47,7 @@ class Model {
   std::unique_ptr<Parts> parts_;
 };
 
+// Of this library, such as 0.1.0.
+std::string version();
+
 }  // namespace jumpout

@@ -13,6 +13,7 @@ struct Check {
   std::string verdict;  // `pass`, `fail` or `not_run`
   std::string note;     // one sentence for a person
   std::optional<double> measured, limit;
+  bool required = true;  // whether there is no pass without it
 };
 
 struct Verification {
