@@ -6,7 +6,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(wildcard cpp/op/*)
 MODEL ?= runs/demo/model.onnx
 PACKAGE_DIRS := jumpout_export tests examples benchmarks experiments
 
-.PHONY: help setup demo replay test test-fast bench paper paper-gpu cuda-check cuda-sass gpu gpu-verify lint typecheck package format schema emulate emulate-mutants clean
+.PHONY: help setup demo replay test test-fast test-floors bench paper paper-gpu cuda-check cuda-sass gpu gpu-verify lint typecheck package format schema emulate emulate-mutants clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,23 @@ test: setup  ## run the tests
 
 test-fast: setup  ## run the unit tests alone, in about a minute; one that takes long fails: mark it `integration`
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not integration" --timeout 20 --durations 5 $(TESTS)
+
+# The oldest release that pyproject.toml allows of everything, and the torch of constraints.txt.
+FLOORS := build/floors
+$(FLOORS)/built: pyproject.toml constraints.txt tools/requirements.py $(SOURCES)
+	$(PYTHON) -m venv --clear $(FLOORS)
+	$(PYTHON) tools/requirements.py dev --floors > $(FLOORS)/requirements.txt
+	grep '^torch==' constraints.txt | $(FLOORS)/bin/python -m pip install --quiet -c /dev/stdin -r $(FLOORS)/requirements.txt
+	$(FLOORS)/bin/python -m pip install --quiet --no-build-isolation --no-deps -C build-dir=build/{wheel_tag}-floors --editable .
+	@touch $@
+
+# What is old may warn of what is new beside it.
+FLOORS_PYTEST = OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 2 -W default::DeprecationWarning \
+  $(shell sed -n 's/^tests/--deselect tests/p' tests/not-at-the-floors.txt)
+
+test-floors: $(FLOORS)/built  ## the unit tests and the command line's with the oldest packages that pyproject.toml allows (8 minutes)
+	$(FLOORS_PYTEST) -m "not slow and not integration" $(TESTS)
+	$(FLOORS_PYTEST) -m "not slow and integration" tests/cli tests/render tests/export/test_architectures.py
 
 bench: setup  ## check, time, write benchmarks/results/*.json, the README's tables and the plot (25 minutes)
 	$(BIN)/python benchmarks/op.py

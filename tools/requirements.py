@@ -1,9 +1,14 @@
 """Prints the requirements of this project and one of its extras, one per line, for `pip install -r`.
 
+`python tools/requirements.py dev` prints them as declared, `python tools/requirements.py dev --floors` with each lower
+bound as the version to install: the oldest set that the declarations allow. torch stays as declared there, so that the
+one at hand is taken, and so do tools that have no bound.
+
 pip can install a project's dependencies only together with the project, and the project needs them to build without
 isolation.
 """
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -24,4 +29,11 @@ def requirements(extra: str) -> list[str]:
     return found
 
 
-print("\n".join([*PROJECT["dependencies"], *requirements(sys.argv[1])]))
+def floor(requirement: str) -> str:
+    """Returns a requirement that takes the oldest version which `requirement` allows."""
+    return requirement if requirement.startswith("torch>") else re.sub(r">=\s*([\w.]+)", r"==\1", requirement)
+
+
+if __name__ == "__main__":
+    declared = [*PROJECT["dependencies"], *requirements(sys.argv[1])]
+    print("\n".join(map(floor, declared) if "--floors" in sys.argv[2:] else declared))

@@ -79,6 +79,14 @@ def test_a_missing_package_exits_3_and_names_the_extra(folder, run, monkeypatch,
     assert not (folder / "m.onnx").exists()
 
 
+def test_a_converter_that_is_too_old_exits_3_before_the_model_is_loaded(folder, run, monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("onnxscript"), "__version__", "0.5.7")
+    code, _, err = run("export", "no_such_module:model", "m.onnx", "--input-shape", "2,1,8,8")
+    assert code == NOT_VERIFIED
+    assert "error: onnxscript 0.5.7 is installed, " in err
+    assert not (folder / "m.onnx").exists()
+
+
 @pytest.mark.parametrize("command", ["export", "check-bn", "verify", "recalibrate-bn"])
 def test_data_that_does_not_fit_the_model_is_wrong_usage(folder, run, command):
     np.savez("wrong.npz", inputs=np.ones((4, 5, 8, 8), np.float32))
