@@ -19,6 +19,7 @@ from jumpout_export.batchnorm.measure.collect import Collected, collect_states
 from jumpout_export.batchnorm.measure.feed import Feed, Step
 from jumpout_export.batchnorm.measure.inputs import InputMoments
 from jumpout_export.batchnorm.measure.layers import Layer
+from jumpout_export.batchnorm.measure.noise import is_noisy, noise_of_forwards
 from jumpout_export.batchnorm.measure.states import RENORMALISED, SERVING, TRAINING
 from jumpout_export.errors import ArgumentError
 from jumpout_export.model.randomness import same_bits
@@ -60,6 +61,11 @@ class Origins:
         if not others:
             return cls(feed, layers, serving)
         renormalised, training = (None if state.failure or not state.batches else state for state in others)
+        if renormalised is not None and training is not None:
+            training.noise = {
+                name: noise_of_forwards(training.moments[name], renormalised.moments[name])
+                for name in _noisy(training, renormalised)
+            }
         return cls(feed, layers, serving, renormalised, training, _notes(serving, others, trained))
 
     def look_closer(self) -> None:
@@ -171,8 +177,7 @@ def _notes(serving: Collected, others: Sequence[Collected], trained: int | None)
 
 
 def _draw_more(feed: Feed, layers: Sequence[Layer], training: Collected, without: Collected) -> None:
-    both = training.moments.keys() & without.moments.keys()
-    noisy = {name for name in both if not torch.equal(training.moments[name].sums, without.moments[name].sums)}
+    noisy = _noisy(training, without)
     for draw in range(1, math.ceil(DRAWS / training.batches) if noisy else 1):
         (again,) = collect_states(
             feed,
@@ -185,5 +190,13 @@ def _draw_more(feed: Feed, layers: Sequence[Layer], training: Collected, without
         )
         if again.failure:
             return
-        for name in again.moments.keys() & noisy:
+        for name in again.moments.keys() & set(noisy):
             training.moments[name].merge(again.moments[name])
+            more = noise_of_forwards(again.moments[name], without.moments[name])
+            training.noise[name] = torch.cat([training.noise[name], more])
+
+
+def _noisy(training: Collected, without: Collected) -> list[str]:
+    """Names of the layers that noise reaches."""
+    both = [name for name in training.moments if name in without.moments]
+    return [name for name in both if is_noisy(training.moments[name], without.moments[name])]

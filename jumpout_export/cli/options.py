@@ -97,7 +97,9 @@ ExternalData = Annotated[
     typer.Option("--external-data", help="write the weights to a file beside it, as is always done beyond 2 GiB"),
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="where torch runs: cpu or cuda[:N]")]
-Seed = Annotated[int, typer.Option(metavar="N", help="seeds whatever is random")]
+Seed = Annotated[
+    int, typer.Option(metavar="N", help="seeds whatever is random; the same command gives the same JSON, bit for bit")
+]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="samples per batch")]
 NumSamples = Annotated[int, typer.Option("--samples", min=1, metavar="N", help="how many samples to look at")]
 Warn = Annotated[float, typer.Option(min=0.0, metavar="X", help="margin that decides the verdict, in units of W")]

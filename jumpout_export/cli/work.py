@@ -19,7 +19,7 @@ from jumpout_export.cli.ranks import rank, world_size
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.model.batches import Progress, split_batch
 from jumpout_export.model.guard import put_back
-from jumpout_export.model.randomness import rng_restored
+from jumpout_export.model.randomness import reseed, rng_restored
 from jumpout_export.signals import Interrupted
 from jumpout_export.text import first_line
 
@@ -77,6 +77,7 @@ def build_job(
         LoadError: if one of the arguments is wrong, or the network cannot run the first batch.
         NotVerifiableError: if CUDA is asked for and unusable.
     """
+    reseed(seed)  # what the factory, the data and the noise of training draw: one command gives one result
     network = _build_model(spec, weights, device, programs)
     if (data is None) == (not shapes):
         raise LoadError("give either --data or --input-shape")

@@ -47,6 +47,10 @@ def check(model: nn.Module, x: torch.Tensor | None = None, size: int = 64, **opt
     return check_batchnorm(model, list((samples() if x is None else x).split(size)), **options)
 
 
+def row_of(report: BatchNormReport, name: str) -> BatchNormLayer:
+    return next(layer for layer in report.layers if layer.name == name)
+
+
 def edit(norm: nn.BatchNorm2d, d: float, c: float) -> None:
     tau = (norm.running_var + norm.eps).sqrt()
     norm.running_mean += d * tau

@@ -122,6 +122,12 @@ def student_quantile(freedom: int, level: float) -> float:
     return sum(term / freedom**power for power, term in enumerate(terms))
 
 
+def student95(freedom: int) -> float:
+    """Returns t with P(|T| > t) = 5% for Student's T with any number >= 1 of degrees of freedom."""
+    few = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447)  # below 7, where the series of `student_quantile` fails
+    return few[max(freedom, 1) - 1] if freedom <= len(few) else student_quantile(freedom, 0.05)
+
+
 def stored_noise(moments: Moments, eps: float, stored_samples: float) -> float:
     """Returns how noisy the average of so many stored samples is, in sampling variances of what was measured.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -25,6 +27,8 @@ _MOMENTUM: dict[float | None, str] = {
 }
 # A second cause with less of the drift than this is not worth a sentence.
 SECOND_CAUSE = 0.25
+# Nor is what takes less of it away.
+AGAINST = 0.05
 # Such a share of a layer's channels is few.
 FEW_CHANNELS = 1 / 16
 
@@ -152,11 +156,13 @@ def cause_sentences(
     advice: str = "",
     explaining: int | None = None,
     reference: bool = False,
+    intervals: Mapping[Cause, Sequence[float]] = MappingProxyType({}),
 ) -> list[str]:
     """Says why a layer drifts, where its parts were measured, and what to do about it, or gives other `advice`.
 
     `origin` is the layer where the drift starts, if it is called before this one; `explaining` the batch size of
-    training by which noise alone explains what is stale; `reference` says whether the samples of training were given.
+    training by which noise alone explains what is stale; `reference` says whether the samples of training were given;
+    `intervals` are those of the parts of the median ln r.
     """
     if parts is None:
         if advice:
@@ -171,11 +177,15 @@ def cause_sentences(
             small_batches_sentence(explaining),
             f"{_FIX}; if the batches were larger, the average lags or training sees other samples than serving.",
         ]
-    also = f", {shares[second]:.0%} {second}" if shares[second] >= SECOND_CAUSE else ""
-    if also and shares[first] < 0.995 and shares[first] + shares[second] > 1.005:
-        also += ", less what works against it"
+    # What works against the drift is no part of it: shares are those of what makes it, and it is said what is undone.
+    making = sum(share for share in shares.values() if share > 0)
+    of_it = {cause: share / making for cause, share in shares.items()}
+    also = f", {of_it[second]:.0%} {second}" if of_it[second] >= SECOND_CAUSE else ""
+    against = {cause: -share for cause, share in of_it.items() if -share >= AGAINST}
+    undone = [f"{cause} parts make it {share:.0%} smaller" for cause, share in against.items()]
     return [
-        f"{_share(shares[first])} is {first}{also}: {_effect(parts, first)}.",
+        f"{_share(of_it[first])} is {first}{also}: {_effect(parts, first, intervals)}.",
+        *([f"{_capital(' and '.join(undone))}."] if undone else []),
         advice or _advice(first, name, origin, guessed=guessed, frozen=frozen, reference=reference),
     ]
 
@@ -271,12 +281,14 @@ def not_finite_sentence(layer: Layer, poisoned: Layer | None) -> str:
 
 
 def _share(share: float) -> str:
-    if share >= 0.995:
-        return "All of it" if share < 1.05 else f"All of it ({share:.0%}, less what works against it)"
-    return f"{share:.0%} of it"
+    return "All of it" if share >= 0.995 else f"{share:.0%} of it"
 
 
-def _effect(parts: Parts, cause: Cause) -> str:
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
+
+
+def _effect(parts: Parts, cause: Cause, intervals: Mapping[Cause, Sequence[float]]) -> str:
     """What a cause does to the variance or, if that is most of it, to the mean."""
     index = CAUSES.index(cause)
     who = {
@@ -297,7 +309,9 @@ def _effect(parts: Parts, cause: Cause) -> str:
             "data": "than those of the reference",
         }
         more = "larger" if change > 0 else "smaller"
-        return f"{who} a variance {abs(change):.0%} {more} {compared[cause]} (median channel)"
+        ends = [math.expm1(end) for end in intervals.get(cause, ())]
+        interval = f", 95% {ends[0]:+.0%} to {ends[1]:+.0%}" if ends else ""
+        return f"{who} a variance {abs(change):.0%} {more} {compared[cause]} (median channel{interval})"
     return f"{who} another mean, by {_rms(parts.delta[index]):.2f} stored standard deviations (RMS over channels)"
 
 

@@ -1,7 +1,8 @@
 """Error bars of what is made of several states: the parts of a drift, and how far two sets of samples are apart.
 
 States that saw the same samples vary together, so a fold of samples is left out of all of them at once (a jackknife).
-What is checked and its reference are independent sets of samples: the variances of what each leaves out add up.
+What is checked and its reference are independent sets of samples: the variances of what each leaves out add up. So
+does that of the noise that training draws, per batch in the case of jumpout, which folds of samples do not show.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from jumpout_export.batchnorm.judge.attribute import steps, typical
-from jumpout_export.batchnorm.judge.estimate import Estimate, estimate, student_quantile
+from jumpout_export.batchnorm.judge.estimate import Estimate, estimate, student95, student_quantile
 from jumpout_export.batchnorm.judge.score import MIN_SAMPLES
 from jumpout_export.batchnorm.measure.moments import Moments, N
+from jumpout_export.batchnorm.measure.noise import by_sample
 
 
 @dataclass(frozen=True)
@@ -28,22 +30,53 @@ class Distance:
     high: float  # upper end
 
 
-def part_errors(states: Sequence[Moments], checked: Moments | None, eps: float, usable: Tensor) -> Tensor:
-    """Returns (K,) sampling standard errors of the parts of the median ln r.
+def part_errors(
+    states: Sequence[Moments], checked: Moments | None, eps: float, usable: Tensor, noise: Tensor | None = None
+) -> list[float]:
+    """Returns half the widths of the 95% intervals of the K parts of the median ln r; infinity where it is unknown.
+
+    They cover sampling, and what the noise of training drew: one forward with noise says nothing of that.
 
     Args:
         states: moments of T, P and E, of the same samples.
         checked: with a reference, the moments of E of what is checked, of other samples.
         eps: that of the layer.
         usable: (C,) bool, the channels that can be compared.
+        noise: (J, rows, C) what noise added to the sums of each forward in T, None where there was none.
     """
     own = [_without_folds(state, eps) for state in states]
     whole = [estimate(state, eps) for state in states]
-    if checked is None:
-        return _spread(_medians(own, usable)).sqrt()
-    last = estimate(checked, eps)
-    of_reference = _spread(_medians([*own, last], usable))
-    return (of_reference + _spread(_medians([*whole, _without_folds(checked, eps)], usable))).sqrt()
+    last = [] if checked is None else [estimate(checked, eps)]
+    parts = _medians([*own, *last], usable)
+    sources = [(_spread(parts), parts.shape[-1] - 1)]
+    if checked is not None:
+        parts = _medians([*whole, _without_folds(checked, eps)], usable)
+        sources.append((_spread(parts), parts.shape[-1] - 1))
+    if noise is not None:
+        if len(noise) < 2:  # nothing is known of what T enters, which the first two parts are
+            sources.append((torch.tensor([math.inf, math.inf] + [0.0] * (len(parts) - 2)).to(parts), 1))
+        else:
+            parts = _medians([_other_noise(states[1], eps, noise), *whole[1:], *last], usable)
+            sources.append((_spread(parts), parts.shape[-1] - 1))
+    return [_half_width([(float(variance[k]), freedom) for variance, freedom in sources]) for k in range(len(parts))]
+
+
+def _half_width(sources: Sequence[tuple[float, int]]) -> float:
+    """Half the 95% interval of a sum of independent errors, (variance, degrees of freedom) each (Welch 1947)."""
+    total = sum(variance for variance, _ in sources)
+    if not 0 < total < math.inf:
+        return total
+    freedom = total**2 / sum(variance**2 / max(of, 1) for variance, of in sources)
+    return student95(int(freedom)) * math.sqrt(total)
+
+
+def _other_noise(without: Moments, eps: float, noise: Tensor) -> Estimate:
+    """The estimate of T, (J, C), with the noise of each forward left out in turn, from P and what noise adds to it."""
+    moments = by_sample(without)
+    total, others = moments.total, noise.sum(dim=0) - noise
+    sums = total + total[N] * others / others[:, N : N + 1]
+    sums[:, N] = total[N]
+    return estimate(moments, eps, sums)
 
 
 def data_distance(checked: Moments, reference: Moments, eps: float, usable: Tensor, level: float) -> Distance:

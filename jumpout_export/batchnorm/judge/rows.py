@@ -15,7 +15,6 @@ from jumpout_export.batchnorm.judge.attribute import CAUSES, Parts, attribute, o
 from jumpout_export.batchnorm.judge.calls import differing_calls
 from jumpout_export.batchnorm.judge.estimate import Estimate, discoveries, estimate
 from jumpout_export.batchnorm.judge.intervals import data_distance, part_errors
-from jumpout_export.batchnorm.judge.paired import Z95
 from jumpout_export.batchnorm.judge.small_batches import explaining_batch
 from jumpout_export.batchnorm.judge.verdicts import Judge, Judged, observed, unusable
 from jumpout_export.batchnorm.measure.collect import Collected
@@ -129,6 +128,7 @@ class _Row:
                     advice=differing,
                     reference=self._measured.reference is not None,
                     explaining=explaining,
+                    intervals=row.part_intervals if judged.by_w else {},
                 )
                 if row.advice is not None:
                     sentences.append(advice_sentence(row.advice, row.stochastic))
@@ -191,10 +191,12 @@ class _Row:
         if measured.reference is not None:
             row.data, checked = parts.median[3], self._moments
             self._compare_data(moments[2], known)
-        errors = part_errors(moments if checked else [*moments, self._moments], checked, eps, known)
+        noise = others[0].noise.get(self._layer.name) if others[0] is not None else None
+        halves = part_errors(moments if checked else [*moments, self._moments], checked, eps, known, noise)
         row.part_intervals = {
-            cause: [part - Z95 * error, part + Z95 * error]
-            for cause, part, error in zip(CAUSES, parts.median, errors.tolist(), strict=False)
+            cause: [part - half, part + half]
+            for cause, part, half in zip(CAUSES, parts.median, halves, strict=False)
+            if math.isfinite(half)
         }
         if not judged.by_w:  # the others agree, and say nothing about why these do not
             among = torch.zeros_like(usable)

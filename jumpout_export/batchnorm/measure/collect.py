@@ -35,6 +35,8 @@ class Collected:
     skipped: int = 0  # samples in batches left out because a layer cannot normalise one value per channel by itself
     mixed: bool = False  # whether a layer, called once per forward, saw samples of different sizes
     failure: str = ""  # why this state was given up, empty if it was not; its moments are then of no use
+    # What noise adds to the sums of each forward, by layer that it reaches: `noise_of_forwards`.
+    noise: dict[str, Tensor] = field(default_factory=dict)
     likeness: Likeness = field(default_factory=Likeness)  # what the first layer sees of each sample of this process
 
 
@@ -79,7 +81,12 @@ def collect_states(
     flagged = [layer for layer in layers if layer.name in by_batch - handed]
     by_pixels = feed.weigh_by == "pixels"
     passes = [
-        _Pass(state, ForwardMoments(layers, by_pixels=by_pixels, grouped=feed.grouped), by_batch, handed)
+        _Pass(
+            state,
+            ForwardMoments(layers, by_pixels=by_pixels, grouped=feed.grouped, by_batch=state.batch_statistics),
+            by_batch,
+            handed,
+        )
         for state in states
     ]
     collected = [one.collected for one in passes]

@@ -202,17 +202,18 @@ def merge_moments(
     afterwards, and must hold the same stored statistics, which are the unit of the sums.
     """
     own = {name: (one.count, one.samples, one.calls, one.outside, len(one.call_sums)) for name, one in moments.items()}
+    by_batch = any(ranks.gather(any(one.batches is not None for one in moments.values())))
     everyone = ranks.gather(own)
     by_name = {layer.name: layer for layer in layers}
     sums: list[Tensor] = []
     for name in dict.fromkeys(name for other in everyone for name in other):
         counts = [other[name] for other in everyone if name in other]
-        one = moments.pop(name, None) or Moments(by_name[name], by_pixels=by_pixels)
+        one = moments.pop(name, None) or Moments(by_name[name], by_pixels=by_pixels, by_batch=by_batch)
         moments[name] = one
         one.count, one.samples = sum(count for count, *_ in counts), sum(samples for _, samples, *_ in counts)
         one.calls, one.outside = max(calls for _, _, calls, *_ in counts), any(outside for *_, outside, _ in counts)
         one.call_sums += [torch.zeros_like(one.sums[0]) for _ in range(max(n for *_, n in counts) - len(one.call_sums))]
-        sums += [one.sums, *one.call_sums]
+        sums += [one.sums, *one.call_sums, *([] if one.batches is None else [one.batches])]
     ranks.add(sums)
 
 

@@ -29,7 +29,8 @@ class ForwardMoments:
     All layers at once: a network of 50 BatchNorms would otherwise pay for a thousand small operations per batch. During
     the forward an input is reduced to one mean and one variance per sample and channel, and not held.
 
-    Each sample weighs the same, or `by_pixels`: as many as there are of it where the layer sees it.
+    Each sample weighs the same, or `by_pixels`: as many as there are of it where the layer sees it. With `by_batch` the
+    moments have sums of each batch, too.
 
     Attributes:
         moments: by layer name, in call order; a layer that no forward reached is missing.
@@ -40,10 +41,12 @@ class ForwardMoments:
         incomplete: names of layers that were called on some channels, and not on the others of the same samples.
     """
 
-    def __init__(self, layers: Sequence[Layer], *, by_pixels: bool = False, grouped: bool = False) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], *, by_pixels: bool = False, grouped: bool = False, by_batch: bool = False
+    ) -> None:
         # Made now: a state may hide the stored statistics while the model runs.
         make = GroupedMoments if grouped else partial(Moments, by_pixels=by_pixels)
-        self._made: dict[str, Moments] = {layer.name: make(layer) for layer in layers}
+        self._made: dict[str, Moments] = {layer.name: make(layer, by_batch=by_batch) for layer in layers}
         self._grouped = grouped
         self.groups: Tensor | None = None
         self._by_pixels = by_pixels
@@ -128,6 +131,8 @@ class ForwardMoments:
                 group = [self.moments[name] for name in chunk]
                 call = _side_by_side([pending[name][0] for name in chunk], 1)
                 add_samples(group, *_in_units(group, call), call.weight)
+        for name in pending:
+            self.moments[name].forwards += 1
         return len(next(iter(pending.values()))[0].mean) if pending else 0
 
     def _end_grouped(self, pending: dict[str, list[_Call]], values: dict[str, int]) -> int:
@@ -151,6 +156,7 @@ class ForwardMoments:
                     )
                 moments.add(a, b, self.groups.repeat_interleave(len(a) // len(self.groups)))
                 add_samples([moments.alone], a, b)
+            moments.alone.forwards += 1
         return len(self.groups) if pending and self.groups is not None else 0
 
     def settle(self) -> None:

@@ -66,11 +66,11 @@ class GroupedMoments(Moments):
         alone: the moments of the same samples one by one, by which the noise of the stored average is reckoned.
     """
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, *, by_batch: bool = False) -> None:
         self._settled: Tensor | None = None
         super().__init__(layer, by_pixels=True)
         self._own = torch.zeros(0, 3, len(self.shift), dtype=torch.float64, device=self.shift.device)
-        self.alone = Moments(layer)
+        self.alone = Moments(layer, by_batch=by_batch)
 
     @property
     def units(self) -> int:

@@ -38,6 +38,9 @@ class Moments:
         sums: (folds, 6, C) float64: rows n, Sa, Sb, Saa, Sbb, Sab per fold of samples; 7 rows, weighted, if samples
             weigh by their pixels.
         call_sums: where the layer is called several times per forward, (6, C) or (7, C) float64 for each call in turn.
+        batches: (folds, 6, C) or (folds, 7, C) float64, the same sums per batch, batch i in fold i % folds; None where
+            they were not asked for. `merge` leaves them alone.
+        forwards: how many batches reached the layer.
         count: values per channel: samples times pixels.
         samples: samples that reached the layer.
         calls: calls of the layer in one forward, the most seen.
@@ -46,15 +49,16 @@ class Moments:
             unbiased over its pixels, and b is that alone.
     """
 
-    def __init__(self, layer: Layer, *, by_pixels: bool = False) -> None:
+    def __init__(self, layer: Layer, *, by_pixels: bool = False, by_batch: bool = False) -> None:
         self.per_instance = layer.per_instance
         self.shift, self.scale = _units(layer)
         channels = self.shift.shape[0]
         folds = FOLDS if channels <= WIDE_CHANNELS else WIDE_FOLDS
         rows = SQUARES + 1 if by_pixels else SQUARES
         self.sums = torch.zeros(folds, rows, channels, dtype=torch.float64, device=self.shift.device)
+        self.batches = torch.zeros_like(self.sums) if by_batch else None
         self.call_sums: list[Tensor] = []
-        self.count = self.samples = self.calls = 0
+        self.count = self.samples = self.calls = self.forwards = 0
         self.outside = False
 
     @property
@@ -135,6 +139,8 @@ def add_samples(group: Sequence[Moments], a: Tensor, b: Tensor, weight: Tensor |
     for moments, part in zip(group, sums.split([len(moments.shift) for moments in group], dim=2), strict=True):
         moments.sums += part
         moments.samples += len(a)
+        if moments.batches is not None:
+            moments.batches[moments.forwards % folds] += part.sum(dim=0)
 
 
 def _products(a: Tensor, b: Tensor, weight: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -83,8 +84,8 @@ def made_parts(log_ratio: list[float], delta: list[float], spread: float = 0.0) 
         (
             made_parts([-0.1, 0.0, 0.4], [0.0, 0.0, 0.0]),
             (
-                "All of it (133%, less what works against it) is propagated: the stored statistics of BatchNorms "
-                "before it give it a variance 49% larger than batch statistics do (median channel)."
+                "All of it is propagated: the stored statistics of BatchNorms before it give it a variance 49% larger "
+                "than batch statistics do (median channel). Stale parts make it 25% smaller."
             ),
             "Fix `first` first; recalibrate_batchnorm(model, batches) corrects them in that order.",
         ),
@@ -100,9 +101,29 @@ def made_parts(log_ratio: list[float], delta: list[float], spread: float = 0.0) 
     ids=["variance", "mean and a second cause", "against", "both ways"],
 )
 def test_the_sentences_say_how_much_of_it_is_what_and_what_to_do(parts, says, advises):
-    cause, advice = cause_sentences(parts, "layer", "first")
-    assert cause == says
+    *cause, advice = cause_sentences(parts, "layer", "first")
+    assert " ".join(cause) == says
     assert advice.startswith(advises)
+
+
+def test_no_share_is_more_than_all_of_it_whatever_works_against_the_drift():
+    generator = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(300):
+        log_ratio, delta = (torch.randn(3, generator=generator).tolist() for _ in range(2))
+        text = " ".join(cause_sentences(made_parts(log_ratio, delta), "layer", "first"))
+        shares = [int(share) for share in re.findall(r"(\d+)% (?:of it is|stale|stochastic|propagated)", text)]
+        assert sum(shares) <= 100, text
+        undone = [int(share) for share in re.findall(r"make it (\d+)% smaller", text)]
+        assert all(share < 100 for share in undone), text
+        seen |= {bool(undone), len(shares)}
+    assert seen == {True, False, 2}
+
+
+def test_the_interval_of_the_part_is_said():
+    parts = made_parts([0.0, -0.2, 0.0], [0.0, 0.0, 0.0])
+    said = cause_sentences(parts, "a", "a", intervals={"stochastic": [-0.25, -0.15]})[0]
+    assert said.endswith("a variance 18% smaller than with it (median channel, 95% -22% to -14%).")
 
 
 def test_the_advice_knows_what_is_known():
