@@ -44,6 +44,9 @@ What an option needs, such as jinja2 and matplotlib for `--report`, Pillow for f
 is asked for before anything runs. A report that cannot be written in the end, on a full disk for example, is one line
 on stderr: what was found is printed all the same, and the code is that of the verdict.
 
+`--junit` and `--summary` are for pipelines: [ci.md](ci.md). An older `--junit` file is removed before the work, so that
+a command that ends without a verdict leaves none to be taken for its own.
+
 A signal that comes once OUT.onnx or the new weights are being put in their place is not obeyed any more: the command
 writes the report, prints the result and ends with one of the first four codes.
 """

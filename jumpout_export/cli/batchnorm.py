@@ -31,13 +31,16 @@ def check_bn(
     seed: options.Seed = 0,
     json: options.Json = False,
     report: options.ReportDir = None,
+    junit: options.Junit = None,
+    summary: options.Summary = None,
 ) -> None:
     """Check whether the stored BatchNorm statistics agree with what serving sees."""
     from jumpout_export.batchnorm.sets import check_batchnorm_sets
-    from jumpout_export.cli.ready import check_data, check_report
+    from jumpout_export.cli.ready import check_data, check_pages, check_report
     from jumpout_export.cli.results import finish
     from jumpout_export.cli.work import batches_for, build_job, sets_of, working
 
+    check_pages(junit, summary)
     check_report(report)
     specs = sets_of(data, per_folder=per_folder)
     check_data([*specs.values(), reference])
@@ -61,7 +64,8 @@ def check_bn(
                 process_group=group,
                 progress=progress,
             )
-    finish(checked if others or per_folder else checked.sets[first], json, report)
+    result = checked if others or per_folder else checked.sets[first]
+    finish(result, json, report, junit=junit, summary=summary)
 
 
 def recalibrate_bn(

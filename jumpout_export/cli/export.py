@@ -60,15 +60,18 @@ def export(
     seed: options.Seed = 0,
     json: options.Json = False,
     report: options.ReportDir = None,
+    junit: options.Junit = None,
+    summary: options.Summary = None,
 ) -> None:
     """Fold, convert and verify a model; OUT.onnx appears only if every check passed."""
-    from jumpout_export.cli.ready import check_data, check_providers, check_report, parse_providers
+    from jumpout_export.cli.ready import check_data, check_pages, check_providers, check_report, parse_providers
     from jumpout_export.cli.results import finish
     from jumpout_export.cli.work import build_job, is_program, working
     from jumpout_export.export.arguments import check_arguments
     from jumpout_export.export.publish import export_onnx
     from jumpout_export.verify.precision import dtypes
 
+    check_pages(junit, summary)
     chosen = parse_providers(providers)
     dynamic_axes = parse_dynamic(dynamic)
     torch_dtype = dtypes()[dtype] if dtype else None
@@ -110,7 +113,7 @@ def export(
         )
     result.batchnorm_before = checked.before
     result.notes += checked.notes
-    finish(result, json, report)
+    finish(result, json, report, junit=junit, summary=summary)
 
 
 def parse_dynamic(entries: list[str] | None) -> dict[str, dict[int, str]]:

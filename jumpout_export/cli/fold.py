@@ -17,13 +17,16 @@ def fold(
     seed: options.Seed = 0,
     json: options.Json = False,
     report: options.ReportDir = None,
+    junit: options.Junit = None,
+    summary: options.Summary = None,
 ) -> None:
     """Rewrite an ONNX file that carries training-time noise into a deterministic one, with proof, or refuse."""
-    from jumpout_export.cli.ready import check_report
+    from jumpout_export.cli.ready import check_pages, check_report
     from jumpout_export.cli.results import finish
     from jumpout_export.fold.file.fold_file import TARGET, fold_onnx
 
+    check_pages(junit, summary)
     check_target(out, TARGET)
     check_report(report)
     result = fold_onnx(file, out, seed=seed)
-    finish(result, json, report)
+    finish(result, json, report, junit=junit, summary=summary)

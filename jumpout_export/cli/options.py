@@ -141,4 +141,16 @@ Json = Annotated[bool, typer.Option("--json", help="print the report as JSON")]
 ReportDir = Annotated[
     Path | None, typer.Option("--report", metavar="DIR", help="write report.json, .md, .html and the plots here")
 ]
+Junit = Annotated[
+    Path | None,
+    typer.Option(
+        "--junit", metavar="FILE.xml", help="write JUnit XML here: a test case for each check, and one for the verdict"
+    ),
+]
+Summary = Annotated[
+    Path | None,
+    typer.Option(
+        "--summary", metavar="FILE", help="append a few lines of Markdown, for example to $GITHUB_STEP_SUMMARY"
+    ),
+]
 OnnxFile = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="the ONNX file")]

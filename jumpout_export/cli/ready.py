@@ -22,15 +22,45 @@ def check_report(folder: Path | None, option: str = "--report") -> None:
 
     if folder is None:
         return
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise LoadError(f"{option} {folder} must be a folder, it is a file")
-        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    except OSError as error:
-        raise LoadError(f"{option} {folder} cannot be written: {error.strerror or error}") from error
-    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise LoadError(f"{option} {folder} cannot be written: {place} takes no new files or folders")
+    _check_place(folder, option, is_folder=True)
     require_page()
+
+
+def check_pages(junit: Path | None, summary: Path | None) -> None:
+    """Makes sure that --junit and --summary can be written; an older --junit file is removed.
+
+    Left where it is, it would be read as the result of a command that ends without one.
+
+    Raises:
+        LoadError: if one cannot be written, or --junit does not end in .xml.
+    """
+    if summary is not None:
+        _check_place(summary, "--summary", is_folder=False)
+    if junit is None:
+        return
+    if junit.suffix != ".xml":
+        raise LoadError(f"--junit {junit} must end in .xml: a file that is there is replaced")
+    _check_place(junit, "--junit", is_folder=False)
+    try:
+        junit.unlink(missing_ok=True)
+    except OSError as error:
+        raise LoadError(f"--junit {junit} cannot be written: {error.strerror or error}") from error
+
+
+def _check_place(path: Path, option: str, *, is_folder: bool) -> None:
+    """Makes sure that a folder, or a file and the folders it lies in, can be made or written to."""
+    try:
+        if path.exists() and path.is_dir() != is_folder:
+            be, is_now = ("folder", "file") if is_folder else ("file", "folder")
+            raise LoadError(f"{option} {path} must be a {be}, it is a {is_now}")
+        place = next(place for place in (path, *path.absolute().parents) if place.exists())
+    except OSError as error:
+        raise LoadError(f"{option} {path} cannot be written: {error.strerror or error}") from error
+    if place == path and not is_folder:
+        if not os.access(path, os.W_OK):
+            raise LoadError(f"{option} {path} cannot be written: it is protected")
+    elif not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise LoadError(f"{option} {path} cannot be written: {place} takes no new files or folders")
 
 
 def check_data(specs: Iterable[str | None]) -> None:

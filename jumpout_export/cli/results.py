@@ -6,6 +6,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,11 +31,19 @@ from jumpout_export.streams import drop_stdout
 from jumpout_export.text import first_line
 
 
-def show(report: Report, json: bool, directory: Path | None, option: str = "--report") -> None:
-    """Writes the report to `directory`, where one is given, and prints it on stdout; of several processes one.
+def show(
+    report: Report,
+    json: bool,
+    directory: Path | None,
+    option: str = "--report",
+    *,
+    junit: Path | None = None,
+    summary: Path | None = None,
+) -> None:
+    """Writes the report to `directory`, `junit` and `summary`, those given, and prints it on stdout; of processes one.
 
     A report on a file is given the command and the versions it was made with. What keeps it from being written to the
-    folder, which `option` names, is said on stderr: what was found is printed all the same, and stays the verdict.
+    folder, which `option` names, or to a file is said on stderr: what was found is printed, and stays the verdict.
 
     Raises:
         LoadError: if stdout cannot be written, such as on a full disk.
@@ -46,24 +55,33 @@ def show(report: Report, json: bool, directory: Path | None, option: str = "--re
         report.environment = {"command": shlex.join(["jumpout-export", *sys.argv[1:]]), **facts}
     report = in_commands(report)
     published = _published(report)
-    problem = None if directory is None else _write(report, directory)
+    wanted = (
+        (option, directory, render.write_report),
+        ("--junit", junit, render.write_junit),
+        ("--summary", summary, render.append_summary),
+    )
+    problems = {
+        f"{name} {place}": problem
+        for name, place, write in wanted
+        if place is not None and (problem := _problem(partial(write, report, place))) is not None
+    }
     try:
         if json:
             say(lambda: typer.echo(report.model_dump_json(indent=2)), published)
         else:
             say(lambda: render.render_terminal(report), published)
     finally:
-        if problem is not None:
-            typer.echo(f"warning: {option} {directory} cannot be written: {problem}; {_KEPT}", err=True)
+        for place, problem in problems.items():
+            typer.echo(f"warning: {place} cannot be written: {problem}; {_KEPT}", err=True)
 
 
 _KEPT = "what was found is printed, and the exit code is that of the verdict"
 
 
-def _write(report: Report, directory: Path) -> str | None:
-    """Writes the report to a folder; returns why it could not be, None if it could."""
+def _problem(write: Callable[[], object]) -> str | None:
+    """Writes the report; returns why it could not be, None if it could."""
     try:
-        render.write_report(report, directory)
+        write()
     except OSError as error:
         return error.strerror or str(error)
     except ImportError as error:
@@ -97,9 +115,11 @@ def _published(report: Report) -> str:
     return f"; {export.path} was published" if isinstance(export, ExportReport) and export.passed else ""
 
 
-def finish(report: Report, json: bool, directory: Path | None) -> NoReturn:
+def finish(
+    report: Report, json: bool, directory: Path | None, *, junit: Path | None = None, summary: Path | None = None
+) -> NoReturn:
     """Shows the report and ends the command with its exit code; raises what `show` raises."""
-    show(report, json, directory)
+    show(report, json, directory, junit=junit, summary=summary)
     raise typer.Exit(exit_code(report))
 
 

@@ -26,14 +26,17 @@ def verify(
     seed: options.Seed = 0,
     json: options.Json = False,
     report: options.ReportDir = None,
+    junit: options.Junit = None,
+    summary: options.Summary = None,
 ) -> None:
     """Verify an ONNX file against a torch model in ONNX Runtime."""
-    from jumpout_export.cli.ready import check_data, check_providers, check_report, parse_providers
+    from jumpout_export.cli.ready import check_data, check_pages, check_providers, check_report, parse_providers
     from jumpout_export.cli.results import finish
     from jumpout_export.cli.work import build_job, working
     from jumpout_export.extras import require_onnx
     from jumpout_export.verify.verify import verify_onnx
 
+    check_pages(junit, summary)
     check_report(report)
     chosen = parse_providers(providers)
     require_onnx("onnx", "onnxruntime")
@@ -52,15 +55,22 @@ def verify(
             seed=seed,
             progress=progress,
         )
-    finish(result, json, report)
+    finish(result, json, report, junit=junit, summary=summary)
 
 
-def inspect(file: options.OnnxFile, json: options.Json = False, report: options.ReportDir = None) -> None:
+def inspect(
+    file: options.OnnxFile,
+    json: options.Json = False,
+    report: options.ReportDir = None,
+    junit: options.Junit = None,
+    summary: options.Summary = None,
+) -> None:
     """Prove without running it that an ONNX file holds nothing random and nothing in training mode."""
-    from jumpout_export.cli.ready import check_report
+    from jumpout_export.cli.ready import check_pages, check_report
     from jumpout_export.cli.results import finish
     from jumpout_export.verify.inspect import inspect_onnx
 
+    check_pages(junit, summary)
     check_report(report)
     result = inspect_onnx(file)
-    finish(result, json, report)
+    finish(result, json, report, junit=junit, summary=summary)

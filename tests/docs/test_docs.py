@@ -26,7 +26,7 @@ COMMANDS: dict[str, Any] = GROUP.commands
 # What typer raises for wrong arguments, under every version's name for it.
 UsageError = typer.BadParameter.__mro__[1]
 TOPS = ("", *(f"{top}/**/" for top in ("jumpout_export", "cpp", "tests", "tools", "examples", "benchmarks")))
-SHELL = ("bash", "console", "sh", "")
+SHELL = ("bash", "console", "sh", "yaml", "")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -87,6 +87,8 @@ ROOMS: dict[str, set[str]] = {
         "fold/file",
         *GROUND,
     },
+    "testing": {"render", "batchnorm", "verify", *GROUND},
+    "pytest_plugin": {"testing", "render"},
     "__main__": {"cli", "exit_codes", "signals", "streams", "supervisor"},
 }
 NO_TORCH = GROUND | {"render", "render/plots", "render/sections", "render/writers", "onnxfile", "onnxfile/flow"}

@@ -48,7 +48,7 @@ def build_document(report: Report) -> Document:
     if not isinstance(report, Report):
         allowed = "BatchNormReport, BatchNormSetsReport, VerifyReport, ExportReport or PipelineReport"
         raise TypeError(f"only a report can be rendered: got {type(report).__name__}, allowed is {allowed}")
-    report = type(report).model_validate(_visible(report.model_dump()))
+    report = visible(report)
     verdict, sentence = headline(report)
     if isinstance(report, PipelineReport):
         title, facts, sections = report.title, _pipeline_facts(report), _pipeline_sections(report)
@@ -152,6 +152,11 @@ def _sets_facts(report: BatchNormSetsReport) -> list[Fact]:
 def _largest(report: BatchNormReport) -> str:
     worst = worst_layer(report)
     return f"largest W {score(worst.w)}" if worst else "no layers"
+
+
+def visible(report: Report) -> Report:
+    """Returns a report whose texts hold no control characters, and no others that cannot be seen."""
+    return type(report).model_validate(_visible(report.model_dump()))
 
 
 def _visible(value: Any) -> Any:

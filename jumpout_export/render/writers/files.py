@@ -9,7 +9,9 @@ from jumpout_export.disk import move
 from jumpout_export.render.sections.channels import MAX_PANELS
 from jumpout_export.render.writers.document import build_document
 from jumpout_export.render.writers.html import draw_plots, page
+from jumpout_export.render.writers.junit import render_junit
 from jumpout_export.render.writers.markdown import markdown
+from jumpout_export.render.writers.summary import render_summary
 from jumpout_export.report import Report
 
 
@@ -59,6 +61,23 @@ _PLOTS = (
     *(f"channels-{i}" for i in range(1, MAX_PANELS + 1)),
 )
 _FILES = ("report.json", "report.md", "report.html", *(f"plot-{name}.svg" for name in _PLOTS))
+
+
+def write_junit(report: Report, file: str | os.PathLike[str]) -> Path:
+    """Writes the report as JUnit XML (`render_junit`), whole or not at all; its folder is created if it is missing."""
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _write(path, render_junit(report))
+
+
+def append_summary(report: Report, file: str | os.PathLike[str]) -> Path:
+    """Appends the report's few lines of Markdown (`render_summary`) to a file; its folder is created if missing."""
+    path = Path(file)
+    text = render_summary(report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", newline="\n") as page:
+        page.write(f"\n{text}" if page.tell() else text)
+    return path
 
 
 def _write(path: Path, text: str) -> Path:

@@ -18,14 +18,14 @@ def render_markdown(report: Report) -> str:
     return markdown(build_document(report))
 
 
-def markdown(document: Document) -> str:
-    """Returns a document as Markdown, as `render_markdown` does."""
-    parts = [f"# {_prose(document.title)}", f"**{document.verdict.text}**: {_prose(document.sentence)}"]
+def markdown(document: Document, level: int = 1) -> str:
+    """Returns a document as Markdown, as `render_markdown` does, its title a heading of that level."""
+    parts = [f"{'#' * level} {_prose(document.title)}", f"**{document.verdict.text}**: {_prose(document.sentence)}"]
     parts.append(
         "\n".join(f"- {_prose(fact.title)}: {_joined(fact.state.text, fact.detail)}" for fact in document.facts)
     )
     for section in document.sections:
-        parts.append(f"## {_prose(section.title)}")
+        parts.append(f"{'#' * (level + 1)} {_prose(section.title)}")
         parts += [_prose(text) for text in (" ".join(filter(None, (section.lead, section.explanation))),) if text]
         parts += [text for text in map(_block, section.blocks) if text]
     return "\n\n".join(parts) + "\n"
