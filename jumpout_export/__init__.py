@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jumpout_export.nn.functional import JumpoutStatistics, jumpout
     from jumpout_export.nn.init import hendrycks_gimpel_
     from jumpout_export.nn.modules import Jumpout
+    from jumpout_export.progress import show_progress
     from jumpout_export.verify.inspect import inspect_onnx
     from jumpout_export.verify.verify import verify_onnx
 
@@ -46,6 +47,8 @@ __all__ = [  # noqa: RUF022 in the order of the pipeline
     "fold_onnx",
     "inspect_onnx",
     "verify_onnx",
+    # watch
+    "show_progress",
 ]
 
 # Each is imported when it is asked for first: help and wrong usage on the command line are answered without torch.
@@ -64,6 +67,7 @@ _MODULES = {
     "inspect_onnx": "verify.inspect",
     "jumpout": "nn.functional",
     "recalibrate_batchnorm": "batchnorm.recalibrate",
+    "show_progress": "progress",
     "verify_onnx": "verify.verify",
 }
 

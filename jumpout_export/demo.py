@@ -19,6 +19,7 @@ from jumpout_export.errors import LoadError
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.extras import require, require_onnx
 from jumpout_export.loading import ImageFolder, read_image, save_weights
+from jumpout_export.log import log_step
 from jumpout_export.model.batches import Progress
 from jumpout_export.nn.modules import Jumpout
 from jumpout_export.report import BatchNormReport, PipelineReport, TrainingHistory
@@ -132,6 +133,7 @@ def train(model: nn.Module, images: Images, epochs: int, progress: Progress) -> 
     Each epoch ends with the accuracy by the running statistics, and by those that serving sees.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=1e-4)
+    log_step(f"training: {epochs} epochs")
     steps = -(-len(images.train) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     serving = ServingStatistics(model)

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from jumpout_export.text import joined
+from jumpout_export.display import Displayed, OneLine
+from jumpout_export.text import count, joined
 
 BatchNormVerdict = Literal["ok", "drift", "inconclusive"]
 CheckVerdict = Literal["pass", "warning", "fail", "not_run"]
@@ -92,7 +93,7 @@ class FoldedLayer(_Model):
     settings: str = ""
 
 
-class Attribution(_Model):
+class Attribution(OneLine, _Model):
     """Per channel, where a layer's drift comes from: in every list pair the parts add up to the whole exactly.
 
     With T the training state (noise on, batch statistics), P the same with the noise off, E the serving state and R the
@@ -120,6 +121,9 @@ class Attribution(_Model):
     delta_propagated: list[Number]
     log_ratio_data: list[Number] = Field(default_factory=list)
     delta_data: list[Number] = Field(default_factory=list)
+
+    def _line(self) -> str:
+        return count(len(self.log_ratio_stale), "channel")
 
 
 class AlphaAdvice(_Model):
@@ -157,7 +161,7 @@ class BatchNormCall(_Model):
     delta_rms: Number
 
 
-class BatchNormLayer(_Model):
+class BatchNormLayer(OneLine, _Model):
     """How far one BatchNorm layer's stored statistics are from what serving sees (states R and E).
 
     Per-channel lists, (C,), have one number per channel, or per channel of `listed` where a model has very many. Units:
@@ -249,6 +253,10 @@ class BatchNormLayer(_Model):
         """Indices of the channels that the per-channel lists are of, in their order."""
         return range(len(self.delta)) if self.listed is None else self.listed
 
+    def _line(self) -> str:
+        cause = "" if self.cause is None else f", {self.cause}"
+        return f"{self.name} {self.verdict}, W {self.w:.3f}, 95% {self.w_low:.3f} to {self.w_high:.3f}{cause}"
+
 
 class OutputEffect(_Model):
     """What recalibrating changes at the outputs: deployed model (before) against a recalibrated copy (after).
@@ -294,7 +302,7 @@ class OutputEffect(_Model):
     mcnemar_p: Number | None = None
 
 
-class BatchNormReport(_Model):
+class BatchNormReport(Displayed, _Model):
     """The result of `check_batchnorm`; truthy exactly when the verdict is `ok`.
 
     Attributes:
@@ -335,8 +343,12 @@ class BatchNormReport(_Model):
     def __bool__(self) -> bool:
         return self.verdict == "ok"
 
+    def _line(self) -> str:
+        where = "" if self.origin is None else f", drift starts at {self.origin}"
+        return f"{self.verdict}, {count(len(self.layers), 'layer')}, {count(self.samples, 'sample')}{where}"
 
-class BatchNormSetsReport(_Model):
+
+class BatchNormSetsReport(Displayed, _Model):
     """The same model checked on several sets of samples; truthy exactly when the verdict on every one is `ok`.
 
     Attributes:
@@ -352,6 +364,9 @@ class BatchNormSetsReport(_Model):
     def __bool__(self) -> bool:
         return self.verdict == "ok"
 
+    def _line(self) -> str:
+        return f"{self.verdict}, {count(len(self.sets), 'set')} of samples"
+
     @property
     def verdict(self) -> BatchNormVerdict:
         """`drift` if the model drifts on any set, `ok` if it is ok on all, else `inconclusive`."""
@@ -361,7 +376,7 @@ class BatchNormSetsReport(_Model):
         return "ok" if verdicts == {"ok"} else "inconclusive"
 
 
-class VerifyReport(_Model):
+class VerifyReport(Displayed, _Model):
     """The result of `verify_onnx` and of `inspect`; truthy exactly when it passed.
 
     Attributes:
@@ -393,6 +408,11 @@ class VerifyReport(_Model):
     def __bool__(self) -> bool:
         return self.passed
 
+    def _line(self) -> str:
+        verdict = f"{self.kind} {'passed' if self.passed else 'not passed'}"
+        good = sum(check.verdict == "pass" for check in self.checks)
+        return f"{verdict}, {good} of {count(len(self.checks), 'check')}, {self.path or 'no file'}"
+
 
 class ExportReport(VerifyReport):
     """The result of `export_onnx` and `fold_onnx`; truthy exactly when the file passed and was published.
@@ -414,7 +434,7 @@ class ExportReport(VerifyReport):
     provenance: dict[str, str] = Field(default_factory=dict)
 
 
-class TrainingHistory(_Model):
+class TrainingHistory(OneLine, _Model):
     """What training left to look at, one entry per epoch.
 
     Attributes:
@@ -433,8 +453,11 @@ class TrainingHistory(_Model):
     active_fraction: dict[str, list[Number]] = Field(default_factory=dict)
     rate: dict[str, list[Number]] = Field(default_factory=dict)
 
+    def _line(self) -> str:
+        return count(len(self.loss), "epoch")
 
-class MonitorHistory(_Model):
+
+class MonitorHistory(Displayed, _Model):
     """What `BatchNormMonitor` saw of a training run; every list has one entry per look, every dict one list per layer.
 
     Attributes:
@@ -464,8 +487,12 @@ class MonitorHistory(_Model):
     rate: dict[str, list[Number]] = Field(default_factory=dict)
     capped: dict[str, list[Number]] = Field(default_factory=dict)
 
+    def _line(self) -> str:
+        last = f", the last at step {self.steps[-1]}" if self.steps else ""
+        return f"{count(len(self.w), 'layer')}, {count(len(self.steps), 'look')}{last}"
 
-class PipelineReport(_Model):
+
+class PipelineReport(Displayed, _Model):
     """The whole pipeline in one report; truthy when something was checked and all of it passed.
 
     Attributes:
@@ -493,6 +520,10 @@ class PipelineReport(_Model):
     def __bool__(self) -> bool:
         parts = [part for part in (self.batchnorm, self.export) if part is not None]
         return bool(parts) and all(parts)
+
+    def _line(self) -> str:
+        parts = [part._line() for part in (self.batchnorm, self.export) if part is not None]
+        return "; ".join([self.title, *(parts or ["nothing was checked"])])
 
     @property
     def batchnorm(self) -> BatchNormReport | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -42,7 +42,7 @@ class Recalibration:
     outputs: OutputEffect | None
     note: str
     remaining: float
-    _before: list[Corrected]
+    _before: list[Corrected] = field(repr=False)
 
     def undo(self) -> None:
         """Puts back the statistics from before."""

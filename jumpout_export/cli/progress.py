@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import time
 from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from jumpout_export.model.batches import Progress as Report
-
-_SECONDS_BETWEEN_LINES = 5.0
+from jumpout_export.progress import lines
 
 
 @contextlib.contextmanager
@@ -24,7 +21,7 @@ def progress_on_stderr(quiet: bool = False) -> Iterator[Report]:
     elif console.is_terminal:
         yield from _bar(console)
     else:
-        yield _lines(console)
+        yield lines(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
 
 
 def _bar(console: Console) -> Iterator[Report]:
@@ -40,18 +37,3 @@ def _bar(console: Console) -> Iterator[Report]:
             bar.update(tasks[what], completed=done, total=total, visible=True)
 
         yield show
-
-
-def _lines(console: Console) -> Report:
-    shown: dict[str, tuple[float, str]] = {}
-
-    def show(what: str, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        line = f"{what} {done}" if total is None else f"{what} {done}/{total}"
-        when, before = shown.get(what, (-math.inf, ""))
-        if line == before or (done != total and now - when < _SECONDS_BETWEEN_LINES):
-            return
-        shown[what] = now, line
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    return show

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.fold.network.subject import Subject
+from jumpout_export.log import log_step
 from jumpout_export.model.batches import Batch, Progress
 from jumpout_export.onnxfile.data import describe_data, sha256_of
 from jumpout_export.report import BatchNormReport, Check, ExportReport, FoldedLayer, VerifyReport, passes
@@ -115,5 +116,6 @@ class Job:
 
     def tell(self, step: str, done: int) -> None:
         """Says which step begins, of how many."""
+        log_step(f"export: {step}")
         if self.progress is not None:
             self.progress(f"export: {step}", done, _STEPS)

@@ -1,6 +1,7 @@
 """A report for people, on the terminal, as Markdown, as one HTML page and in a folder; for pipelines, as test cases."""
 
 from jumpout_export.render.cases import cases_of, parts_of, verdict_of
+from jumpout_export.render.writers.cell import render_cell
 from jumpout_export.render.writers.failure import render_failure
 from jumpout_export.render.writers.files import append_summary, write_junit, write_report
 from jumpout_export.render.writers.html import render_html, require_page
@@ -13,6 +14,7 @@ __all__ = [
     "append_summary",
     "cases_of",
     "parts_of",
+    "render_cell",
     "render_failure",
     "render_html",
     "render_junit",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.extras import require_onnx
 from jumpout_export.fold.file.read import read_noise
+from jumpout_export.log import log_step
 from jumpout_export.onnxfile.data import sha256_of_all, unchanged_checks
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.metadata import RANDOM, entries
@@ -47,6 +48,7 @@ def inspect_onnx(path: str | os.PathLike[str]) -> VerifyReport:
     path = Path(path)
     before = sha256_of_all(path.parent, [path.name])
     model = load_onnx(path)
+    log_step(f"inspect: {path.name}")
     checks = inspect_file(path, model)
     data = usable_data(path, model, checks)
     before |= sha256_of_all(path.parent, data)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from jumpout_export.errors import NotVerifiableError
+from jumpout_export.log import log_step
 from jumpout_export.model.axes import Axes, declared_axes
 from jumpout_export.model.batches import Batch, Progress
 from jumpout_export.model.probes import Probe, as_they_came
@@ -91,6 +92,7 @@ def run_providers(
             for probe in as_they_came(inputs, start, seen.axes):
                 runner.take(trials.of_data(probe), branches)
             start += inputs.size
+        log_step("verify: compare the constants with the weights")
         constants = prove_constants(file.path, original, first, seen.axes.size, file.proto)
         for trial in trials.of_numbers(constants.numbers) if seen.sessions else ():
             runner.take(trial, branches)
@@ -147,6 +149,7 @@ class _Runner:
     def take(self, trial: Trial, branches: Branches) -> None:
         """Compares every session on a probe, as long as there is a session to run."""
         probe, expected = trial.probe, trial.expected
+        log_step(f"verify: compare on {probe.group}")
         if not self.seen.sessions or not expected:
             return
         if self._progress is not None:

@@ -15,6 +15,7 @@ from jumpout_export.extras import require_onnx
 from jumpout_export.fold.network.audit import audit_model
 from jumpout_export.fold.network.folded import STATE_PASSED, fold
 from jumpout_export.fold.network.subject import subject_of
+from jumpout_export.log import log_step
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all
 from jumpout_export.onnxfile.data import sha256_of_all, unchanged_checks
@@ -83,6 +84,7 @@ def verify_onnx(
     providers = check_providers(providers)
     require_onnx("onnx", "onnxruntime")
     path = Path(path)
+    log_step(f"verify: {path.name}")
     before = sha256_of_all(path.parent, [path.name])
     file = SavedFile(path)
     proto = file.proto

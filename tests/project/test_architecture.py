@@ -15,6 +15,9 @@ PACKAGE = PROJECT / "jumpout_export"
 
 GROUND = {
     "errors",
+    "display",
+    "log",
+    "progress",
     "exit_codes",
     "after_import",
     "signals",
@@ -41,7 +44,10 @@ ROOMS: dict[str, set[str]] = {
     "supervisor": {"exit_codes"},
     "text": set(),
     "extras": set(),
-    "report": {"text"},
+    "display": set(),
+    "log": set(),
+    "progress": set(),
+    "report": {"text", "display"},
     "environment": set(),
     "disk": {"errors", "signals", "text"},
     "tolerances": set(),

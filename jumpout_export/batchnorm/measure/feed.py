@@ -17,6 +17,7 @@ from jumpout_export.batchnorm.measure.distributed import ALONE, Ranks
 from jumpout_export.batchnorm.measure.groups import GroupNumbers, Groups
 from jumpout_export.batchnorm.measure.states import untracked_named
 from jumpout_export.errors import ArgumentError
+from jumpout_export.log import log_step
 from jumpout_export.model.batches import Progress, device_of, split_batch, tensors_in
 from jumpout_export.model.randomness import (
     get_generator_state,
@@ -143,6 +144,7 @@ class Feed:
             ValueError: if there is no sample in the batches, they are others than on the pass before, or there is no
                 end to them.
         """
+        log_step(f"BatchNorm: {what}")
         samples = batches = 0
         total: int | None = None
         with self.ranks.together(), rng_restored(), _generators_restored(self._batches), self._named():

@@ -16,6 +16,7 @@ from jumpout_export.fold.file.noise import NoiseSite
 from jumpout_export.fold.file.observe import observe
 from jumpout_export.fold.file.proof import prove
 from jumpout_export.fold.file.read import Reading, read_noise
+from jumpout_export.log import log_step
 from jumpout_export.onnxfile.data import external_files, sha256_of
 from jumpout_export.onnxfile.load import MAX_BYTES, load_onnx
 from jumpout_export.onnxfile.metadata import entries
@@ -69,6 +70,7 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
     """
     require_onnx("onnx", "onnxruntime", "onnx_ir")
     path, target = Path(path), check_target(out, TARGET)
+    log_step(f"fold: {path.name}")
     model = load_onnx(path)
     report = ExportReport(kind="fold", passed=False, path=str(target), opset=default_opset(model))
     report.checks = _unusable(path, model)
