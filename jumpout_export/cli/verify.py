@@ -12,7 +12,8 @@ from jumpout_export.cli import options
 def verify(
     file: options.OnnxFile,
     against: Annotated[
-        str, typer.Option(metavar="MODEL", help="package.module:factory of the torch model, or file.pt2")
+        str,
+        typer.Option(metavar="MODEL", help="package.module:factory of the model, file.pt2, or another file.onnx"),
     ],
     weights: options.Weights = None,
     data: options.Data = None,
@@ -29,10 +30,10 @@ def verify(
     junit: options.Junit = None,
     summary: options.Summary = None,
 ) -> None:
-    """Verify an ONNX file against a torch model in ONNX Runtime."""
+    """Verify an ONNX file against a torch model, or against the ONNX file that it was made of, in ONNX Runtime."""
     from jumpout_export.cli.ready import check_data, check_pages, check_providers, check_report, parse_providers
     from jumpout_export.cli.results import finish
-    from jumpout_export.cli.work import build_job, working
+    from jumpout_export.cli.work import build_job, is_file, working
     from jumpout_export.extras import require_onnx
     from jumpout_export.verify.verify import verify_onnx
 
@@ -43,10 +44,10 @@ def verify(
     check_data([data])
     check_providers(chosen)
     with working() as progress:
-        job = build_job(against, weights, device, data, input_shape, batch_size, seed, programs=True)
+        job = build_job(against, weights, device, data, input_shape, batch_size, seed, programs=True, files=True)
         result = verify_onnx(
             file,
-            job.network,
+            against if is_file(against) else job.network,
             job.some(),
             chosen,
             allow_constant=tuple(allow_constant or ()),

@@ -17,6 +17,8 @@ from jumpout_export import loading
 from jumpout_export.cli.progress import progress_on_stderr
 from jumpout_export.cli.ranks import rank, world_size
 from jumpout_export.errors import LoadError, NotVerifiableError
+from jumpout_export.extras import require_onnx
+from jumpout_export.filenetwork.network import FileNetwork
 from jumpout_export.model.batches import Progress, split_batch
 from jumpout_export.model.guard import put_back
 from jumpout_export.model.randomness import reseed, rng_restored
@@ -66,21 +68,25 @@ def build_job(
     seed: int,
     *,
     programs: bool = False,
+    files: bool = False,
     groups: str | None = None,
 ) -> Job:
     """Returns the network, or an exported program as a module, and its batches, tried on the first one.
 
-    The arguments are what `options.py` describes, MODEL as `spec` and `--input-shape` as `shapes`; `programs` says
-    whether the command can work with an exported program, `groups` is --groups.
+    The arguments are what `options.py` describes, MODEL as `spec` and `--input-shape` as `shapes`; `programs` and
+    `files` say whether the command can work with an exported program or an ONNX file, `groups` is --groups.
 
     Raises:
         LoadError: if one of the arguments is wrong, or the network cannot run the first batch.
         NotVerifiableError: if CUDA is asked for and unusable.
     """
     reseed(seed)  # what the factory, the data and the noise of training draw: one command gives one result
-    network = _build_model(spec, weights, device, programs)
+    network = _load_file(spec, weights) if files and is_file(spec) else _build_model(spec, weights, device, programs)
     if (data is None) == (not shapes):
         raise LoadError("give either --data or --input-shape")
+    if isinstance(network, FileNetwork):  # tried once it is known to be one that may be run
+        given = loading.load_data(data, batch_size, seed) if data else loading.random_batches(shapes or [], seed)
+        return Job(network, network.batches(given))
     if data is not None:
         return Job(network, batches_for(network, data, batch_size, seed, groups))
     return Job(network, _own_share(network, loading.random_batches(shapes or [], seed)))
@@ -131,6 +137,18 @@ def _own_share(network: nn.Module, batches: Any) -> Any:
 def is_program(spec: str) -> bool:
     """Whether MODEL names a file with an exported program."""
     return spec.endswith(".pt2")
+
+
+def is_file(spec: str) -> bool:
+    """Whether MODEL names an ONNX file."""
+    return spec.endswith(".onnx")
+
+
+def _load_file(spec: str, weights: Path | None) -> nn.Module:
+    if weights is not None:
+        raise LoadError(f"--weights {weights}: the file {spec} holds its own weights")
+    require_onnx("onnx")
+    return FileNetwork(spec)
 
 
 def _build_model(spec: str, weights: Path | None, device: str, programs: bool) -> nn.Module:

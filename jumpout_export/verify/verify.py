@@ -12,26 +12,28 @@ from torch.export import ExportedProgram
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.extras import require_onnx
+from jumpout_export.filenetwork.network import FileNetwork
 from jumpout_export.fold.network.audit import audit_model
 from jumpout_export.fold.network.folded import STATE_PASSED, fold
 from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.log import log_step
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all
-from jumpout_export.onnxfile.data import sha256_of_all, unchanged_checks
+from jumpout_export.onnxfile.data import sha256_of, sha256_of_all, unchanged_checks
 from jumpout_export.onnxfile.static import can_be_run, of_another_writer, usable_data
 from jumpout_export.report import Check, VerifyReport, not_run, passes
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.runtime.providers import check_providers
 from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.text import names_of
+from jumpout_export.verify.other_file import check_as_run, check_other_file
 from jumpout_export.verify.precision import precision_of_file
 from jumpout_export.verify.runner import run_providers
 
 
 def verify_onnx(
     path: str | os.PathLike[str],
-    model: nn.Module | ExportedProgram,
+    model: nn.Module | ExportedProgram | str | os.PathLike[str],
     inputs: Any,
     providers: Iterable[str] = ("cpu",),
     *,
@@ -61,8 +63,12 @@ def verify_onnx(
 
     Args:
         path: the file; any ONNX file whose inputs and outputs are named as `export_onnx` names them.
-        model: the PyTorch model, in train or eval mode, on any device, or an exported program.
-        inputs: one batch (a tensor, tuple or dict), or an iterable of batches, with or without labels.
+        model: the PyTorch model, in train or eval mode, on any device, or an exported program; or the path of another
+            ONNX file, such as the one that this was simplified, optimized or converted from. That file is inspected,
+            too, and its nodes are run by PyTorch and by onnx's reference implementation, in float64 as the reference;
+            that ONNX Runtime gives the same for it is a check of its own.
+        inputs: one batch (a tensor, tuple or dict), or an iterable of batches, with or without labels. For another
+            file, tensors in the order of its inputs, or by their names.
         providers: of `cpu`, `cuda`. Where `cuda` cannot be used, its verdict is `not_run` and the report not passed.
         allow_constant: names of outputs that may be the same for every input. Of another one that never moved nothing
             was shown; its check is `not_run` and the report not passed.
@@ -88,14 +94,18 @@ def verify_onnx(
     before = sha256_of_all(path.parent, [path.name])
     file = SavedFile(path)
     proto = file.proto
-    subject = subject_of(model)
-    first, batches = first_and_all(inputs, subject.module, "inputs")
+    other = FileNetwork(model) if isinstance(model, str | os.PathLike) else None
+    subject = subject_of(model if other is None else other)
+    first, batches = first_and_all(inputs if other is None else other.batches(inputs), subject.module, "inputs")
     audit = audit_model(subject)
     checks = [*of_another_writer(inspect_file(path, proto, file.session), proto), *audit.checks]
     data = usable_data(path, proto, checks)
     before |= sha256_of_all(path.parent, data)
     notes = [*audit.notes]
     try:
+        if other is not None:
+            checks += [check_other_file(other), check_as_run(other, first)]
+            notes.append(f"compared with {other.path}, sha256 {sha256_of(other.path)}")
         with subject.untouched():
             folded = fold(subject, first)
             notes += folded.notes
@@ -123,7 +133,8 @@ def verify_onnx(
             checks.append(STATE_PASSED)
     except NotFoldableError as error:
         checks.append(Check(name=error.check, verdict="fail", note=str(error)))
-        result = not_run(providers, "the PyTorch model has no deterministic eval network")
+        nothing = "the PyTorch model has no deterministic eval network"
+        result = not_run(providers, nothing if other is None else "the other file is nothing to compare with")
     checks += result.checks
     checks += unchanged_checks(path.parent, before)
     return VerifyReport(

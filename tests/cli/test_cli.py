@@ -88,6 +88,24 @@ def test_verify_passes_on_the_exported_file_and_fails_on_a_corrupted_one(folder,
     assert "FAIL" in out
 
 
+def test_verify_against_the_file_that_it_was_made_of(folder, run):
+    run("export", "cli_factories:model", "m.onnx", "--data", "data.npz")
+    onnx.save(onnx.version_converter.convert_version(onnx.load("m.onnx"), 21), "newer.onnx")
+    code, out, err = run("verify", "newer.onnx", "--against", "m.onnx", "--data", "data.npz")
+    assert (code, "compared with m.onnx" in out) == (PASSED, True), err
+    model = onnx.load("m.onnx")
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type = "Softplus"
+    onnx.save(model, "bad.onnx")
+    code, out, err = run("verify", "bad.onnx", "--against", "m.onnx", "--data", "data.npz")
+    assert (code, node.name in out) == (FAILED, True), err
+    code, _, err = run("verify", "m.onnx", "--against", "gone.onnx", "--data", "data.npz")
+    assert (code, "gone.onnx: no such file" in err) == (WRONG_USAGE, True), err
+    weights = ("--weights", "w.safetensors")
+    code, _, err = run("verify", "m.onnx", "--against", "m.onnx", "--data", "data.npz", *weights)
+    assert (code, "m.onnx holds its own weights" in err) == (WRONG_USAGE, True), err
+
+
 def test_inspect_proves_or_refutes(folder, run):
     run("export", "cli_factories:model", "m.onnx", "--input-shape", "2,1,8,8")
     assert run("inspect", "m.onnx")[0] == PASSED

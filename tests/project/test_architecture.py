@@ -63,6 +63,7 @@ ROOMS: dict[str, set[str]] = {
     "onnxfile": GROUND,
     "onnxfile/flow": {"onnxfile", *GROUND},
     "runtime": {"onnxfile", *GROUND},
+    "filenetwork": {"model", "onnxfile", *GROUND},
     "batchnorm/measure": {"model", *GROUND},
     "batchnorm/advice": {"nn", "model", *MEASURE, *GROUND},
     "batchnorm/judge": {"model", "batchnorm/advice", *MEASURE, *GROUND},
@@ -75,7 +76,7 @@ ROOMS: dict[str, set[str]] = {
     "verify/constants": {"model", "onnxfile", *GROUND},
     "verify/divergence": {"model", "onnxfile", "runtime", "verify/values", "verify/constants", *GROUND},
     "verify": {
-        *("model", "onnxfile", "onnxfile/flow", "runtime"),
+        *("model", "onnxfile", "onnxfile/flow", "runtime", "filenetwork"),
         *("verify/values", "verify/constants", "verify/divergence"),
         *FOLD,
         *GROUND,
@@ -89,7 +90,7 @@ ROOMS: dict[str, set[str]] = {
     "demo": {"loading", "model", "nn", "batchnorm", "export", *GROUND},
     "cli": {
         "demo",
-        *("render", "ops", "model", "loading", "program", "runtime", "batchnorm", "verify", "export"),
+        *("render", "ops", "model", "loading", "program", "runtime", "filenetwork", "batchnorm", "verify", "export"),
         "fold/file",
         *GROUND,
     },

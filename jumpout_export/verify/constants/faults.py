@@ -52,7 +52,8 @@ def _fault(recording: Recording, names: tuple[str, ...], text: str, made_by: int
     operations = recording.operations
     readers = [index for index, one in enumerate(operations) if one.from_data and set(names) & set(one.weights)]
     first = next(iter(readers), made_by)
-    owner = owner_of(names)
-    if owner is None:
-        owner = operations[first].module if first is not None else ""
+    owner, reader = owner_of(names), operations[first].module if first is not None else ""
+    # A tensor of a file lies in no layer, whatever its name is, and one of another layer is read where it is read.
+    if owner is None or (reader and not f"{owner}.".startswith(f"{reader}.")):
+        owner = reader
     return Fault(owner or ROOT, len(operations) if first is None else first, text)

@@ -1,0 +1,177 @@
+"""The network of an ONNX file: its tensors as parameters, its nodes as modules, run by PyTorch in any precision.
+
+Each node runs by PyTorch's operator where `operators` has one, otherwise by the reference implementation of the onnx
+package, as one operation that is opaque. In float64, `.double()`, a cast to float32 in the file is one to float64.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from jumpout_export.errors import LoadError
+from jumpout_export.filenetwork.nodes import FileNode
+from jumpout_export.model.batches import Batch
+from jumpout_export.onnxfile.data import misplaced
+from jumpout_export.onnxfile.load import inlined, load_onnx
+from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, default_opset, tensors
+from jumpout_export.text import first_line
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
+
+# A tensor of so many integers is no weight: it says a shape, axes or the like.
+_MOST_NUMBERS = 16
+
+
+class FileNetwork(nn.Module):
+    """Computes what an ONNX file computes, from and to dicts of tensors by their names in the file.
+
+    Attributes:
+        path: of the file.
+        inputs: names of its inputs, in order.
+        outputs: names of its outputs, in order.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Reads the file, with its external data, if that lies in plain files beside it.
+
+        Raises:
+            LoadError: if there is no such file, it is not a readable ONNX model, or it holds what PyTorch has not.
+        """
+        super().__init__()
+        self.path = path = Path(path)
+        model = _with_data(path)
+        graph = model.graph
+        constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.inputs = tuple(value.name for value in graph.input if value.name not in constants)
+        self.outputs = tuple(value.name for value in graph.output)
+        self._numbers: dict[str, tuple[Any, torch.dtype]] = {}  # integers that say shapes, axes and the like, by name
+        self._dtype = torch.float32  # that the network runs in
+        for name, tensor in constants.items():
+            self._hold(name, _tensor(tensor, path))
+        opset, taken = default_opset(model), set(dict(self.named_children()))
+        self._order: list[str] = []
+        for node in graph.node:
+            if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS:
+                self._hold(node.output[0], _constant(node, path))
+                continue
+            wanted = (node.name or f"{node.op_type}_{node.output[0]}").replace(".", "_")
+            name = next(one for one in _numbered(wanted) if one not in taken and not hasattr(self, one))
+            taken.add(name)
+            self._order.append(name)
+            self.add_module(name, FileNode(node, opset))
+        self.eval()
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the outputs by name, for the inputs by name."""
+        held = (*self._parameters.items(), *self._buffers.items())
+        values: dict[str, Tensor] = {name: tensor for name, tensor in held if tensor is not None}
+        values |= {name: torch.tensor(numbers, dtype=dtype) for name, (numbers, dtype) in self._numbers.items()}
+        values |= {name: inputs[name] for name in self.inputs}
+        nodes = [cast("FileNode", self.get_submodule(name)) for name in self._order]
+        last = {name: number for number, node in enumerate(nodes) for name in node.reads}
+        for number, node in enumerate(nodes):
+            found = node(self._dtype, *(values[name] if name else None for name in node.reads))
+            values |= zip(node.makes, found, strict=True)
+            for name in {*node.reads} - {*self.outputs}:
+                if last[name] == number:
+                    values.pop(name, None)  # what nobody reads any more
+        return {name: values[name] for name in self.outputs}
+
+    def batches(self, given: Any) -> Any:
+        """Returns one batch, or an iterable of batches, as this network takes them.
+
+        A batch is a tensor, tensors in the order of the inputs, or a mapping by their names; what is left is dropped.
+
+        Raises:
+            TypeError: when they are taken, if one holds too few or a name is missing.
+        """
+        if isinstance(given, Tensor | tuple | Mapping | Batch) or not isinstance(given, Iterable):
+            return _Named(self, [given])
+        return _Named(self, given)
+
+    def batch(self, given: Any) -> Batch:
+        """Returns one batch as `batches` does."""
+        if isinstance(given, Batch):
+            return given
+        given = (given,) if isinstance(given, Tensor) else given
+        names = ", ".join(self.inputs)
+        if isinstance(given, tuple | list) and len(given) >= len(self.inputs):
+            given = dict(zip(self.inputs, given, strict=False))
+        if not isinstance(given, Mapping):
+            raise TypeError(f"a batch must hold the file's inputs ({names}) as tensors, in this order or by name")
+        if missing := [name for name in self.inputs if name not in given]:
+            raise TypeError(f"the file's inputs are {names}; the batch lacks {', '.join(missing)}")
+        return Batch(({name: given[name] for name in self.inputs},), {})
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._dtype = fn(torch.zeros((), dtype=self._dtype)).dtype
+        return super()._apply(fn, recurse)
+
+    def _hold(self, name: str, tensor: Tensor) -> None:
+        """Registers a tensor by its name in the file, dots and all, as the state dict of what it was made of has it."""
+        if tensor.is_floating_point():
+            self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        elif tensor.numel() > _MOST_NUMBERS:
+            self._buffers[name] = tensor
+        else:
+            self._numbers[name] = tensor.tolist(), tensor.dtype
+
+
+class _Named:
+    """Batches of a file by the names of its inputs, as often as what they are made of can be read."""
+
+    def __init__(self, network: FileNetwork, given: Iterable[Any]) -> None:
+        self._network, self._given = network, given
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self._network.batch(one) for one in self._given)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    return itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
+
+
+def _with_data(path: Path) -> ModelProto:
+    import onnx
+
+    model = load_onnx(path)
+    if wrong := [text for tensor in tensors(model) if (text := misplaced(path.parent, tensor))]:
+        raise LoadError(f"{path}: its external data is not read: {wrong[0]}")
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # of onnx and of the operating system, in a dozen types
+        raise LoadError(f"{path}: its external data cannot be read ({first_line(error)})") from error
+    return inlined(model)
+
+
+def _tensor(tensor: TensorProto, path: Path) -> Tensor:
+    from onnx import TensorProto, numpy_helper
+
+    if tensor.data_type == TensorProto.BFLOAT16:
+        raise LoadError(f"{path}: `{tensor.name}` is bfloat16, which cannot be compared")
+    try:
+        return torch.from_numpy(numpy_helper.to_array(tensor).copy())
+    except TypeError as error:
+        raise LoadError(f"{path}: `{tensor.name}` has a type that PyTorch has not ({first_line(error)})") from error
+
+
+def _constant(node: NodeProto, path: Path) -> Tensor:
+    from onnx import helper
+
+    attribute = node.attribute[0]
+    value = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return _tensor(value, path)
+    kinds = {"value_float": torch.float32, "value_floats": torch.float32}
+    kinds |= {"value_int": torch.int64, "value_ints": torch.int64}
+    if attribute.name not in kinds:
+        raise LoadError(f"{path}: `{node.output[0]}` is a constant of texts or a sparse one, which cannot be compared")
+    return torch.tensor(value, dtype=kinds[attribute.name])

@@ -1,0 +1,110 @@
+"""A file as a network: its tensors by their names, inputs in any form, float64, and files that are refused."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from support.onnx_files import parsed, saved
+from torch import nn
+
+from jumpout_export.errors import LoadError
+from jumpout_export.filenetwork.network import FileNetwork
+
+rng = np.random.default_rng(0)
+WEIGHT, BIAS = rng.normal(size=(5, 4)).astype(np.float32), rng.normal(size=5).astype(np.float32)
+GRAPH = """g (float[n,4] a, float[n,4] b) => (float[n,5] y, float[n,4] both) {
+  both = Add (a, b) half = Constant <value_float = 0.5> () less = Mul (both, half)
+  [head] y = Gemm <transB = 1> (less, w, c)
+}"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    model = parsed(GRAPH, {"w": WEIGHT, "c": BIAS})
+    dotted = {"w": "fc.weight", "c": "fc.bias"}  # which the text form has not
+    for tensor in model.graph.initializer:
+        tensor.name = dotted[tensor.name]
+    for node in model.graph.node:
+        node.input[:] = [dotted.get(name, name) for name in node.input]
+        node.name = "head/Gemm.1" if node.name == "head" else node.name
+    return saved(model, tmp_path / "m.onnx")
+
+
+def test_tensors_and_nodes_have_their_names(path):
+    network = FileNetwork(path)
+    assert {name: tuple(value.shape) for name, value in network.named_parameters()} == {
+        "fc.weight": (5, 4),
+        "fc.bias": (5,),
+        "half": (),
+    }
+    assert {name for name, _ in network.named_children()} == {"Add_both", "Mul_less", "head/Gemm_1"}
+    assert (network.inputs, network.outputs) == (("a", "b"), ("y", "both"))
+    assert not network.training
+    assert isinstance(network, nn.Module)
+
+
+def test_it_gives_what_onnx_runtime_gives_and_float64_is_nearer_to_the_truth(path):
+    network = FileNetwork(path)
+    a, b = (torch.from_numpy(rng.normal(size=(7, 4)).astype(np.float32)) for _ in range(2))
+    found = network({"a": a, "b": b})
+    served = onnxruntime.InferenceSession(path).run(None, {"a": a.numpy(), "b": b.numpy()})
+    for have, want in zip(found.values(), served, strict=True):
+        np.testing.assert_allclose(have.numpy(), want, rtol=1e-5, atol=1e-6)
+    exact = network.double()({"a": a.double(), "b": b.double()})
+    truth = (0.5 * (a.double() + b.double())).numpy() @ WEIGHT.astype(np.float64).T + BIAS.astype(np.float64)
+    assert exact["y"].dtype == torch.float64
+    np.testing.assert_allclose(exact["y"].numpy(), truth, rtol=1e-14, atol=1e-14)
+
+
+def test_a_cast_to_float32_is_one_to_float64_there(tmp_path):
+    nodes = "f = Cast <to = 1> (x) t = Constant <value_float = 3.0> () y = Div (f, t)"
+    network = FileNetwork(saved(f"g (int64[n,4] x) => (float[n,4] y) {{ {nodes} }}", tmp_path / "m.onnx"))
+    x = torch.arange(8).reshape(2, 4)
+    assert network({"x": x})["y"].dtype == torch.float32
+    exact = network.double()({"x": x})["y"]
+    assert exact.dtype == torch.float64
+    np.testing.assert_array_equal(exact.numpy(), x.numpy() / 3.0)
+
+
+@pytest.mark.parametrize("form", ["in order", "with labels", "by name", "more names", "list of batches"])
+def test_batches_are_named(path, form):
+    network, a, b = FileNetwork(path), torch.zeros(2, 4), torch.ones(2, 4)
+    given = {
+        "in order": (a, b),
+        "with labels": (a, b, torch.zeros(2, dtype=torch.long)),
+        "by name": {"b": b, "a": a},
+        "more names": {"b": b, "a": a, "label": torch.zeros(2)},
+        "list of batches": [(a, b)],
+    }[form]
+    (batch,) = network.batches(given)
+    assert list(batch.args[0]) == ["a", "b"]
+    assert torch.equal(batch.args[0]["b"], b)
+
+
+@pytest.mark.parametrize("given", [torch.zeros(2, 4), {"a": torch.zeros(2, 4)}, 3])
+def test_a_batch_that_lacks_an_input_is_refused(path, given):
+    with pytest.raises(TypeError, match="the file's inputs"):
+        list(FileNetwork(path).batches(given))
+
+
+def test_external_data_outside_of_the_folder_is_not_read(path, tmp_path):
+    model = onnx.load(path)
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    onnx.save(model, inner / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert FileNetwork(inner / "m.onnx").state_dict().keys() >= {"fc.weight", "fc.bias"}
+    changed = onnx.load(inner / "m.onnx", load_external_data=False)
+    for entry in changed.graph.initializer[0].external_data:
+        entry.value = "../w.bin" if entry.key == "location" else entry.value
+    saved(changed, inner / "m.onnx")
+    with pytest.raises(LoadError, match="outside of the model's folder"):
+        FileNetwork(inner / "m.onnx")
+
+
+def test_bfloat16_is_refused_by_name(tmp_path):
+    model = parsed(
+        "g (float[n] x) => (float[n] y) <bfloat16[1] w = {1}> { c = Cast <to = 1> (w) y = Mul (x, c) }", check=False
+    )
+    with pytest.raises(LoadError, match="`w` is bfloat16"):
+        FileNetwork(saved(model, tmp_path / "m.onnx"))
