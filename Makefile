@@ -6,7 +6,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(wildcard cpp/op/*)
 MODEL ?= runs/demo/model.onnx
 PACKAGE_DIRS := jumpout_export tests examples benchmarks experiments
 
-.PHONY: help setup demo replay test test-fast test-floors bench paper paper-gpu cuda-check cuda-sass gpu gpu-verify lint typecheck package format schema emulate emulate-mutants clean
+.PHONY: help setup demo replay test test-fast test-floors bench paper paper-gpu cuda-check cuda-sass gpu gpu-verify lint lint-release typecheck package format schema emulate emulate-mutants clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,21 @@ lint: setup  ## ruff, clang-format, codespell
 	$(BIN)/ruff format --check $(PACKAGE_DIRS) tools
 	$(BIN)/clang-format --dry-run --Werror $(shell find cpp benchmarks tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 	$(BIN)/codespell $(PACKAGE_DIRS) cpp docs README.md CHANGELOG.md CONTRIBUTING.md
+
+build/lint-release/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear build/lint-release
+	$(PYTHON) tools/requirements.py release | build/lint-release/bin/python -m pip install --quiet -c constraints.txt -r /dev/stdin
+	@touch $@
+
+lint-release: build/lint-release/installed  ## the workflows, what describes the project, and the shell scripts
+	build/lint-release/bin/zizmor --offline .github
+	build/lint-release/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	build/lint-release/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	build/lint-release/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	build/lint-release/bin/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	build/lint-release/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	build/lint-release/bin/validate-pyproject pyproject.toml
+	build/lint-release/bin/shellcheck --severity error --exclude SC1087 $(wildcard tools/*.sh) .ci/run  # 1087: jumpout-export[extra]
 
 typecheck: setup  ## mypy, strict
 	$(BIN)/mypy

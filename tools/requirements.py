@@ -1,4 +1,4 @@
-"""Prints the requirements of this project and one of its extras, one per line, for `pip install -r`.
+"""Prints the requirements of this project and one of its extras, or of a dependency group, for `pip install -r`.
 
 `python tools/requirements.py dev` prints them as declared, `python tools/requirements.py dev --floors` with each lower
 bound as the version to install: the oldest set that the declarations allow. torch stays as declared there, so that the
@@ -13,7 +13,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 OWN = f"{PROJECT['name']}["
 
 
@@ -35,5 +36,6 @@ def floor(requirement: str) -> str:
 
 
 if __name__ == "__main__":
-    declared = [*PROJECT["dependencies"], *requirements(sys.argv[1])]
+    group = PYPROJECT["dependency-groups"].get(sys.argv[1])
+    declared = group or [*PROJECT["dependencies"], *requirements(sys.argv[1])]
     print("\n".join(map(floor, declared) if "--floors" in sys.argv[2:] else declared))

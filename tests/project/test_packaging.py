@@ -1,8 +1,10 @@
 """A source tree without the compiled extension says which command builds it; the installed one is complete."""
 
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,34 @@ def test_an_unknown_instruction_set_is_named():
     assert result.returncode == 1
     assert "JUMPOUT_CPU_ISA must be one of" in result.stderr
     assert "scalar on this processor, got mmx" in result.stderr
+
+
+def unpinned(workflow: str) -> list[str]:
+    """The actions of a workflow that are not pinned by the digest of a commit, with the version beside it."""
+    return [
+        use for use in re.findall(r"uses: *(.*)", workflow) if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", use)
+    ]
+
+
+def test_every_action_is_pinned_by_its_digest():
+    workflows = list((PROJECT / ".github" / "workflows").glob("*.yml"))
+    assert len(workflows) >= 3
+    assert [use for workflow in workflows for use in unpinned(workflow.read_text(encoding="utf-8"))] == []
+    assert unpinned("- uses: actions/checkout@v4") == ["actions/checkout@v4"]
+
+
+def test_the_version_is_the_same_everywhere():
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    said = [
+        *re.findall(r"^version: (.*)$", (PROJECT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE),
+        *re.findall(r"VERSION ([\d.]+) LANG", (PROJECT / "cpp/replay/CMakeLists.txt").read_text(encoding="utf-8")),
+    ]
+    assert said == [version, version]
+
+
+def test_a_word_for_cuda_that_the_build_does_not_know_is_refused(tmp_path):
+    cmake = shutil.which("cmake") or pytest.skip("there is no cmake")
+    arguments = [cmake, "-S", str(PROJECT), "-B", str(tmp_path), "-DJUMPOUT_CUDA=off"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "JUMPOUT_CUDA must be AUTO, ON or OFF, got 'off'" in done.stderr
