@@ -26,7 +26,8 @@ from jumpout_export.text import first_line
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-# A tensor of so many integers is no weight: it says a shape, axes or the like.
+_LOOK_UPS = ("Gather", "GatherElements", "GatherND")
+# A tensor of so many integers is no weight: it says a shape, axes or the like, unless something is looked up in it.
 _MOST_NUMBERS = 16
 
 
@@ -54,13 +55,14 @@ class FileNetwork(nn.Module):
         self.outputs = tuple(value.name for value in graph.output)
         self._numbers: dict[str, tuple[Any, torch.dtype]] = {}  # integers that say shapes, axes and the like, by name
         self._dtype = torch.float32  # that the network runs in
+        tables = {node.input[0] for node in graph.node if node.op_type in _LOOK_UPS}
         for name, tensor in constants.items():
-            self._hold(name, _tensor(tensor, path))
+            self._hold(name, _tensor(tensor, path), name in tables)
         opset, taken = default_opset(model), set(dict(self.named_children()))
         self._order: list[str] = []
         for node in graph.node:
             if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS:
-                self._hold(node.output[0], _constant(node, path))
+                self._hold(node.output[0], _constant(node, path), node.output[0] in tables)
                 continue
             wanted = (node.name or f"{node.op_type}_{node.output[0]}").replace(".", "_")
             name = next(one for one in _numbered(wanted) if one not in taken and not hasattr(self, one))
@@ -115,11 +117,11 @@ class FileNetwork(nn.Module):
         self._dtype = fn(torch.zeros((), dtype=self._dtype)).dtype
         return super()._apply(fn, recurse)
 
-    def _hold(self, name: str, tensor: Tensor) -> None:
+    def _hold(self, name: str, tensor: Tensor, is_table: bool) -> None:
         """Registers a tensor by its name in the file, dots and all, as the state dict of what it was made of has it."""
         if tensor.is_floating_point():
             self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
-        elif tensor.numel() > _MOST_NUMBERS:
+        elif tensor.numel() > (1 if is_table else _MOST_NUMBERS):
             self._buffers[name] = tensor
         else:
             self._numbers[name] = tensor.tolist(), tensor.dtype

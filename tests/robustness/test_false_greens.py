@@ -13,6 +13,8 @@ import torch
 from support.project import PROJECT
 from torch import nn
 
+from jumpout_export import verify_onnx
+
 pytestmark = pytest.mark.integration
 
 TOOLS = str(PROJECT / "tools")
@@ -39,6 +41,26 @@ def test_torch_passes_the_defect_and_ours_fails_with_its_cause(name):
     if case.check:
         assert set(result.verdicts) == {case.verdict}
         assert result.report.passed == (case.verdict == "warning")
+
+
+# What the right file of a model has as well is no difference between the two.
+ALIKE = ("nan outputs", "Dim.AUTO", "paths")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in table.CASES.items() if case.ours == "verify" and name not in ALIKE]
+)
+def test_a_wrong_file_fails_against_the_right_file_of_its_model_too(name, tmp_path):
+    case = table.CASES[name]
+    files = {}
+    for kind, made in (("wrong", case), ("right", replace(case, edit=None, options=dict))):
+        torch.manual_seed(0)
+        model, example = case.model(), case.example()
+        files[kind] = tmp_path / f"{kind}.onnx"
+        table._torch_verifies(made, model.eval() if kind == "right" else model, example, files[kind])
+    assert not verify_onnx(files["wrong"], files["right"], example)
+    if "random" not in case.title.lower():
+        assert verify_onnx(files["right"], files["right"], example)
 
 
 @pytest.mark.parametrize("name", [name for name, case in table.CASES.items() if not case.check])
