@@ -39,6 +39,10 @@ class RecalibrationRefusedError(JumpoutExportError):
     """Recalibrating would make the outputs significantly worse, and the caller asked not to; nothing was written."""
 
 
+class NotAttestableError(JumpoutExportError):
+    """The files are not those that the report is about, or it is about none; nothing was signed."""
+
+
 class LoadError(JumpoutExportError):
     """A model, weights or data named on the command line could not be read; the message says which and why."""
 

@@ -18,7 +18,10 @@ __all__ = ["assert_batchnorm_agrees", "assert_export_matches"]
 
 
 def assert_export_matches(
-    path: str | os.PathLike[str], model: nn.Module | ExportedProgram, inputs: Any, **options: Any
+    path: str | os.PathLike[str],
+    model: nn.Module | ExportedProgram | str | os.PathLike[str],
+    inputs: Any,
+    **options: Any,
 ) -> VerifyReport:
     """Verifies an ONNX file against a PyTorch model, as `verify_onnx` does, and fails unless it passed.
 
@@ -26,7 +29,7 @@ def assert_export_matches(
 
     Args:
         path: the ONNX file.
-        model: the PyTorch model or exported program; not changed.
+        model: the PyTorch model, exported program or ONNX file that it was made of; not changed.
         inputs: one batch, or an iterable of batches, with or without labels.
         **options: further arguments of `verify_onnx`, such as `providers`.
 

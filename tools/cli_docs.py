@@ -81,6 +81,15 @@ EXIT_CODES = {
         1: "refused, with the node named; nothing was written, and an older OUT.onnx stays as it was",
         3: "no random inputs can be made that the file runs; nothing was written",
     },
+    "attest": {
+        0: "attested as `PASSED` or `WARNED`",
+        1: "the verification did not pass: attested as `FAILED`; or a file is not the one that was verified: nothing "
+        "was written",
+    },
+    "verify-attestation": {
+        0: "the signature is the key's, and every file has the bytes that were attested as verified",
+        1: "one of it is not so, or a failure was attested",
+    },
     "info": {0: "always"},
 }
 

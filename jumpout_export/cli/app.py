@@ -15,6 +15,7 @@ import typer
 import jumpout_export
 from jumpout_export.cli import info as cli_info
 from jumpout_export.cli import ranks as cli_ranks
+from jumpout_export.cli.attest import attest, verify_attestation
 from jumpout_export.cli.batchnorm import check_bn, recalibrate_bn
 from jumpout_export.cli.demo import demo
 from jumpout_export.cli.errors import run
@@ -68,6 +69,10 @@ app.command(
 )(recalibrate_bn)
 app.command(epilog=_example("inspect model.onnx"))(inspect)
 app.command(epilog=_example("fold noisy.onnx folded.onnx"))(fold)
+app.command(epilog=_example("attest model.onnx --report report.json --key key.pem"))(attest)
+app.command(
+    "verify-attestation", epilog=_example("verify-attestation model.onnx.intoto.jsonl --public-key public.pem")
+)(verify_attestation)
 app.command(epilog=_example("info --json"))(cli_info.info)
 
 

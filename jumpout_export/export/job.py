@@ -80,6 +80,7 @@ class Draft:
             path=str(self.target),
             sha256=sha256_of(file) if passed and file else "",
             data_files=data_files,
+            data_sha256={data.name: sha256_of(data)} if passed and data else {},
             notes=self.notes,
             folded=list(self.folded),
             opset=self.opset,

@@ -66,6 +66,7 @@ def inspect_onnx(path: str | os.PathLike[str]) -> VerifyReport:
         path=str(path),
         sha256=before[path.name],
         data_files=data,
+        data_sha256={name: before[name] for name in data},
         notes=notes,
     )
 

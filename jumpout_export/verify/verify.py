@@ -145,5 +145,6 @@ def verify_onnx(
         path=str(path),
         sha256=before[path.name],
         data_files=data,
+        data_sha256={name: before[name] for name in data},
         notes=[*notes, *result.notes],
     )

@@ -17,6 +17,7 @@ from jumpout_export.exit_codes import NOT_VERIFIED, PASSED, WRONG_USAGE
 from jumpout_export.verify.precision import dtypes
 
 HEAVY = {"torch", "numpy", "rich", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "jinja2", "matplotlib"}
+HEAVY |= {"securesystemslib", "cryptography", "in_toto_attestation", "google.protobuf"}
 # Printed by the process that does the work as it ends.
 IMPORTED = "atexit.register(lambda: print('IMPORTED', *sys.modules, file=sys.stderr))"
 FRESH = [sys.executable]

@@ -1,5 +1,7 @@
 """What a report says of the file: limits in its own type, weights beside it, nothing of a file that is not there."""
 
+import hashlib
+
 import onnx
 import pytest
 import torch
@@ -76,6 +78,7 @@ def test_weights_beside_the_file_are_named_wherever_the_file_is(tmp_path):
     for other in (report, inspect_onnx(path), verify_onnx(path, network(), X)):
         assert other
         assert other.data_files == report.data_files
+        assert other.data_sha256 == {data.name: hashlib.sha256(data.read_bytes()).hexdigest()}
         (check,) = [check for check in other.checks if check.name == "file/external data"]
         assert check.note == f"weights lie in {data.name} ({size:,} bytes): ship all of these files"
     data.unlink()
@@ -90,7 +93,7 @@ def test_of_a_file_that_is_not_published_there_is_no_hash_and_no_weights(tmp_pat
     older.write_bytes(b"older")
     report = export_onnx(nn.Sequential(network(), NaN()), older, X, external_data=True)
     assert not report
-    assert (report.sha256, report.data_files) == ("", {})
+    assert (report.sha256, report.data_files, report.data_sha256) == ("", {}, {})
     assert not any("ship" in note for note in report.notes)
     document = build_document(report)
     assert document.sentence.endswith(" Nothing was written; an older file, if there is one, is unchanged.")

@@ -88,8 +88,10 @@ ROOMS: dict[str, set[str]] = {
         *GROUND,
     },
     "demo": {"loading", "model", "nn", "batchnorm", "export", *GROUND},
+    "attest": {"render", "onnxfile", *GROUND},
     "cli": {
         "demo",
+        "attest",
         *("render", "ops", "model", "loading", "program", "runtime", "filenetwork", "batchnorm", "verify", "export"),
         "fold/file",
         *GROUND,
@@ -98,7 +100,15 @@ ROOMS: dict[str, set[str]] = {
     "pytest_plugin": {"testing", "render"},
     "__main__": {"cli", "exit_codes", "signals", "streams", "supervisor"},
 }
-NO_TORCH = GROUND | {"render", "render/plots", "render/sections", "render/writers", "onnxfile", "onnxfile/flow"}
+NO_TORCH = GROUND | {
+    "attest",
+    "render",
+    "render/plots",
+    "render/sections",
+    "render/writers",
+    "onnxfile",
+    "onnxfile/flow",
+}
 NO_TORCH -= {"tolerances"}  # limits of tensors
 MOST_OF_THE_PACKAGE = 0.22
 MOST_FILES = 16
@@ -276,7 +286,7 @@ def modules_after(statement: str) -> set[str]:
 
 
 HEAVY = {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "matplotlib", "jinja2", "sklearn", "PIL", "typer", "rich"}
-HEAVY |= {"lightning", "pytorch_lightning", "transformers"}
+HEAVY |= {"lightning", "pytorch_lightning", "transformers", "securesystemslib", "cryptography", "in_toto_attestation"}
 
 
 @pytest.mark.integration
