@@ -80,7 +80,7 @@ def test_statistics_that_agree_pass_and_a_drift_names_its_layer():
     text = str(error.value)
     assert text.startswith("1 of 1 BatchNorm layer drifts, starting at `1`: W ")
     facts = dict(line.split(maxsplit=1) for line in text.split("\n\n")[1].splitlines())
-    assert (facts["check"], facts["verdict"], facts["limit"], facts["layer"]) == ("1", "✗ fail", "0.05", "1")
+    assert (facts["check"], facts["verdict"], facts["limit"], facts["layer"]) == ("1", "✗ drift", "0.05", "1")
     assert float(facts["measured"]) > 0.05
     recalibrate_batchnorm(net, batches())
     assert assert_batchnorm_agrees(net, batches()).verdict == "ok"

@@ -30,7 +30,7 @@ class Result:
         passed: names of the checks that passed.
         warned: names of those with a warning.
         failed: names of those that failed, and of those that were needed and not run.
-        facts: how it was verified: the kind of report, versions, the command, checks that were not run.
+        facts: how it was verified: the kind of report, versions, the command, its notes, checks that were not run.
     """
 
     result: str
@@ -55,6 +55,7 @@ def result_of(report: VerifyReport, subjects: Sequence[Subject]) -> Result:
             "providers": {name: provider.verdict for name, provider in report.providers.items()},
             "notRun": [case.name for case, check in cases if check.verdict == "not_run" and not check.blocks],
             "environment": report.environment,
+            "notes": report.notes,
         },
     )
 

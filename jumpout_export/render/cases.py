@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from jumpout_export.render.blocks import Cell, state
 from jumpout_export.render.headline import drifting_channels, headline
 from jumpout_export.render.numbers import number, score_interval
 from jumpout_export.report import (
@@ -34,6 +35,7 @@ class Case:
         limit: the largest allowed value, in the same unit.
         layer: module path of the layer concerned; empty where there is none.
         note: what is to be known of it, for a person.
+        word: how the report says the verdict, where that is another word: `drift`, `inconclusive`.
     """
 
     name: str
@@ -42,6 +44,12 @@ class Case:
     limit: float | None = None
     layer: str = ""
     note: str = ""
+    word: str = ""
+
+    @property
+    def state(self) -> Cell:
+        """The verdict as a person sees it: symbol and word."""
+        return state(self.word or self.verdict)
 
     def sentence(self) -> str:
         """Returns what was measured, the limit, the layer and the note in one line; empty if there is none of it."""
@@ -98,7 +106,7 @@ def _of_layer(layer: BatchNormLayer, report: BatchNormReport) -> Case:
         facts.append(f"{drifting_channels(layer)} beyond {number(report.fail)} by itself")
     facts += [f"cause {layer.cause}"] if layer.cause else []
     note = "; ".join([", ".join(facts), *([layer.note] if layer.note else [])])
-    return Case(layer.name, _OF_LAYERS[layer.verdict], layer.w, report.warn, layer.name, note)
+    return Case(layer.name, _OF_LAYERS[layer.verdict], layer.w, report.warn, layer.name, note, layer.verdict)
 
 
 def _layer(divergence: str | None) -> str:

@@ -80,6 +80,7 @@ def test_a_statement_is_what_others_read(shipped, kind):
     assert (configuration["name"], configuration["digest"]) == ("report.json", {"sha256": said})
     assert configuration["annotations"]["environment"]["torch"] == "2.13.0"
     assert configuration["annotations"]["notRun"] == ["magnitudes"]
+    assert configuration["annotations"]["notes"] == ["compared with old.onnx"]
     report = verify_attestation(OUT, "public.pem")
     assert report
     assert report.files == shipped.files

@@ -204,7 +204,8 @@ def test_a_summary_stays_short():
     assert len([line for line in lines if line.startswith("| `cpu/")]) == 20
     assert lines[-1] == "And 280 more: see the report."
     of_sets = render_summary(REPORTS["sets"])
-    assert "| `check-bn night.npz: features.5` |" in of_sets
+    assert "| `check-bn night.npz: features.5` | ✗ drift |" in of_sets
+    assert "| `features.5` | ? inconclusive |" in render_summary(batchnorm("inconclusive"))
 
 
 def test_summaries_are_appended(tmp_path):

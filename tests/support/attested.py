@@ -21,7 +21,8 @@ def report_of(checks=(), own=PASSING, **changes):
     checks = [*own, *checks]
     passed = not any(check.blocks for check in checks)
     provider = ProviderReport(verdict="pass" if passed else "fail", reason="" if passed else "one check failed")
-    values = {"passed": passed, "providers": {"cpu": provider}, "checks": checks, "path": "model.onnx"}
+    values = {"passed": passed, "providers": {"cpu": provider}, "checks": checks, "path": MODEL}
+    values["notes"] = ["compared with old.onnx"]
     return VerifyReport(**{**values, "environment": {"torch": "2.13.0", "command": "verify"}, **changes})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from jumpout_export.render.blocks import state
 from jumpout_export.render.cases import Case, cases_of, parts_of, verdict_of
 from jumpout_export.render.numbers import number
 from jumpout_export.render.writers.document import visible
@@ -33,7 +32,7 @@ def render_failure(report: Report) -> str:
 def _block(name: str, case: Case) -> str:
     facts = {
         "check": name,
-        "verdict": state(case.verdict).text,
+        "verdict": case.state.text,
         "measured": number(case.measured),
         "limit": number(case.limit),
         "layer": case.layer or "–",

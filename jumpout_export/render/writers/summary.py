@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jumpout_export.render.blocks import Cell, Column, Fact, Section, Table, state
+from jumpout_export.render.blocks import Cell, Column, Fact, Section, Table
 from jumpout_export.render.cases import cases_of, parts_of
 from jumpout_export.render.headline import is_published
 from jumpout_export.render.numbers import number
@@ -52,7 +52,7 @@ def _sections(report: Report) -> tuple[Section, ...]:
     rows = tuple(
         (
             Cell(f"{part}: {case.name}" if part else case.name),
-            state(case.verdict),
+            case.state,
             Cell(number(case.measured)),
             Cell(number(case.limit)),
             Cell(case.layer),
