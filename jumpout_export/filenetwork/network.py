@@ -20,6 +20,7 @@ from jumpout_export.filenetwork.nodes import FileNode
 from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.data import misplaced
 from jumpout_export.onnxfile.load import inlined, load_onnx
+from jumpout_export.onnxfile.steps import read_inside
 from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, default_opset, tensors
 from jumpout_export.text import first_line
 
@@ -51,24 +52,36 @@ class FileNetwork(nn.Module):
         model = _with_data(path)
         graph = model.graph
         constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.inputs = tuple(value.name for value in graph.input if value.name not in constants)
+        given = [value for value in graph.input if value.name not in constants]
+        self.inputs = tuple(value.name for value in given)
+        self._types = {value.name: _type(value.type.tensor_type.elem_type) for value in given}
+        # Sizes as text where they are open; the first is the batch, which is given in pieces where it is fixed.
+        self._shapes: dict[str, list[int | str] | None] = {
+            value.name: [axis.dim_value or axis.dim_param or "?" for axis in value.type.tensor_type.shape.dim]
+            if value.type.tensor_type.HasField("shape")
+            else None
+            for value in given
+        }
         self.outputs = tuple(value.name for value in graph.output)
         self._numbers: dict[str, tuple[Any, torch.dtype]] = {}  # integers that say shapes, axes and the like, by name
         self._dtype = torch.float32  # that the network runs in
         tables = {node.input[0] for node in graph.node if node.op_type in _LOOK_UPS}
         for name, tensor in constants.items():
             self._hold(name, _tensor(tensor, path), name in tables)
+        known = {value.name for value in graph.input} | {*constants}
         opset, taken = default_opset(model), set(dict(self.named_children()))
         self._order: list[str] = []
         for node in graph.node:
             if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS:
                 self._hold(node.output[0], _constant(node, path), node.output[0] in tables)
+                known.add(node.output[0])
                 continue
             wanted = (node.name or f"{node.op_type}_{node.output[0]}").replace(".", "_")
             name = next(one for one in _numbered(wanted) if one not in taken and not hasattr(self, one))
             taken.add(name)
             self._order.append(name)
-            self.add_module(name, FileNode(node, opset))
+            self.add_module(name, FileNode(node, opset, [one for one in read_inside(node) if one in known]))
+            known |= {*node.output}
         self.eval()
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,8 +114,8 @@ class FileNetwork(nn.Module):
 
     def batch(self, given: Any) -> Batch:
         """Returns one batch as `batches` does."""
-        if isinstance(given, Batch):
-            return given
+        if isinstance(given, Batch):  # a command makes those of --input-shape
+            given = given.kwargs or (given.args[0] if isinstance(given.args[0], Mapping) else given.args)
         given = (given,) if isinstance(given, Tensor) else given
         names = ", ".join(self.inputs)
         if isinstance(given, tuple | list) and len(given) >= len(self.inputs):
@@ -111,7 +124,21 @@ class FileNetwork(nn.Module):
             raise TypeError(f"a batch must hold the file's inputs ({names}) as tensors, in this order or by name")
         if missing := [name for name in self.inputs if name not in given]:
             raise TypeError(f"the file's inputs are {names}; the batch lacks {', '.join(missing)}")
+        for name in self.inputs:
+            if isinstance(given[name], Tensor):
+                self._check(name, given[name])
         return Batch(({name: given[name] for name in self.inputs},), {})
+
+    def _check(self, name: str, value: Tensor) -> None:
+        if value.dtype != self._types[name]:
+            raise TypeError(f"input `{name}` must be {self._types[name]}, got {value.dtype}")
+        wanted = self._shapes[name]
+        if wanted is None:
+            return
+        fixed = zip(wanted[1:], value.shape[1:], strict=False)
+        if len(wanted) != value.ndim or any(isinstance(one, int) and one != two for one, two in fixed):
+            sizes = ", ".join(map(str, wanted))
+            raise TypeError(f"input `{name}` must have the shape ({sizes}), got {tuple(value.shape)}")
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._dtype = fn(torch.zeros((), dtype=self._dtype)).dtype
@@ -163,6 +190,13 @@ def _tensor(tensor: TensorProto, path: Path) -> Tensor:
         return torch.from_numpy(numpy_helper.to_array(tensor).copy())
     except TypeError as error:
         raise LoadError(f"{path}: `{tensor.name}` has a type that PyTorch has not ({first_line(error)})") from error
+
+
+def _type(kind: int) -> torch.dtype | None:
+    """PyTorch's type of one of TensorProto's."""
+    from onnx import helper
+
+    return getattr(torch, str(helper.tensor_dtype_to_np_dtype(kind)), None)
 
 
 def _constant(node: NodeProto, path: Path) -> Tensor:

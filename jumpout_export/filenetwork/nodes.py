@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -23,18 +24,21 @@ class FileNode(nn.Module):
     """Runs a node.
 
     Attributes:
-        reads: names of its inputs in the file, empty where one is left out.
+        reads: names of its inputs in the file, empty where one is left out, then what its subgraphs read around it.
         makes: names of its outputs.
     """
 
-    def __init__(self, node: NodeProto, opset: int) -> None:
-        """Takes a node of a file in this opset."""
+    def __init__(self, node: NodeProto, opset: int, around: Sequence[str] = ()) -> None:
+        """Takes a node of a file in this opset, and the names that its subgraphs read of values around them."""
         from onnx import helper
 
         super().__init__()
-        self.reads, self.makes = tuple(node.input), tuple(name for name in node.output if name)
+        self.reads, self.makes = (*node.input, *around), tuple(name for name in node.output if name)
         self.kind = node.op_type
-        self._opset, self._bytes = opset, node.SerializeToString(deterministic=True)
+        self._opset, self._given = opset, tuple(dict.fromkeys(name for name in self.reads if name))
+        given = [helper.make_empty_tensor_value_info(name) for name in self._given]
+        made = [helper.make_empty_tensor_value_info(name) for name in self.makes]
+        self._graph = helper.make_graph([node], "one", given, made).SerializeToString()
         values = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         self._attributes: dict[str, Any] = {
             name: one.decode() if isinstance(one, bytes) else one for name, one in values.items()
@@ -54,7 +58,9 @@ class FileNode(nn.Module):
                 pass
             else:
                 return found if isinstance(found, tuple) else (found,)
-        made = _onnx_node(torch.frombuffer(bytearray(self._bytes), dtype=torch.uint8), self._opset, [*inputs])
+        given = dict(zip(self.reads, inputs, strict=True))
+        graph = torch.frombuffer(bytearray(self._graph), dtype=torch.uint8)
+        made = _onnx_graph(graph, self._opset, [cast("Tensor", given[name]) for name in self._given])
         if dtype == torch.float64:  # of a constant that the node itself holds
             made = [one.double() if one.is_floating_point() else one for one in made]
         return tuple(made)
@@ -64,20 +70,15 @@ def _is_usual(value: Tensor | None) -> bool:
     return value is None or value.is_floating_point() or value.dtype in (torch.int64, torch.int32)
 
 
-@torch.library.custom_op("jumpout_export::onnx_node", mutates_args=())
-def _onnx_node(node: Tensor, opset: int, inputs: list[Tensor | None]) -> list[Tensor]:
-    """What the reference implementation of the onnx package makes of a node."""
-    from onnx import NodeProto, helper
+@torch.library.custom_op("jumpout_export::onnx_graph", mutates_args=())
+def _onnx_graph(graph: Tensor, opset: int, inputs: list[Tensor]) -> list[Tensor]:
+    """What the reference implementation of the onnx package makes of a graph, whose bytes are given."""
+    from onnx import GraphProto
     from onnx.reference import ReferenceEvaluator
 
-    parsed = NodeProto.FromString(node.numpy().tobytes())
-    names = [
-        [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(some) if name]
-        for some in (parsed.input, parsed.output)
-    ]
-    graph = helper.make_graph([parsed], "one", names[0], names[1])
-    runner = ReferenceEvaluator(graph, opsets={"": opset})
-    feeds = {name: one.numpy() for name, one in zip(parsed.input, inputs, strict=True) if one is not None}
+    parsed = GraphProto.FromString(graph.numpy().tobytes())
+    runner = ReferenceEvaluator(parsed, opsets={"": opset})
+    feeds = {value.name: one.numpy() for value, one in zip(parsed.input, inputs, strict=True)}
     with np.errstate(all="ignore"):
         found: list[Any] = list(runner.run(None, feeds))
     return [torch.from_numpy(np.array(one)) for one in found]

@@ -37,7 +37,7 @@ def steps_of(file: Reads) -> list[Step]:
         if all(isinstance(file.main.get(name), Source) for name in node.output):
             continue
         read_here = node.input[:1] if node.op_type == "CastLike" else node.input
-        names = [*enumerate(read_here), *((-1, name) for name in _read_inside(node))]
+        names = [*enumerate(read_here), *((-1, name) for name in read_inside(node))]
         read: list[tuple[int, Source]] = []
         for place, name in names:
             source = file.main.get(name)
@@ -52,8 +52,8 @@ def steps_of(file: Reads) -> list[Step]:
     return steps
 
 
-def _read_inside(node: NodeProto) -> list[str]:
-    """The names that a node's subgraphs read or return; what they make themselves has none of them."""
+def read_inside(node: NodeProto) -> list[str]:
+    """Returns the names that a node's subgraphs read or return, of values around them and of their own."""
     found: dict[str, None] = {}
     for _, graph in graphs_of(node):
         for message in messages(graph):

@@ -10,6 +10,7 @@ from torch import nn
 
 from jumpout_export.errors import LoadError
 from jumpout_export.filenetwork.network import FileNetwork
+from jumpout_export.model.batches import Batch
 
 rng = np.random.default_rng(0)
 WEIGHT, BIAS = rng.normal(size=(5, 4)).astype(np.float32), rng.normal(size=5).astype(np.float32)
@@ -67,7 +68,9 @@ def test_a_cast_to_float32_is_one_to_float64_there(tmp_path):
     np.testing.assert_array_equal(exact.numpy(), x.numpy() / 3.0)
 
 
-@pytest.mark.parametrize("form", ["in order", "with labels", "by name", "more names", "list of batches"])
+@pytest.mark.parametrize(
+    "form", ["in order", "with labels", "by name", "more names", "list of batches", "as a command does"]
+)
 def test_batches_are_named(path, form):
     network, a, b = FileNetwork(path), torch.zeros(2, 4), torch.ones(2, 4)
     given = {
@@ -76,16 +79,38 @@ def test_batches_are_named(path, form):
         "by name": {"b": b, "a": a},
         "more names": {"b": b, "a": a, "label": torch.zeros(2)},
         "list of batches": [(a, b)],
+        "as a command does": [Batch((a, b), {})],
     }[form]
     (batch,) = network.batches(given)
     assert list(batch.args[0]) == ["a", "b"]
     assert torch.equal(batch.args[0]["b"], b)
 
 
+def test_a_branch_reads_what_is_around_it(tmp_path):
+    double = "then_branch = t () => (float[n,4] p) { p = Mul (x, two) }"
+    negate = "else_branch = e () => (float[n,4] q) { q = Neg (x) }"
+    nodes = f"two = Constant <value_float = 2.0> () y = If (c) <{double}, {negate}>"
+    network = FileNetwork(saved(f"g (bool c, float[n,4] x) => (float[n,4] y) {{ {nodes} }}", tmp_path / "m.onnx"))
+    x = torch.randn(3, 4)
+    assert torch.equal(network({"c": torch.tensor(True), "x": x})["y"], 2 * x)
+    assert torch.equal(network({"c": torch.tensor(False), "x": x})["y"], -x)
+
+
 @pytest.mark.parametrize("given", [torch.zeros(2, 4), {"a": torch.zeros(2, 4)}, 3])
 def test_a_batch_that_lacks_an_input_is_refused(path, given):
     with pytest.raises(TypeError, match="the file's inputs"):
         list(FileNetwork(path).batches(given))
+
+
+def test_an_input_of_another_type_is_refused(path):
+    with pytest.raises(TypeError, match=r"input `b` must be torch\.float32, got torch\.int64"):
+        list(FileNetwork(path).batches((torch.zeros(2, 4), torch.zeros(2, 4, dtype=torch.long))))
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (4,)])
+def test_an_input_of_another_shape_is_refused(path, shape):
+    with pytest.raises(TypeError, match=r"input `b` must have the shape \(n, 4\), got \("):
+        list(FileNetwork(path).batches((torch.zeros(2, 4), torch.zeros(shape))))
 
 
 def test_external_data_outside_of_the_folder_is_not_read(path, tmp_path):
