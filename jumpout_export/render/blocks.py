@@ -112,7 +112,8 @@ Block = Table | Items | Plots | Group
 class Section:
     """A heading, what is measured in one sentence, how to read it, and what was found.
 
-    A `background` section is left out on the terminal.
+    A `background` section is left out on the terminal. One that is `settled` asks for nothing: the page folds it away
+    under this line.
     """
 
     key: str
@@ -121,6 +122,7 @@ class Section:
     explanation: str
     blocks: tuple[Block, ...]
     background: bool = False
+    settled: str = ""
 
 
 @dataclass(frozen=True)

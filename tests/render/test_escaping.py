@@ -89,7 +89,7 @@ def test_the_terminal_gets_no_control_characters_and_no_markup():
 def test_plots_are_well_formed_and_ids_are_unique_on_the_page():
     page = render_html(hostile_report())
     plots = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(plots) == 4
+    assert len(plots) == 5
     for plot in plots:
         ET.fromstring(plot)
     ids = [attributes["id"] for _, attributes in Tags(page).tags if "id" in attributes]

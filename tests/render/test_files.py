@@ -120,6 +120,7 @@ def test_the_list_of_plots_is_complete(tmp_path):
     full.training = TrainingHistory(loss=[1.0, 0.5], **accuracy)
     parts = {"stale": 0.1, "stochastic": 0.1, "propagated": 0.1, "median_log_ratio": 0.3}
     full.before.layers = [full.before.layers[0].model_copy(update={"name": f"bn{i}", **parts}) for i in range(20)]
+    full.after = full.before.model_copy(deep=True)
     checks = [Check(name=f"cpu/all/{i}", measured=1, limit=2, verdict="pass") for i in range(3)]
     full.export = ExportReport(passed=True, checks=checks)
     assert {name for name in write_report(full, tmp_path) if name.endswith(".svg")} == {

@@ -58,7 +58,7 @@ def test_w_stands_where_its_number_is_between_the_margins(n):
     axis = 1 if n > 24 else 0
     ws = [0.01 * 1.02**i for i in range(n)]
     layers = [layer(f"bn{i}", verdict="ok", w=w, w_low=0.8 * w, w_high=1.3 * w) for i, w in enumerate(ws)]
-    svg = plots_batchnorm.drift(layers, None, warn=0.05, fail=0.15)
+    svg = plots_batchnorm.drift(layers, warn=0.05, fail=0.15)
     warn, fail = warn_and_fail(svg, axis)
     scale = (fail - warn) / math.log(0.15 / 0.05)
     drawn = marks(svg, COLOURS["c1"])
@@ -71,19 +71,21 @@ def test_w_stands_where_its_number_is_between_the_margins(n):
         assert high[axis] == pytest.approx(warn + scale * math.log(1.3 * w / 0.05), abs=0.05)
 
 
-def test_before_and_after_have_their_own_marks():
-    svg = plots_batchnorm.drift([layer("a"), layer("b")], [layer("a", w=0.01)], warn=0.05, fail=0.15)
-    before, after = marks(svg, COLOURS["c2"]), marks(svg, COLOURS["c1"])
-    assert (len(before), len(after)) == (2, 1)
-    assert after[0][0] < warn_and_fail(svg, 0)[0] < before[0][0]
-    assert "after recalibration" in svg
+def test_before_and_after_stand_side_by_side_on_one_scale():
+    was, now = [layer("a"), layer("b")], [layer("a", verdict="ok", w=0.01), layer("b", verdict="ok", w=0.02)]
+    one = plots_batchnorm.drift(was, beside=now, warn=0.05, fail=0.15)
+    two = plots_batchnorm.drift(now, beside=was, name="drift-after", warn=0.05, fail=0.15)
+    assert warn_and_fail(one, 0) == warn_and_fail(two, 0)
+    before, after = marks(one, COLOURS["fail"]), marks(two, COLOURS["c1"])
+    assert (len(before), len(after)) == (2, 2)
+    assert after[0][0] < after[1][0] < warn_and_fail(one, 0)[0] < before[0][0]
 
 
 @pytest.mark.parametrize("n", [1, 60])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, 1e-9, 1e9])
 def test_a_w_that_is_off_the_scale_is_drawn_at_its_edge(n, value):
     layers = [layer(f"bn{i}", w=value, w_low=value, w_high=value) for i in range(n)]
-    svg = plots_batchnorm.drift(layers, None, warn=0.05, fail=0.15)
+    svg = plots_batchnorm.drift(layers, warn=0.05, fail=0.15)
     if math.isnan(value):
         assert svg.count(">NaN<") == n
     else:
@@ -95,7 +97,7 @@ def test_of_many_layers_the_first_that_drifts_is_named_with_its_position():
     layers = [
         layer(f"stage.bn{i}", verdict="drift" if i in (30, 90) else "ok", w=0.3 if i == 90 else 0.1) for i in range(120)
     ]
-    svg = plots_batchnorm.drift(layers, None, warn=0.05, fail=0.15)
+    svg = plots_batchnorm.drift(layers, warn=0.05, fail=0.15)
     assert ">31 stage.bn30<" in svg
     assert ">91 stage.bn90<" in svg
 

@@ -35,21 +35,28 @@ _VERDICT_STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def drift(layers: Sequence[BatchNormLayer], after: Sequence[BatchNormLayer] | None, *, warn: float, fail: float) -> str:
+def drift(
+    layers: Sequence[BatchNormLayer],
+    *,
+    warn: float,
+    fail: float,
+    name: str = "drift",
+    beside: Sequence[BatchNormLayer] = (),
+) -> str:
     """Returns W with its 95% interval per layer against the margins, on a logarithmic scale.
 
     Args:
         layers: in call order; their marks show the verdict.
-        after: the layers after recalibration, found by name; the marks then show before and after.
         warn: the margin, in units of W.
         fail: from where the drift is severe.
+        name: of the plot.
+        beside: the layers of the plot that stands beside it, which has the same scale.
     """
-    later = {layer.name: layer for layer in after} if after is not None else {}
-    values = [value for layer in (*layers, *later.values()) for value in (layer.w, layer.w_high)]
+    values = [value for layer in (*layers, *beside) for value in (layer.w, layer.w_high)]
     top = 2.2 * max([v for v in (*values, warn, fail) if math.isfinite(v)] + [10 * LOWEST_W])
     many = len(layers) > MANY_ROWS
     height = 3.3 if many else 1.35 + _ROW * len(layers)
-    with styled_axes("drift", height, _WIDE if many else WIDTH) as (axes, finish):
+    with styled_axes(name, height, _WIDE if many else WIDTH) as (axes, finish):
         (axes.set_yscale if many else axes.set_xscale)("log")
         (axes.set_ylim if many else axes.set_xlim)(LOWEST_W / 1.5, top)
         (axes.set_ylabel if many else axes.set_xlabel)("W, standard deviations")
@@ -58,24 +65,13 @@ def drift(layers: Sequence[BatchNormLayer], after: Sequence[BatchNormLayer] | No
         else:
             _name_rows(axes, layers)
         _margins(axes, warn, fail, many=many)
-        styles = _VERDICT_STYLES if after is None else {}
-        before = mark(COLOURS["c2"], filled=True)
-        shift = 0.0 if after is None else -0.25 if many else -0.12
         for place, layer in enumerate(layers, 1):
-            size = 3.4 if many else 5.5
-            _whisker(
-                axes, layer, place + shift, top, {**before, **styles.get(layer.verdict, {}), "markersize": size}, many
-            )
-            if layer.name in later:
-                style = {**mark(COLOURS["c1"], filled=False), "markersize": size}
-                _whisker(axes, later[layer.name], place - shift, top, style, many)
+            style = {**_VERDICT_STYLES[layer.verdict], "markersize": 3.4 if many else 5.5}
+            _whisker(axes, layer, place, top, style, many)
         if many:
             _name_extremes(axes, layers, top)
         shown = [verdict for verdict in _VERDICT_STYLES if any(layer.verdict == verdict for layer in layers)]
-        if after is not None:
-            handles = [axes.plot([], [], **before)[0], *axes.plot([], [], **mark(COLOURS["c1"], filled=False))]
-            legend(axes, handles, ["before", "after recalibration"], wide=many)
-        elif shown:
+        if shown:
             marks = [axes.plot([], [], linestyle="", markersize=5, **_VERDICT_STYLES[verdict])[0] for verdict in shown]
             legend(axes, marks, shown, wide=many)
         return finish()

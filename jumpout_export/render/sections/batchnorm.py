@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from jumpout_export.render.blocks import Block, Items, Plot, Plots, Section
+from jumpout_export.render.headline import badness
 from jumpout_export.render.numbers import number, score, score_interval
 from jumpout_export.render.plots import batchnorm as plots_batchnorm
 from jumpout_export.render.plots.style import MANY_ROWS
@@ -28,7 +30,7 @@ def batchnorm_sections(report: BatchNormReport, after: BatchNormReport | None = 
     # A report that did not pass is falsy, so presence is always asked with `is None`.
     checks = [report] if after is None else [report, after]
     times = [""] if after is None else [" before", " after"]
-    blocks: list[Block] = [Plots((_drift(report, after), *attribution_plot(report)))] if report.layers else []
+    blocks: list[Block] = [Plots((*_drift(report, after), *attribution_plot(report)))] if report.layers else []
     blocks += layer_tables(report, after)
     origins = [sentence for check, when in zip(checks, times, strict=True) for sentence in _origin(check, when)]
     blocks += [Items(tuple(origins))] if origins else []
@@ -37,8 +39,9 @@ def batchnorm_sections(report: BatchNormReport, after: BatchNormReport | None = 
         more = f"And {count(len(reasons) - _MANY_REASONS, 'layer')} more; `report.json` holds the note of each."
         reasons = [*reasons[:_MANY_REASONS], more]
     blocks += [Items(tuple(reasons), "Why, and what to do")] if reasons else []
-    notes = _notes(checks, times)
-    blocks += [Items(tuple(notes), "Notes on the check")] if notes else []
+    settled, notes = _settled(checks), _notes(checks, times)
+    said = Items(tuple(notes), "Notes on the check")
+    blocks += [said] if notes and not settled else []
     section = Section(
         "batchnorm",
         "BatchNorm: training against serving",
@@ -49,21 +52,40 @@ def batchnorm_sections(report: BatchNormReport, after: BatchNormReport | None = 
         "with whole samples as the unit. A layer drifts when its whole interval lies above the margin, is ok when "
         "the whole interval lies below it, and is inconclusive otherwise or where noise alone could make such a W.",
         tuple(blocks),
+        settled=settled,
     )
     effects = [check.outputs for check in checks if check.outputs is not None]
-    sections = [section, *map(outputs_section, effects[:1])]
+    sections = [section, *(outputs_section(effect, settled=bool(settled)) for effect in effects[:1])]
+    # What is folded away may not hide what has to be known.
+    sections += [Section("check-notes", said.title, "", "", (replace(said, title=""),))] if notes and settled else []
     return sections + cause_sections(report) + channel_sections(report, after)
 
 
-def _drift(report: BatchNormReport, after: BatchNormReport | None) -> Plot:
+def _settled(checks: list[BatchNormReport]) -> str:
+    """Says that all layers agree, where they do and always did."""
+    layers = checks[0].layers
+    if not layers or not all(checks) or any(check.not_observed for check in checks):
+        return ""
+    worst = max(layers, key=badness)
+    return f"{count(len(layers), 'layer')} agree, largest W {score(worst.w)} at `{worst.name}`"
+
+
+def _drift(report: BatchNormReport, after: BatchNormReport | None) -> list[Plot]:
+    """The plot of W; with a check after recalibration two, side by side and on one scale."""
     many = len(report.layers) > MANY_ROWS
     caption = (
         f"{'One mark' if many else 'One row'} per layer in call order with its 95% interval, on a logarithmic scale, "
         f"against the margins. Arrows at the low edge stand for less than {number(plots_batchnorm.LOWEST_W)}."
     )
-    later = None if after is None else after.layers
-    draw = partial(plots_batchnorm.drift, report.layers, later, warn=report.warn, fail=report.fail)
-    return Plot("drift", "Drift W per layer", caption, draw, wide=many)
+    draw = partial(plots_batchnorm.drift, warn=report.warn, fail=report.fail)
+    if after is None or not after.layers:
+        return [Plot("drift", "Drift W per layer", caption, partial(draw, report.layers), wide=many)]
+    before = partial(draw, report.layers, beside=after.layers)
+    later = partial(draw, after.layers, name="drift-after", beside=report.layers)
+    return [
+        Plot("drift", "Drift W per layer, before", caption, before, wide=many),
+        Plot("drift-after", "After recalibration", "The same layers on the same scale.", later, wide=many),
+    ]
 
 
 def _origin(report: BatchNormReport, when: str) -> list[str]:

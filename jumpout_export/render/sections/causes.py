@@ -21,16 +21,18 @@ CAUSES: dict[Cause, str] = {
 
 
 def cause_sections(report: BatchNormReport) -> list[Section]:
-    """Returns the attribution and the advice; nothing where neither was measured."""
+    """Returns the attribution and the advice; nothing where nothing drifts, or neither was measured."""
+    if not _drifts(report):
+        return []
     attributed = _attributed(report)
     sections = [_attribution(attributed)] if attributed else []
     return sections + _advice([layer for layer in report.layers if layer.advice is not None])
 
 
 def attribution_plot(report: BatchNormReport) -> list[Plot]:
-    """Returns the plot of the parts per layer; nothing where they were not measured."""
+    """Returns the plot of the parts per layer; nothing where nothing drifts, or they were not measured."""
     layers = _attributed(report)
-    if not layers:
+    if not layers or not _drifts(report):
         return []
     many = len(layers) > MANY_ROWS
     caption = (
@@ -48,6 +50,11 @@ def folded_if_long(title: str, table: Table) -> Block:
     if len(table.rows) <= MANY_ROWS:
         return table
     return Group(title, Cell(""), count(len(table.rows), "layer"), table, is_open=False)
+
+
+def _drifts(report: BatchNormReport) -> bool:
+    """Whether there is a drift to explain; what the parts are of layers that agree is in `report.json`."""
+    return any(layer.verdict == "drift" for layer in report.layers)
 
 
 def _attributed(report: BatchNormReport) -> list[BatchNormLayer]:

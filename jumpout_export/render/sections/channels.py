@@ -31,12 +31,14 @@ def channel_sections(report: BatchNormReport, after: BatchNormReport | None) -> 
         "The numbers behind each verdict. A channel is significant where its W differs from 0 at a false discovery "
         "rate of 5%."
     )
-    sections = [Section("channels", "Channels", lead, "", tuple(blocks), background=True)] if blocks else []
+    settled = "" if figures else "no layer is off; the numbers of each"
+    sections = [Section("channels", "Channels", lead, "", tuple(blocks), True, settled)] if blocks else []
     return sections + _calls(report.layers)
 
 
 def _reading(report: BatchNormReport, figures: Sequence[Plot], after: BatchNormReport | None) -> str:
-    few = f", for the {len(figures)} layers with the largest W" if len(figures) < len(report.layers) else ""
+    off = sum(layer.verdict != "ok" for layer in report.layers)
+    few = f", for the {len(figures)} layers with the largest W" if len(figures) < off else ""
     flagged = " Triangles are significant." if any(layer.flagged for layer in report.layers) else ""
     later = " Diamonds are the same channels after recalibration." if after is not None else ""
     return (
@@ -49,7 +51,8 @@ def _reading(report: BatchNormReport, figures: Sequence[Plot], after: BatchNormR
 def _figures(report: BatchNormReport, after: BatchNormReport | None) -> list[Plot]:
     later = {layer.name: layer for layer in after.layers} if after is not None else {}
     clouds = {i: plots_channels.cloud(layer, fail=report.fail) for i, layer in enumerate(report.layers)}
-    drawn = [i for i, cloud in clouds.items() if cloud is not None]
+    # Those of a layer that agrees lie in the middle of the rings, and show nothing.
+    drawn = [i for i, cloud in clouds.items() if cloud is not None and report.layers[i].verdict != "ok"]
     worst = sorted(drawn, key=lambda i: (bool(report.layers[i].drifting_channels), badness(report.layers[i])))
     worst = worst[: -MAX_PANELS - 1 : -1]
     figures = []

@@ -62,6 +62,7 @@ def folded_section(report: ExportReport) -> list[Section]:
             "Jumpout and inverted dropout are the identity in serving, so removing them changes no output; a fused "
             "ReLU stays behind as a plain ReLU. The settings are kept for the file's provenance.",
             (Table(columns, rows) if rows else nothing,),
+            settled="" if any(layer.action == _KEPT for layer in report.folded) else folded_summary(report.folded),
         )
     ]
 
@@ -99,8 +100,18 @@ def parity_section(report: VerifyReport) -> list[Section]:
             "A check that compared nothing counts as failed, one that could not be run here says why. A warning is "
             "something to know: it does not make the file another network.",
             tuple(blocks),
+            settled=_settled(report),
         )
     ]
+
+
+def _settled(report: VerifyReport) -> str:
+    """Says that every check passed, where each did."""
+    if not report or not report.checks or any(check.verdict != "pass" for check in report.checks):
+        return ""
+    ratios = [ratio for ratio in map(_ratio, report.checks) if ratio is not None and math.isfinite(ratio)]
+    most = f", at most {number(100 * max(ratios))}% of a limit" if ratios else ""
+    return f"{count(len(report.checks), 'check')} passed{most}"
 
 
 def _checks(checks: list[Check]) -> list[Block]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from jumpout_export.render.blocks import Block, Cell, Column, Items, Section, Table
 from jumpout_export.render.numbers import number, p_value, percent, points, score, signed
@@ -13,8 +14,11 @@ _Row = tuple[Cell, ...]
 _LEVEL = 0.05  # of the McNemar test
 
 
-def outputs_section(effect: OutputEffect) -> Section:
-    """Returns the deployed model against a recalibrated copy: accuracy with its interval, likelihood, calibration."""
+def outputs_section(effect: OutputEffect, *, settled: bool = False) -> Section:
+    """Returns the deployed model against a recalibrated copy: accuracy with its interval, likelihood, calibration.
+
+    `settled` says whether nothing drifts, so that there is nothing to mend.
+    """
     columns = (Column("quantity", "note"), Column("before", "number"), Column("after", "number"), Column("change"))
     rows = [_accuracy_row(effect), _likelihood_row(effect), _calibration_row(effect)]
     known = tuple(row for row in rows if row is not None)
@@ -36,7 +40,17 @@ def outputs_section(effect: OutputEffect) -> Section:
         "Recalibrating makes the stored statistics those that serving sees. That need not raise the accuracy, and "
         "the likelihood can get worse where the wrong statistics happened to soften the outputs.",
         tuple(blocks),
+        settled=_settled(effect, known) if settled else "",
     )
+
+
+def _settled(effect: OutputEffect, rows: Sequence[_Row]) -> str:
+    """Says in a line that recalibrating would change nothing that shows; nothing where it would."""
+    if any(row[-1].tone != "plain" for row in rows):
+        return ""
+    if rows:
+        return "recalibrating changes nothing beyond chance"
+    return f"recalibrating moves them by {number(effect.logit_shift)} of their standard deviation"
 
 
 def _sentences(effect: OutputEffect) -> list[str]:

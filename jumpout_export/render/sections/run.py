@@ -9,6 +9,7 @@ from jumpout_export.render.headline import is_published
 from jumpout_export.render.numbers import number, percent
 from jumpout_export.render.plots import run as plots
 from jumpout_export.report import BatchNormReport, BatchNormSetsReport, ExportReport, Report, TrainingHistory
+from jumpout_export.text import count
 
 _SERVING = (
     " With serving statistics the BatchNorms hold what the network without noise saw in the last batches: where the "
@@ -51,11 +52,14 @@ def training_section(history: TrainingHistory | None) -> list[Section]:
         Section(
             "training",
             "Training",
-            f"{epochs} epoch{'' if epochs == 1 else 's'} with jumpout on; the accuracy on test samples is taken in "
+            f"{count(epochs, 'epoch')} with jumpout on; the accuracy on test samples is taken in "
             "eval mode, with jumpout off.",
             "The training accuracy is measured with the noise on, so it may well lie below the test accuracy."
             + (_SERVING if history.serving_accuracy else ""),
             tuple(blocks),
+            settled="; ".join(
+                [count(epochs, "epoch"), *(f"{name} {percent(values[-1])}" for name, values in accuracies.items())]
+            ),
         )
     ]
 
@@ -104,4 +108,5 @@ def _names(key: str, title: str, lead: str, values: dict[str, str]) -> list[Sect
         return []
     # The file's metadata has the package's name before each of ours.
     rows = tuple((Cell(name.removeprefix("jumpout_export.")), Cell(value)) for name, value in values.items())
-    return [Section(key, title, lead, "", (Table((Column("name"), Column("value", "note")), rows),), background=True)]
+    table = Table((Column("name"), Column("value", "note")), rows)
+    return [Section(key, title, lead, "", (table,), background=True, settled=count(len(rows), "line"))]

@@ -57,7 +57,7 @@ def write_report(report: Report, directory: str | os.PathLike[str]) -> dict[str,
 
 # Every plot there is, and with them every file.
 _PLOTS = (
-    *("accuracy", "loss", "active", "rate", "drift", "attribution", "parity"),
+    *("accuracy", "loss", "active", "rate", "drift", "drift-after", "attribution", "parity"),
     *(f"channels-{i}" for i in range(1, MAX_PANELS + 1)),
 )
 _FILES = ("report.json", "report.md", "report.html", *(f"plot-{name}.svg" for name in _PLOTS))
