@@ -6,7 +6,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(wildcard cpp/op/*)
 MODEL ?= runs/demo/model.onnx
 PACKAGE_DIRS := jumpout_export tests examples benchmarks experiments
 
-.PHONY: help setup demo replay test test-fast test-floors bench paper paper-gpu cuda-check cuda-sass gpu gpu-verify lint lint-release typecheck package format schema emulate emulate-mutants clean
+.PHONY: help setup demo replay test test-fast test-floors bench paper paper-gpu cuda-check cuda-sass gpu gpu-verify lint lint-release docs typecheck package format schema emulate emulate-mutants clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,14 @@ lint: setup  ## ruff, clang-format, codespell
 	$(BIN)/ruff format --check $(PACKAGE_DIRS) tools
 	$(BIN)/clang-format --dry-run --Werror $(shell find cpp benchmarks tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 	$(BIN)/codespell $(PACKAGE_DIRS) cpp docs README.md CHANGELOG.md CONTRIBUTING.md
+
+build/docs/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear build/docs
+	$(PYTHON) tools/requirements.py docs | build/docs/bin/python -m pip install --quiet -c constraints.txt -r /dev/stdin
+	@touch $@
+
+docs: build/docs/installed  ## the site, in build/site; a warning or a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 PATH=$(abspath build/docs/bin):$$PATH build/docs/bin/mkdocs build --quiet --site-dir build/site
 
 build/lint-release/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear build/lint-release

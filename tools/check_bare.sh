@@ -39,9 +39,9 @@ inside /env/bin/python /work/one_openmp.py
 inside /env/bin/jumpout-export demo --out /work/demo --epochs 2 | tail -3
 if [ -x "$replay" ]; then
   cp "$replay" "$root/work/jumpout-replay"
-  runtime=$(inside sh -c 'echo /env/lib/python3*/site-packages/onnxruntime/capi')
-  # The program needs the C++ library of the compiler that made it, and ONNX Runtime: its wheel's.
-  inside LD_LIBRARY_PATH="$runtime" /work/jumpout-replay /work/demo/model.onnx
+  # ONNX Runtime is its wheel's, which has it under its full version alone.
+  inside sh -c 'ln -s /env/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.1.* /work/libonnxruntime.so.1'
+  inside LD_LIBRARY_PATH=/work /work/jumpout-replay /work/demo/model.onnx
 else
   echo "replay: not run, there is no $replay"
 fi

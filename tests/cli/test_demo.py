@@ -1,7 +1,9 @@
 """The demo: the whole pipeline on real images, from the digits and from a folder."""
 
+import importlib.util
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from support.project import PROJECT
 from support.warm import warm_python
 
 from jumpout_export import demo
@@ -55,6 +58,23 @@ def test_it_trains_fixes_exports_and_says_where_to_look(run):
     assert [layer["kind"] for layer in report["export"]["folded"]] == ["Jumpout"] * 4
     assert all(len(q) == 16 for q in report["training"]["active_fraction"].values())
     assert report["after"]["outputs"]["top1_after"] is not None
+
+
+def counted(text):
+    """What is counted in the output, and the same on every machine."""
+    return re.findall(r"\d+ (?:of \d+ )?(?:checks|layers|BatchNorm)[\w ]*|\d+ became \w+", " ".join(text.split()))
+
+
+def test_the_readme_shows_what_it_prints(run):
+    spec = importlib.util.spec_from_file_location("demo_docs", PROJECT / "tools" / "demo_docs.py")
+    demo_docs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo_docs)
+    shown = demo_docs.README.read_text(encoding="utf-8").split(demo_docs.MARKS[0])[1].split(demo_docs.MARKS[1])[0]
+    printed = demo_docs.excerpt(run[1].stdout)
+    assert len(counted(printed)) >= 4
+    assert counted(shown) == counted(printed), "run `python tools/demo_docs.py`"
+    changed = shown.replace(counted(shown)[-1], "7" + counted(shown)[-1])
+    assert counted(changed) != counted(printed)
 
 
 def test_its_file_holds_nothing_random_and_no_path(run):

@@ -20,7 +20,13 @@ from support.project import PROJECT
 import jumpout_export
 from jumpout_export.cli.app import app
 
-PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *PROJECT.glob("docs/*.md")]
+PAGES = [
+    *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    *PROJECT.glob("docs/**/*.md"),
+]
+# The site's navigation, in order; mkdocs.yml has a tag that only mkdocs can read.
+NAV = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", (PROJECT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+HOW_TO = [PROJECT / "docs" / name for name in NAV if name.startswith("how-to/")]
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = GROUP.commands
 # What typer raises for wrong arguments, under every version's name for it.
@@ -28,7 +34,7 @@ UsageError = typer.BadParameter.__mro__[1]
 TOPS = ("", *(f"{top}/**/" for top in ("jumpout_export", "cpp", "tests", "tools", "examples", "benchmarks")))
 SHELL = ("bash", "console", "sh", "yaml", "")
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 
 
 @dataclass(frozen=True)
@@ -67,15 +73,16 @@ def prose(markdown: str) -> str:
     return re.sub(r"^ {4}.*$", "", unfenced(markdown), flags=re.MULTILINE)
 
 
-def run_blocks(name: str, markdown: str) -> None:
-    """Runs the Python blocks of a page in one namespace; a traceback shows the page's own line numbers."""
-    module = types.ModuleType(f"page_{Path(name).stem}")
+def run_blocks(*pages: tuple[str, str]) -> None:
+    """Runs the Python blocks of pages, (name, text) each, in one namespace; a traceback shows the page's own lines."""
+    module = types.ModuleType(f"page_{Path(pages[0][0]).stem}")
     sys.modules[module.__name__] = module
     try:
-        for block in blocks(markdown):
-            if block.language == "python" and not block.no_run:
-                source = "\n" * (block.line - 1) + block.text
-                exec(compile(source, name, "exec"), vars(module))
+        for name, markdown in pages:
+            for block in blocks(markdown):
+                if block.language == "python" and not block.no_run:
+                    source = "\n" * (block.line - 1) + block.text
+                    exec(compile(source, name, "exec"), vars(module))
     finally:
         del sys.modules[module.__name__]
 
@@ -172,12 +179,11 @@ def string_literals(source: str) -> list[str]:
 
 
 def unknown_messages(markdown: str) -> list[str]:
-    """Messages of the troubleshooting table that no source file holds; `…` stands for what is filled in."""
-    table = markdown[markdown.index("## Troubleshooting") :]
+    """Messages of the table that no source file holds; `…` stands for what is filled in."""
     quoted = [
-        cell for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for cell in re.findall(r"`([^`]+)`", row)
+        cell for row in re.findall(r"^\| (`.*?) \|", markdown, re.MULTILINE) for cell in re.findall(r"`([^`]+)`", row)
     ]
-    assert quoted, "the troubleshooting table is empty"
+    assert quoted, "the table of messages is empty"
     literals = [text for file in PROJECT.glob("jumpout_export/**/*.py") for text in string_literals(file.read_text())]
     parts = [part.strip() for message in quoted for part in message.split("…")]
     return [part for part in parts if not any(part in literal for literal in literals)]
@@ -185,10 +191,17 @@ def unknown_messages(markdown: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.integration
-@each_page
-def test_the_code_of_the_page_runs(page, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "pages", [HOW_TO, *([page] for page in PAGES if page not in HOW_TO)], ids=lambda pages: pages[-1].stem
+)
+def test_the_code_of_the_pages_runs(pages, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_blocks(page.name, page.read_text(encoding="utf-8"))
+    run_blocks(*((page.name, page.read_text(encoding="utf-8")) for page in pages))
+
+
+def test_the_site_shows_every_page():
+    generated = ("status.md", "changelog.md", "benchmarks.md", "paper.md", "contributing.md")  # tools/docs_hooks.py
+    assert sorted({*NAV} - {*generated}) == sorted(str(page.relative_to(PROJECT / "docs")) for page in PAGES[4:])
 
 
 @each_page
@@ -215,11 +228,11 @@ def test_the_command_line_page_is_current():
 
 @pytest.mark.integration
 def test_messages_in_the_troubleshooting_table_exist():
-    assert unknown_messages((PROJECT / "docs" / "guide.md").read_text(encoding="utf-8")) == []
+    assert unknown_messages((PROJECT / "docs" / "faq.md").read_text(encoding="utf-8")) == []
 
 
 def test_every_public_name_and_every_command_is_explained():
-    guide = (PROJECT / "docs" / "guide.md").read_text(encoding="utf-8")
+    guide = "".join(page.read_text(encoding="utf-8") for page in HOW_TO)
     concepts = (PROJECT / "docs" / "concepts.md").read_text(encoding="utf-8")
     missing = [name for name in jumpout_export.__all__ if name not in guide + concepts]
     missing += [name for name in COMMANDS if f"jumpout-export {name}" not in guide]
@@ -233,15 +246,15 @@ def fenced(code: str, language: str = "python", before: str = "") -> str:
 def test_a_broken_block_is_found_with_its_line():
     page = fenced("x = 1") + fenced("assert x == 2")
     with pytest.raises(AssertionError) as caught:
-        run_blocks("page.md", page)
+        run_blocks(("page.md", page))
     last = traceback.extract_tb(caught.tb)[-1]
     assert (last.filename, page.splitlines()[last.lineno - 1]) == ("page.md", "assert x == 2")
 
 
 def test_a_block_is_left_out_only_with_a_reason():
-    run_blocks("page.md", fenced("raise OSError", before="<!-- no-run: needs a GPU -->\n"))
+    run_blocks(("page.md", fenced("raise OSError", before="<!-- no-run: needs a GPU -->\n")))
     with pytest.raises(OSError, match="ran"):
-        run_blocks("page.md", fenced("raise OSError('ran')"))
+        run_blocks(("page.md", fenced("raise OSError('ran')")))
     with pytest.raises(AssertionError, match="line 3: no-run needs a reason"):
         blocks(fenced("pass", before="<!-- no-run: -->\n"))
     with pytest.raises(AssertionError, match="a block does not end"):
@@ -250,8 +263,8 @@ def test_a_block_is_left_out_only_with_a_reason():
 
 def test_a_broken_link_is_found():
     page = PROJECT / "docs" / "page.md"
-    text = "# A heading, twice\n[a](guide.md) [b](#a-heading-twice) [c](nothing.md) [d](guide.md#nothing) [e](#nothing)"
-    assert broken_links(page, text) == ["nothing.md", "guide.md#nothing", "#nothing"]
+    text = "# A heading, twice\n[a](faq.md) [b](#a-heading-twice) [c](nothing.md) [d](faq.md#nothing) [e](#nothing)"
+    assert broken_links(page, text) == ["nothing.md", "faq.md#nothing", "#nothing"]
 
 
 def test_a_file_that_does_not_exist_is_found():
@@ -282,5 +295,5 @@ def test_a_command_that_exists_is_let_through():
 
 @pytest.mark.integration
 def test_a_message_that_does_not_exist_is_found():
-    table = "## Troubleshooting\n| message | do |\n|---|---|\n| `jumpout_export's compiled … is lost or` | install |\n"
+    table = "| message | do |\n|---|---|\n| `jumpout_export's compiled … is lost or` | install |\n"
     assert unknown_messages(table) == ["is lost or"]
