@@ -9,10 +9,12 @@ namespace {
 
 std::string usage() {
   return "usage: jumpout-replay MODEL.onnx [--data DIR] [--provider " + provider_options("|") +
-         R"(] [--threads N] [--repeat N] [--dump DIR] [--json]
+         R"(] [--threads N] [--repeat N] [--dump DIR]
+                      [--without-manifest] [--json]
 
 Runs an exported model on its golden inputs in ONNX Runtime and compares with its golden outputs, under the tolerance
-in the model's metadata. Options may be written --data=DIR.
+in the model's metadata. Model, weights and golden data must be those that the manifest beside the model names. Options
+may be written --data=DIR.
 
   --data DIR       a folder test_data_set_*, or one that holds such folders; default: where the model is
   --provider NAME  )" +
@@ -20,6 +22,8 @@ in the model's metadata. Options may be written --data=DIR.
   --threads N      threads for one request, default 1
   --repeat N       timed runs, default 20
   --dump DIR       write the outputs there as raw bytes, DIR/test_data_set_0/output_0.raw
+  --without-manifest
+                   take files that no manifest describes, or other ones
   --json           print the report as JSON, docs/report.schema.json, whatever the exit code
   --version        print the versions of this program and of ONNX Runtime
   -h, --help       print this

@@ -16,9 +16,10 @@ constexpr int kPassed = 0;
 
 inline int exit_code(const Error& error) { return static_cast<int>(error.problem()); }
 
-// The model cannot even be run on its own golden inputs.
+// The model cannot even be run on its own golden inputs, or is not what was proven.
 struct CheckFailed : Error {
-  explicit CheckFailed(const std::string& message) : Error(Problem::kFailed, message) {}
+  explicit CheckFailed(const std::string& message, const std::string& check = "outputs")
+      : Error(Problem::kFailed, message, check) {}
 };
 
 // An argument or a file cannot be used.

@@ -6,6 +6,7 @@
 #include "errors.h"
 #include "plain_file.h"
 #include "platform.h"
+#include "sha256.h"
 #include "tensor_proto.h"
 #include "wire.h"
 
@@ -33,10 +34,13 @@ std::vector<fs::path> find_sets(const fs::path& folder) {
   return found;
 }
 
-Tensor read_tensor(const fs::path& file) {
+Tensor read_tensor(const fs::path& file, std::string& digest) {
   if (!fs::exists(file)) throw UsageError(shown(file) + ": there is no such file");
   const std::optional<std::string> content = read_plain(file);
   if (!content || content->empty()) throw UsageError(shown(file) + ": it is empty or cannot be read");
+  Sha256 hash;
+  hash.add(*content);
+  digest = hash.hex();
   try {
     return parse_tensor(*content);
   } catch (const FormatError& error) {
@@ -44,15 +48,15 @@ Tensor read_tensor(const fs::path& file) {
   }
 }
 
-std::vector<Tensor> read_all(const fs::path& folder, const std::string& kind, const std::vector<Signature>& wanted) {
+std::vector<Tensor> read_all(GoldenSet& set, const std::string& kind, const std::vector<Signature>& wanted) {
   std::vector<Tensor> tensors;
   for (size_t i = 0; i < wanted.size(); ++i) {
-    const fs::path file = folder / (kind + "_" + std::to_string(i) + ".pb");
-    tensors.push_back(read_tensor(file));
+    const fs::path file = set.folder / (kind + "_" + std::to_string(i) + ".pb");
+    tensors.push_back(read_tensor(file, set.digests[shown(file.filename())]));
     const std::string problem = misfit(tensors.back(), wanted[i]);
     if (!problem.empty()) throw UsageError(shown(file) + ": " + problem);
   }
-  const fs::path beyond = folder / (kind + "_" + std::to_string(wanted.size()) + ".pb");
+  const fs::path beyond = set.folder / (kind + "_" + std::to_string(wanted.size()) + ".pb");
   if (fs::exists(beyond)) {
     throw UsageError(shown(beyond) + ": the model has only " + std::to_string(wanted.size()) + " " + kind + "s");
   }
@@ -64,9 +68,11 @@ std::vector<Tensor> read_all(const fs::path& folder, const std::string& kind, co
 std::vector<GoldenSet> read_golden(const fs::path& folder, const std::vector<Signature>& inputs,
                                    const std::vector<Signature>& outputs) {
   std::vector<GoldenSet> sets;
-  for (const fs::path& set : find_sets(folder)) {
-    sets.push_back(
-        {set, shown(fs::canonical(set).filename()), read_all(set, "input", inputs), read_all(set, "output", outputs)});
+  for (const fs::path& found : find_sets(folder)) {
+    GoldenSet set{found, shown(fs::canonical(found).filename()), {}, {}, {}};
+    set.inputs = read_all(set, "input", inputs);
+    set.outputs = read_all(set, "output", outputs);
+    sets.push_back(std::move(set));
   }
   return sets;
 }

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
+#include <string>
 #include <vector>
 
 #include "tensor.h"
@@ -12,6 +14,7 @@ struct GoldenSet {
   std::filesystem::path folder;
   std::string name;  // of the folder, such as `test_data_set_0`
   std::vector<Tensor> inputs, outputs;
+  std::map<std::string, std::string> digests;  // of the files as they were read, by name
 };
 
 // `folder` holds the sets, or is one. All are read; each must have exactly the model's inputs and outputs, in its

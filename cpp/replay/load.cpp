@@ -119,7 +119,7 @@ class Clients {
 LoadReport run_load(const LoadOptions& options) {
   // One thread per request: the clients are what runs in parallel.
   const Session session(options.model, {options.provider, options.threads});
-  check_proven(options.model, session);
+  check_proven(session, options);
   session.refuse_random();
   const std::vector<Tolerance> tolerances = tolerances_of(session, options);
   const std::vector<GoldenSet> sets = golden_of(session, options);
@@ -134,6 +134,7 @@ LoadReport run_load(const LoadOptions& options) {
   LoadReport report;
   report.library = library_version();
   report.clients = options.clients;
+  report.without_manifest = options.without_manifest;
   report.must_repeat = options.provider.must_repeat;
   Clients clients(session, requests, options.clients);
   Tally all = clients.alone();

@@ -33,7 +33,7 @@ struct LoadReport {
   int clients = 0;
   int64_t warmup = 0, requests = 0, samples = 0;  // sent; `requests` and `samples` after the warm-up
   int64_t wrong = 0, differing = 0;               // answers of both: beyond tolerance, and with other bits than alone
-  bool must_repeat = true;
+  bool must_repeat = true, without_manifest = false;
   double seconds = 0;
   Latencies latencies;
   std::vector<LoadOutput> outputs;

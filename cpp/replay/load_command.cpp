@@ -10,7 +10,7 @@ namespace {
 
 constexpr char kUsage[] =
     R"(usage: jumpout-load MODEL.onnx [--data DIR] [--clients N] [--requests N | --duration SECONDS] [--warmup N]
-                    [--batches 1,2,7,16] [--json]
+                    [--batches 1,2,7,16] [--without-manifest] [--json]
 
 Sends the golden inputs to one session from several threads, in batches of several sizes. Every answer must be within
 tolerance of the golden outputs and have the bits it has when nothing else runs, and memory must stay flat. Options may
@@ -22,6 +22,7 @@ be written --clients=N.
   --duration SECONDS  send for that long instead
   --warmup N          requests before that, checked but not timed, default a tenth of --requests, or 2000
   --batches LIST      samples per request, in turn; a model with a fixed batch size takes that one
+  --without-manifest  take files that no manifest describes, or other ones
   --json              print the report as JSON, docs/report.schema.json, whatever the exit code
   --version           print the versions of this program and of ONNX Runtime
   -h, --help          print this

@@ -40,7 +40,8 @@ Check memory_check(const std::string& name, const LoadReport& report) {
 
 std::vector<Check> checks_of(const std::string& label, const LoadReport& report) {
   const int64_t answers = report.warmup + report.requests;
-  std::vector<Check> checks = {none_of(label + "/answers", report.wrong,
+  std::vector<Check> checks = {manifest_check(label, report.without_manifest),
+                               none_of(label + "/answers", report.wrong,
                                        "answers beyond tolerance of the golden outputs, of " + std::to_string(answers) +
                                            " from " + plural(report.clients, "client"))};
   if (report.must_repeat) {
@@ -79,7 +80,7 @@ std::string to_text(const LoadOptions& options, const LoadReport& report, const 
        << " with other bits than alone\n"
        << "per second: " << fixed(static_cast<double>(report.requests) / seconds, 1) << " requests, "
        << fixed(static_cast<double>(report.samples) / seconds, 1) << " samples\n"
-       << "latency:";
+       << (report.without_manifest ? "manifest: not looked at, --without-manifest\n" : "") << "latency:";
   for (const int percent : {50, 95, 99}) {
     text << (percent == 50 ? " " : ", ") << fixed(report.latencies.percentile(percent / 100.0), 3) << " ms p"
          << percent;

@@ -21,6 +21,7 @@ replay::Options options_of(const std::filesystem::path& file, const ModelSetting
   replay::Options options;
   options.model = file;
   options.data = settings.golden;
+  options.without_manifest = settings.without_manifest;
   options.command = "jumpout::Model::verify";
   options.provider = replay::parse_provider(settings.provider);
   if (settings.threads < 1) throw UsageError("threads must be at least 1, got " + std::to_string(settings.threads));
@@ -50,7 +51,7 @@ const Tensor& input_for(const Signature& wanted, const std::vector<Tensor>& give
 struct Model::Parts {
   Parts(const std::filesystem::path& file, const ModelSettings& settings)
       : options(options_of(file, settings)), session(file, {options.provider, options.threads}) {
-    replay::check_proven(file, session);
+    replay::check_proven(session, options);
   }
 
   const replay::Options options;

@@ -26,10 +26,11 @@ int run(const Program& program, const std::vector<std::string>& words, Setup& se
   }
   std::vector<std::string> values = program.values, flags = program.flags;
   values.insert(values.end(), {"--data"});
-  flags.insert(flags.end(), {"--json"});
+  flags.insert(flags.end(), {"--json", "--without-manifest"});
   const Arguments arguments(words, values, flags);
   setup.model = path_of(arguments.model());
   setup.data = path_of(arguments.text("--data", ""));
+  setup.without_manifest = arguments.has("--without-manifest");
   setup.provider = parse_provider(arguments.text("--provider", fallback().option));
   setup.threads = arguments.number("--threads", setup.threads, 1024);
   const Verification found = program.run(arguments, setup);

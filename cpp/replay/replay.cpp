@@ -69,6 +69,7 @@ Report prove(const Session& session, const Options& options,
   report.model = shown(options.model);
   report.library = library_version();
   report.provider = options.provider.option;
+  report.without_manifest = options.without_manifest;
   report.must_repeat = options.provider.must_repeat;
   report.threads = options.threads;
   report.repeats = options.repeat;
@@ -97,12 +98,6 @@ Report prove(const Session& session, const Options& options,
 }
 
 }  // namespace
-
-std::vector<GoldenSet> golden_of(const Session& session, const Setup& setup) {
-  const fs::path beside = setup.model.parent_path();
-  const fs::path folder = !setup.data.empty() ? setup.data : beside.empty() ? fs::path(".") : beside;
-  return read_golden(folder, session.inputs(), session.outputs());
-}
 
 std::vector<Tolerance> tolerances_of(const Session& session, const Setup& setup) {
   const std::string model = shown(setup.model);
@@ -136,7 +131,7 @@ bool Report::passed() const {
 Report replay(const Options& options) {
   const ProfileFolder profile;
   Session session(options.model, {options.provider, options.threads, profile.prefix()});
-  check_proven(options.model, session);
+  check_proven(session, options);
   return prove(session, options, [&](const std::vector<Tensor>&) {
     if (profile.prefix().empty()) return without_profile(options.provider);
     return place(executed_nodes(session.end_profile()), options.provider, options.model);

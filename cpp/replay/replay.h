@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "compare.h"
-#include "golden.h"
 #include "placement.h"
 #include "provider.h"
 #include "session.h"
@@ -19,7 +18,8 @@ struct Setup {
   std::filesystem::path model, data;  // no data: the folder of the model
   std::string command;                // as a shell takes it
   Provider provider = fallback();
-  int threads = 1;  // that one request is spread over
+  int threads = 1;                // that one request is spread over
+  bool without_manifest = false;  // whether a file that no manifest describes is good enough
 };
 
 struct Options : Setup {
@@ -43,14 +43,12 @@ struct Report {
   Placement placement;
   std::vector<OutputReport> outputs;
   double latency_ms = 0;                      // of one golden data set, the median of all runs
+  bool without_manifest = false;              // whether nobody looked whether these are the files that were proven
   bool must_repeat = true;                    // all runs must have the same bits
   std::string differing;                      // where they do not; empty if they do
   std::vector<std::string> problems() const;  // beyond those of the outputs
   bool passed() const;
 };
-
-// The golden data, every set of it. Throws UsageError.
-std::vector<GoldenSet> golden_of(const Session& session, const Setup& setup);
 
 // The tolerance of each output, as the metadata say. Throws UsageError.
 std::vector<Tolerance> tolerances_of(const Session& session, const Setup& setup);

@@ -42,6 +42,7 @@ std::string to_text(const Report& report) {
     text << ", " << plural(count, "node") << " on " << provider;
   if (report.placement.nodes.empty()) text << ", all nodes there";
   text << "\n";
+  if (report.without_manifest) text << "manifest: not looked at, --without-manifest\n";
   for (const OutputReport& output : report.outputs) text << line(output) << "\n";
   const std::vector<std::string> problems = report.problems();
   for (const std::string& problem : problems) text << "FAIL: " << problem << "\n";

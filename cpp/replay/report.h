@@ -19,6 +19,9 @@ Verification verification_of(const Options& options, const Report& report);
 // Of a model that cannot run its own data.
 Verification verification_of(const Setup& setup, const CheckFailed& error);
 
+// That a proof got as far as it does because the files are those of the manifest, or nobody looked.
+Check manifest_check(const std::string& label, bool without_manifest);
+
 // The check of an output, `label/worst error`; `kind` is such as `float32[8,10]`.
 Check output_check(const std::string& label, const std::string& output, const std::string& kind,
                    const Comparison& found);

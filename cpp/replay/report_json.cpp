@@ -93,7 +93,7 @@ Check nodes_check(const std::string& label, const Placement& placement) {
 }
 
 std::vector<Check> checks_of(const std::string& label, const Report& report) {
-  std::vector<Check> checks = {nodes_check(label, report.placement)};
+  std::vector<Check> checks = {manifest_check(label, report.without_manifest), nodes_check(label, report.placement)};
   if (report.must_repeat) {
     const bool same = report.differing.empty();
     const std::string good = std::to_string(report.repeats) + " runs have the bits of the first";
@@ -123,10 +123,16 @@ std::string to_json(const Setup& setup, const std::string& verdict, const std::s
 }
 
 Check failed_check(const Setup& setup, const Error& error) {
-  return {setup.provider.option + "/all/outputs", kFail, error.what(), std::nullopt, std::nullopt};
+  return {setup.provider.option + "/all/" + error.check(), kFail, error.what(), std::nullopt, std::nullopt};
 }
 
 }  // namespace
+
+Check manifest_check(const std::string& label, bool without_manifest) {
+  const std::string name = label + "/manifest";
+  if (without_manifest) return {name, kNotRun, "not looked at: --without-manifest", std::nullopt, std::nullopt, false};
+  return {name, kPass, "model, weights and golden data are those that the manifest names", 0.0, 0.0};
+}
 
 Check output_check(const std::string& label, const std::string& output, const std::string& kind,
                    const Comparison& found) {

@@ -1,8 +1,7 @@
 // FIPS 180-4, sections 4 to 6.
 #include "sha256.h"
 
-#include <array>
-#include <cstdint>
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <optional>
@@ -67,42 +66,61 @@ void add_block(State& state, const unsigned char* block) {
 
 }  // namespace
 
-std::string sha256_of(const std::filesystem::path& file) {
-  PlainFile source(file);
-  if (!source.is_open()) return "";
-  State state = kStart;
-  std::vector<char> part(1024 * kBlock);
-  std::array<char, kBlock> block;
-  uint64_t bits = 0;
-  size_t filled = part.size();
-  while (filled == part.size()) {
-    const std::optional<size_t> read = source.read(part.data(), part.size());
-    if (!read) return "";
-    filled = *read;
-    bits += 8 * filled;
-    for (size_t at = 0; at + kBlock <= filled; at += kBlock) {
-      add_block(state, reinterpret_cast<const unsigned char*>(part.data() + at));
+Sha256::Sha256() : state_(kStart), block_{} {}
+
+void Sha256::add(std::string_view bytes) {
+  bytes_ += bytes.size();
+  while (!bytes.empty()) {
+    const auto* start = reinterpret_cast<const unsigned char*>(bytes.data());
+    if (filled_ == 0 && bytes.size() >= kBlock) {
+      add_block(state_, start);
+      bytes.remove_prefix(kBlock);
+      continue;
+    }
+    const size_t count = std::min(kBlock - filled_, bytes.size());
+    std::memcpy(block_.data() + filled_, start, count);
+    filled_ += count;
+    bytes.remove_prefix(count);
+    if (filled_ == kBlock) {
+      add_block(state_, block_.data());
+      filled_ = 0;
     }
   }
-  std::memcpy(block.data(), part.data() + filled / kBlock * kBlock, filled % kBlock);
-  filled %= kBlock;
-  // The end: one bit, zeros, and the length in the last 8 bytes, in a block of their own if they do not fit.
-  block[filled++] = static_cast<char>(0x80);
-  std::memset(block.data() + filled, 0, kBlock - filled);
-  if (filled > kBlock - 8) {
-    add_block(state, reinterpret_cast<const unsigned char*>(block.data()));
-    block.fill(0);
+}
+
+std::string Sha256::hex() {
+  // The end: one bit, zeros, and the length in bits in the last 8 bytes, in a block of their own if they do not fit.
+  block_[filled_++] = 0x80;
+  std::memset(block_.data() + filled_, 0, kBlock - filled_);
+  if (filled_ > kBlock - 8) {
+    add_block(state_, block_.data());
+    block_.fill(0);
   }
-  for (size_t i = 0; i < 8; ++i) block[kBlock - 1 - i] = static_cast<char>(bits >> 8 * i);
-  add_block(state, reinterpret_cast<const unsigned char*>(block.data()));
+  for (size_t i = 0; i < 8; ++i) block_[kBlock - 1 - i] = static_cast<unsigned char>(8 * bytes_ >> 8 * i);
+  add_block(state_, block_.data());
 
   std::string text;
-  for (const uint32_t word : state) {
+  for (const uint32_t word : state_) {
     char hex[9];
     std::snprintf(hex, sizeof(hex), "%08x", static_cast<unsigned>(word));
     text += hex;
   }
   return text;
+}
+
+std::string sha256_of(const std::filesystem::path& file) {
+  constexpr size_t kPart = 1 << 16;
+  PlainFile source(file);
+  if (!source.is_open()) return "";
+  Sha256 hash;
+  std::vector<char> part(kPart);
+  for (size_t filled = kPart; filled == kPart;) {
+    const std::optional<size_t> read = source.read(part.data(), kPart);
+    if (!read) return "";
+    filled = *read;
+    hash.add({part.data(), filled});
+  }
+  return hash.hex();
 }
 
 }  // namespace jumpout::replay

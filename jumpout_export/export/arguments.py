@@ -9,9 +9,9 @@ import torch
 
 from jumpout_export.disk import check_target
 from jumpout_export.errors import ArgumentError, ArgumentTypeError
-from jumpout_export.export.golden import FOLDER
 from jumpout_export.extras import require_onnx
 from jumpout_export.onnxfile.load import DEFAULT_OPSET
+from jumpout_export.onnxfile.manifest import FOLDER
 from jumpout_export.runtime.session import newest_opset
 from jumpout_export.verify.precision import Precision, precision_of
 

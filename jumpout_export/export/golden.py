@@ -16,11 +16,11 @@ from jumpout_export.model.axes import Axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.model.probes import rows
 from jumpout_export.model.signature import tensors
+from jumpout_export.onnxfile.manifest import FOLDER
 from jumpout_export.tolerances import Budget
 from jumpout_export.verify.values.reference import Expected, Reference
 from jumpout_export.verify.values.scale import Scale, axis_of_length, axis_of_samples, representable
 
-FOLDER = "test_data_set_0"
 # Enough to compare on, small enough to lie beside the model.
 _MOST_SAMPLES = 8
 

@@ -5,21 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from jumpout_export.disk import locked, move, replace_file
-from jumpout_export.export.golden import FOLDER
 from jumpout_export.export.statistics import Staged
 from jumpout_export.onnxfile.data import data_files
+from jumpout_export.onnxfile.manifest import FOLDER, publish, withdrawn
 from jumpout_export.signals import defer_signals
 
 
 def replace_export(
-    file: Path, data: Path | None, target: Path, golden: Path | None, statistics: Staged | None = None
+    file: Path,
+    data: Path | None,
+    target: Path,
+    golden: Path | None,
+    statistics: Staged | None = None,
+    manifest: Path | None = None,
 ) -> None:
     """Moves everything to its place; killed at any moment it leaves no file beside the data of another.
 
     The weights come first, under a name that no other content has; the older golden data is away while the file is
-    replaced, and safetensors with new statistics are there before it. An error or an interrupt before the file is
-    replaced takes all of it back; a command is not interrupted any more from the first move on. Two calls for a folder
-    wait for each other. Weights that the older file used, or that a killed process left, are removed at the end.
+    replaced, and safetensors with new statistics are there before it. The older manifest is away before anything is
+    moved, and the new one is published after everything: no manifest ever describes what is not there. An error or an
+    interrupt before the file is replaced takes all of it back; a command is not interrupted any more from the first
+    move on. Two calls for a folder wait for each other. Weights that the older file used, or that a killed process
+    left, are removed at the end.
 
     Args:
         file: the finished file, in the file system of `target`.
@@ -27,6 +34,7 @@ def replace_export(
         target: the place of the file; the weights come beside it.
         golden: finished golden data, or None. It is `FOLDER/X/test_data_set_0` and becomes `FOLDER/test_data_set_0`.
         statistics: finished safetensors and their place, or None.
+        manifest: the finished manifest, or None.
 
     Raises:
         OSError: if a file cannot be moved.
@@ -39,26 +47,29 @@ def replace_export(
         older = data_files(target.parent, target.name)
         weights = target.with_name(data.name) if data else None
         defer_signals()
-        try:
-            if data and weights:
-                replace_file(data, weights, like=target)  # as private as the file itself
-            if final and aside and final.exists():
-                move(final, aside)
-            if statistics and kept:
-                if statistics.place.exists():
-                    move(statistics.place, kept)
-                replace_file(statistics.file, statistics.place, like=kept if kept.exists() else target)
-            replace_file(file, target)
-        finally:
-            if file.exists():
-                if weights and weights not in older:
-                    weights.unlink(missing_ok=True)
-                if final and aside and aside.exists():
-                    move(aside, final)
+        with withdrawn(target, file):
+            try:
+                if data and weights:
+                    replace_file(data, weights, like=target)  # as private as the file itself
+                if final and aside and final.exists():
+                    move(final, aside)
                 if statistics and kept:
-                    _take_back(statistics, kept)
-            elif final and golden:
-                move(golden, final, like=aside)
+                    if statistics.place.exists():
+                        move(statistics.place, kept)
+                    replace_file(statistics.file, statistics.place, like=kept if kept.exists() else target)
+                replace_file(file, target)
+            finally:
+                if file.exists():
+                    if weights and weights not in older:
+                        weights.unlink(missing_ok=True)
+                    if final and aside and aside.exists():
+                        move(aside, final)
+                    if statistics and kept:
+                        _take_back(statistics, kept)
+                elif final and golden:
+                    move(golden, final, like=aside)
+        if manifest:
+            publish(manifest, target)
         for path in older:
             if path != weights:
                 path.unlink(missing_ok=True)

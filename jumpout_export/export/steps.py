@@ -6,6 +6,7 @@ It raises `RefusedError` where there is nothing for the next step to do, with th
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from jumpout_export.fold.network.audit import audit_model
 from jumpout_export.fold.network.folded import STATE_PASSED, fold
 from jumpout_export.model.axes import Axes, choose_axes
 from jumpout_export.model.batches import Batch
-from jumpout_export.onnxfile.metadata import MAGNITUDES, add_entries
+from jumpout_export.onnxfile.manifest import Manifest, digests_of, manifest_of
+from jumpout_export.onnxfile.metadata import MAGNITUDES, PREFIX, add_entries
 from jumpout_export.onnxfile.static import metadata_check
 from jumpout_export.report import Check, ExportReport, VerifyReport, passes
 from jumpout_export.runtime.loads import inspect_file
@@ -199,13 +201,25 @@ def replace(job: Job, prepared: Prepared, written: Written, result: VerifyReport
             staged_golden(prepared.golden, job.golden_folder) as golden,
             staged_weights(job.subject.module, job.save_weights) as statistics,
         ):
-            replace_export(written.saved.path, written.data, job.target, golden, statistics)
+            manifest = _manifest(written, golden, report).write(manifest_of(written.saved.path))
+            replace_export(written.saved.path, written.data, job.target, golden, statistics, manifest)
         if job.save_weights:
             report.notes.append(
                 f"the file's weights are in {job.save_weights}: verify it with --weights {job.save_weights}"
             )
     job.tell("done", 5)
     return report
+
+
+def _manifest(written: Written, golden: Path | None, report: ExportReport) -> Manifest:
+    """What the manifest of the finished files says."""
+    names = ("version", "torch", "onnx", "onnxscript", "onnxruntime")
+    verdicts = {name: provider.verdict for name, provider in report.providers.items()}
+    return dataclasses.replace(
+        digests_of(written.saved.path, written.data, golden),
+        versions={name: report.provenance[f"{PREFIX}{name}"] for name in names},
+        verdicts=verdicts | {"batchnorm": report.batchnorm.verdict if report.batchnorm else "not_run"},
+    )
 
 
 def _golden(draft: Draft, original: nn.Module, network: nn.Module, batch: Batch, axes: Axes) -> Golden | None:

@@ -12,6 +12,7 @@ from jumpout_export.fold.file.read import read_noise
 from jumpout_export.log import log_step
 from jumpout_export.onnxfile.data import sha256_of_all, unchanged_checks
 from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.onnxfile.manifest import manifest_checks
 from jumpout_export.onnxfile.metadata import RANDOM, entries
 from jumpout_export.onnxfile.static import usable_data
 from jumpout_export.onnxfile.training import random_nodes
@@ -32,7 +33,8 @@ def inspect_onnx(path: str | os.PathLike[str]) -> VerifyReport:
     true, no BatchNormalization in training mode, no operator from a custom domain, no function that has the name of an
     operator of a runtime's own, no absolute path in metadata or doc strings, no external data but in plain files of the
     file's own folder, no input of an impossible size, no tensor without its data; the ONNX checker accepts it and ONNX
-    Runtime loads it. The notes say whether `fold_onnx` can take the noise out, and which weights hold NaN.
+    Runtime loads it. What a manifest beside it names has the digests that stand there; that there is none is a note.
+    The notes say whether `fold_onnx` can take the noise out, and which weights hold NaN.
 
     Args:
         path: the file.
@@ -58,6 +60,9 @@ def inspect_onnx(path: str | os.PathLike[str]) -> VerifyReport:
         *_about_purpose(model),
         *_with_nan(model, checks),
     ]
+    manifest, about_manifest = manifest_checks(path, data)
+    checks += manifest
+    notes += about_manifest
     checks += unchanged_checks(path.parent, before)
     return VerifyReport(
         kind="inspect",

@@ -20,6 +20,7 @@ from jumpout_export.log import log_step
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all
 from jumpout_export.onnxfile.data import sha256_of, sha256_of_all, unchanged_checks
+from jumpout_export.onnxfile.manifest import manifest_checks
 from jumpout_export.onnxfile.static import can_be_run, of_another_writer, usable_data
 from jumpout_export.report import Check, VerifyReport, not_run, passes
 from jumpout_export.runtime.loads import inspect_file
@@ -51,7 +52,8 @@ def verify_onnx(
     these, in changing places, and each has to have the values that it has alone. Names, number, shapes and dtypes
     must agree exactly, nothing may be NaN or infinite, two runs on the CPU must agree bitwise, and the error against a
     float64 copy of the model must stay within `tolerances.py`. A file that is changed meanwhile fails; `sha256` is of
-    the file before. Paths of a machine in it, and metadata that it lacks, are warnings. The model must be free of
+    the file before. What a manifest beside it names must have the digests that stand there; that there is none is a
+    note. Paths of a machine in it, and metadata that it lacks, are warnings. The model must be free of
     randomness and state in eval mode, and with an open batch size samples must not depend on each other. It is not
     changed.
 
@@ -101,6 +103,8 @@ def verify_onnx(
     checks = [*of_another_writer(inspect_file(path, proto, file.session), proto), *audit.checks]
     data = usable_data(path, proto, checks)
     before |= sha256_of_all(path.parent, data)
+    manifest, about_manifest = manifest_checks(path, data)
+    checks += manifest
     notes = [*audit.notes]
     try:
         if other is not None:
@@ -146,5 +150,5 @@ def verify_onnx(
         sha256=before[path.name],
         data_files=data,
         data_sha256={name: before[name] for name in data},
-        notes=[*notes, *result.notes],
+        notes=[*notes, *result.notes, *about_manifest],
     )

@@ -116,6 +116,12 @@ def spans(markdown: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", prose(markdown))
 
 
+# What the usage of the programs in C++ lists, read from their sources.
+CPP_OPTIONS = frozenset(
+    re.findall(r"--[a-z]+(?:-[a-z]+)*", "".join(file.read_text() for file in PROJECT.glob("cpp/replay/*command.cpp")))
+)
+
+
 def wrong_commands(markdown: str) -> list[str]:
     """What the page says about the command line and is not so."""
     shell = [block.text for block in blocks(markdown) if block.language in SHELL]
@@ -132,7 +138,8 @@ def wrong_commands(markdown: str) -> list[str]:
             else:
                 wrong += [f"{span}: no option {text}" for text in arguments if unknown_option(text, [name])]
         elif span.startswith("--"):
-            wrong += [f"no command has {text}" for text in re.split(r"[ /]+", span) if unknown_option(text, COMMANDS)]
+            texts = [text for text in re.split(r"[ /]+", span) if text.split("=")[0] not in CPP_OPTIONS]
+            wrong += [f"no command has {text}" for text in texts if unknown_option(text, COMMANDS)]
     return wrong
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.export.replace import replace_export
 from jumpout_export.onnxfile.data import data_files
+from jumpout_export.onnxfile.manifest import manifest_of
 
 pytestmark = [
     pytest.mark.integration,
@@ -43,7 +44,7 @@ def test_a_killed_export_leaves_the_older_one_or_the_new_one_whole(tmp_path):
     assert result["older"] > 3  # often nothing is published yet
     assert result["newer"] > 0  # and some were killed afterwards
     assert result["leftovers"] > 0  # SIGKILL leaves hidden folders...
-    assert len(listed(tmp_path)) == 3, listed(tmp_path)  # ... which the next export removes
+    assert len(listed(tmp_path)) == 4, listed(tmp_path)  # ... which the next export removes
 
 
 def test_the_replacement_is_whole_at_every_moment_and_two_at_once_never_mix(tmp_path):
@@ -61,6 +62,8 @@ def test_what_the_checks_above_look_for_they_find(tmp_path):
     stage(other, 1)
     assert whole(tmp_path) == 0
     shutil.copy(other / "test_data_set_0" / "output_0.pb", tmp_path / "test_data_set_0")
+    assert "test_data_set_0/output_0.pb is not the file that was proven" in str(whole(tmp_path))
+    manifest_of(tmp_path / NAME).unlink()
     assert "mixed" in str(whole(tmp_path))
     shutil.rmtree(tmp_path / "test_data_set_0")
     assert whole(tmp_path) == 0

@@ -32,7 +32,7 @@ def outside(tmp_path_factory):
 def test_weights_beside_the_file_are_named_after_their_content(outside):
     model, folder, report = outside
     (data,) = data_files(folder, "model.onnx")
-    assert sorted(os.listdir(folder)) == ["model.onnx", data.name]
+    assert sorted(os.listdir(folder)) == ["model.manifest.json", "model.onnx", data.name]
     proto = onnx.load(folder / "model.onnx", load_external_data=False)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     digest = hashlib.sha256(data.read_bytes()).hexdigest()
@@ -80,12 +80,12 @@ def test_a_new_export_removes_the_weights_of_the_one_before(outside, tmp_path):
     (second,) = data_files(tmp_path, "model.onnx")
     assert first != second
     assert export_onnx(other, tmp_path / "model.onnx", torch.randn(4, 9))
-    assert sorted(os.listdir(tmp_path)) == ["model.onnx", "model.onnx.data"]
+    assert sorted(os.listdir(tmp_path)) == ["model.manifest.json", "model.onnx", "model.onnx.data"]
 
 
 def test_a_model_without_large_weights_has_no_data_file(tmp_path):
     assert export_onnx(nn.ReLU(), tmp_path / "model.onnx", torch.randn(4, 9), external_data=True)
-    assert os.listdir(tmp_path) == ["model.onnx"]
+    assert sorted(os.listdir(tmp_path)) == ["model.manifest.json", "model.onnx"]
 
 
 @pytest.mark.slow

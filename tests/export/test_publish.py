@@ -40,7 +40,7 @@ def test_a_jumpout_network_is_exported_with_its_proof(exported):
     assert report.batchnorm.verdict == "ok"
     assert {"parameters", "batchnorm", "randomness", "convert", "file/random nodes"} < {c.name for c in report.checks}
     assert report == ExportReport.model_validate_json(report.model_dump_json())
-    assert sorted(os.listdir(folder)) == ["model.onnx", "test_data_set_0"]
+    assert sorted(os.listdir(folder)) == ["model.manifest.json", "model.onnx", "test_data_set_0"]
     assert {node.op_type for node in onnx.load(folder / "model.onnx").graph.node} == {
         "Conv",
         "Relu",

@@ -51,7 +51,7 @@ def test_weights_appear_with_the_file_and_with_its_permissions(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"older")
     (tmp_path / "m.onnx").chmod(0o600)
     assert export_onnx(NET, tmp_path / "m.onnx", X, save_weights=tmp_path / "w.safetensors")
-    assert sorted(os.listdir(tmp_path)) == ["m.onnx", "w.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == ["m.manifest.json", "m.onnx", "w.safetensors"]
     kept = load_file(tmp_path / "w.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in NET.state_dict().items())
     assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o600

@@ -14,6 +14,7 @@ from jumpout_export.export.steps import Written, inspect, prepare, replace, veri
 from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.onnxfile.manifest import manifest_of
 from jumpout_export.onnxfile.metadata import entries
 from jumpout_export.report import Check, ProviderReport, VerifyReport
 from jumpout_export.runtime.saved import SavedFile
@@ -163,7 +164,7 @@ def test_the_steps_make_a_file_that_appears_only_with_the_last_one(job, tmp_path
         report = replace(made, prepared, written, result)
     assert report
     assert made.target.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [made.target]
+    assert sorted(tmp_path.iterdir()) == [manifest_of(made.target), made.target]
     assert [text for text in said if text.startswith("export: ")] == [
         *("export: audit", "export: fold", "export: convert", "export: inspect", "export: verify", "export: done")
     ]

@@ -139,7 +139,7 @@ def test_weights_that_are_nan_are_noted(tmp_path):
     weights[0, 0] = -np.inf
     report = inspected(model_of("f = Cast<to = 1>(w) y = MatMul(x, f)", weights={"w": weights}), tmp_path)
     assert report
-    assert report.notes[1:] == ["`w` holds 2 NaN"]
+    assert report.notes[1:-1] == ["`w` holds 2 NaN"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The C++ programs, exports to replay, and models and golden data made by hand."""
 
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from torch import nn
 
 from jumpout_export import demo
 from jumpout_export.export.publish import export_onnx
+from jumpout_export.onnxfile.data import external_files, sha256_of
+from jumpout_export.onnxfile.manifest import Manifest, manifest_of
 from jumpout_export.report import VerifyReport
 
 EXACT = "cap=0 median=0 sizes=0 limits=0"
@@ -45,10 +48,21 @@ class Replay:
 
     @staticmethod
     def run(*command, **settings):
+        """Runs a program as it is, on files as they are."""
         return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **settings)
 
-    def __call__(self, *arguments, **settings):
-        return self.run(self.program, *arguments, **settings)
+    def sign(self, *words, cwd="."):
+        """Writes the manifest of the model in a command: most tests change files to see what else finds that."""
+        words = [str(word) for word in words]
+        data = [Path(cwd, after) for word, after in itertools.pairwise(words) if word == "--data"]
+        for model in [Path(cwd, word) for word in words if word.endswith(".onnx")]:
+            if model.is_file():
+                sign(model, data[0] if data else model.parent)
+
+    def __call__(self, *arguments, program=program, **settings):
+        """Runs a program on the files as they are, with a manifest that says so."""
+        self.sign(*arguments, cwd=settings.get("cwd", "."))
+        return self.run(program, *arguments, **settings)
 
     def report_of(self, model, *arguments):
         """The report, read with the package's own reader."""
@@ -65,7 +79,7 @@ class Replay:
 
     def refused(self, code, match, *arguments, program=program, **settings):
         """No verdict: one line on stderr, nothing on stdout."""
-        done = self.run(program, *arguments, **settings)
+        done = self(*arguments, program=program, **settings)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1), done
         assert re.search(match, done.stderr), done.stderr
 
@@ -117,6 +131,19 @@ class Replay:
         proto.metadata_props[1].value = "cap=0.05 median=1000 sizes=1000 limits=0.05"
         model.write_bytes(proto.SerializeToString())
         return model
+
+
+def sign(model, data):
+    """Writes the manifest of a model, of weights beside it, and of golden data in a folder."""
+    try:
+        names = sorted(external_files(onnx.load(model, load_external_data=False)))
+    except Exception:  # a model that is none is refused before anybody looks for its manifest
+        names = []
+    golden = [*data.glob("*.pb"), *data.glob("test_data_set_*/*.pb")]
+    files = {file.name: sha256_of(file) for file in golden if file.is_file()}
+    weights = {Path(name).name: model.parent / name for name in names if (model.parent / name).is_file()}
+    manifest = Manifest(sha256_of(model), {name: sha256_of(file) for name, file in weights.items()}, files)
+    manifest.write(manifest_of(model))
 
 
 def build(*arguments):

@@ -2,12 +2,13 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 from support.project import PROJECT
 
 from jumpout_export import exit_codes
-from jumpout_export.export.golden import FOLDER
+from jumpout_export.onnxfile.manifest import FOLDER, VERSION, manifest_of
 from jumpout_export.onnxfile.metadata import DATA_SHA256, PREFIX, RANDOM, TOLERANCE
 from jumpout_export.onnxfile.training import RANDOM_OPERATORS
 from jumpout_export.runtime.providers import PROVIDERS
@@ -100,3 +101,9 @@ def test_files_that_the_sources_name_exist(path):
 def test_the_library_has_the_version_of_the_package():
     version = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     assert only(r"project\(jumpout_replay VERSION (\S+) ", (SOURCES / "CMakeLists.txt").read_text()) == version
+
+
+def test_the_manifest_has_the_same_version_and_name():
+    source = code("manifest.cpp")
+    assert only(rf"constexpr char kVersion\[\] = {TEXT};", source) == str(VERSION)
+    assert only(rf"replace_extension\({TEXT}\)", source) == manifest_of(Path("m.onnx")).name.removeprefix("m")

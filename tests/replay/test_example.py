@@ -63,7 +63,7 @@ def test_every_value_of_every_format_is_where_it_belongs(replay, brightest, tmp_
         pixels[place] = most
         pixels = pixels.reshape(channels, 2, 3).transpose(1, 2, 0)  # a file has the channels last
         file.write_bytes(pnm(magic, pixels, most))
-        done = replay.run(replay.classify, brightest[channels], file)
+        done = replay(brightest[channels], file, program=replay.classify)
         assert (done.returncode, done.stdout) == (0, f"class {place} of {6 * channels}\n"), done.stderr
 
 
@@ -100,7 +100,7 @@ def test_the_example_serves_no_model_that_gives_other_outputs_here(replay, broke
     file = folder / "test_data_set_0" / "output_0.pb"
     tensor = onnx.load_tensor(file)
     replay.write_tensor(file, numpy_helper.from_array(numpy_helper.to_array(tensor) + 1, tensor.name))
-    done = replay.run(replay.classify, folder / "model.onnx", tmp_path / "image.pgm")
+    done = replay(folder / "model.onnx", tmp_path / "image.pgm", program=replay.classify)
     assert done.returncode == 1
     assert "FAIL: 1 of 1 output beyond tolerance" in done.stderr
 

@@ -46,6 +46,7 @@ def test_a_pass(replay, digits):
     report = read(done)
     assert (done.returncode, done.stderr, bool(report)) == (0, "", True)
     assert verdicts(report) == {
+        "cpu/all/manifest": "pass",
         "cpu/all/nodes": "pass",
         "cpu/all/repeatable": "pass",
         "cpu/all/test_data_set_0/output_0/worst error": "pass",
@@ -59,7 +60,7 @@ def test_a_pass(replay, digits):
     assert note.startswith("latency: ")
     assert note.endswith(" ms, median of 3 runs")
     assert "PASS" in rendered(report)
-    assert "`model.onnx` equals the PyTorch model: 3 checks passed on cpu." in rendered(report)
+    assert "`model.onnx` equals the PyTorch model: 4 checks passed on cpu." in rendered(report)
 
 
 def test_a_fail(replay, tmp_path):
@@ -75,7 +76,7 @@ def test_a_fail(replay, tmp_path):
     note = "output `y` float32[2,2], index [0,1]; max abs 1, max rel 1"
     assert check.note == note
     assert report.providers["cpu"].model_dump() == {"verdict": "fail", "reason": f"{name}: {note}"}
-    assert f"1 of 3 checks failed, first `{name}`, measured 1, limit 0" in " ".join(rendered(report).split())
+    assert f"1 of 4 checks failed, first `{name}`, measured 1, limit 0" in " ".join(rendered(report).split())
 
 
 def test_what_cannot_be_measured_is_no_number(replay, tmp_path):
@@ -174,6 +175,6 @@ def test_names_of_any_bytes_and_paths_of_any_letters_are_json(replay, digits, tm
         name = bytes(tmp_path / "plain") + b"/" + raw + b".onnx"
         with open(name, "wb") as file:
             file.write(model.read_bytes())
-        done = replay.run(replay.program, "--json", "--data", digits, name.decode("utf-8", "surrogateescape"))
+        done = replay("--json", "--data", digits, name.decode("utf-8", "surrogateescape"))
         path = re.sub("\ufffd+", "\ufffd", read(done).path)  # one in the place of each byte, or of several
         assert path == re.sub("\ufffd+", "\ufffd", name.decode("utf-8", "replace")), raw

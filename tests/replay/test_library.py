@@ -13,7 +13,7 @@ def used(replay, sanitized):
     """What `replay-model` prints of a model, as lines."""
 
     def use(model):
-        done = replay.run(replay.sanitized / "replay-model", model)
+        done = replay(model, program=replay.sanitized / "replay-model")
         assert (done.returncode, done.stderr) == (0, ""), done
         return done.stdout.splitlines()
 
@@ -32,9 +32,9 @@ def test_a_model_is_loaded_proven_and_run_by_name(used, mixed):
     assert said(lines, "PASS") == "6 outputs within tolerance of the golden data"
     (report,) = [json.loads(line) for line in lines if line.startswith("{")]
     assert report["passed"]
-    assert "passed, 8 checks" in lines  # of the nodes, of the bits, of six outputs
-    assert len(report["checks"]) == 8
-    assert report["checks"][0]["note"] == "a session on the CPU alone runs every node there"
+    assert "passed, 9 checks" in lines  # of the manifest, the nodes, the bits, six outputs
+    assert len(report["checks"]) == 9
+    assert report["checks"][1]["note"] == "a session on the CPU alone runs every node there"
     assert (said(lines, "logits"), said(lines, "any")) == ("float32[6,5]", "uint8[6]")
     assert "four threads: 4 right" in lines
     assert "2 values, -2" in lines
@@ -71,7 +71,7 @@ def test_a_model_that_gives_other_outputs_here_is_loaded_and_not_proven(used, br
     lines = used(broken / "model.onnx")
     assert said(lines, "load") == "fine"
     assert said(lines, "FAIL") == "1 of 6 outputs beyond tolerance"
-    assert "failed, 8 checks" in lines
+    assert "failed, 9 checks" in lines
 
 
 def test_a_model_that_cannot_run_its_own_data_is_not_proven(used, broken):

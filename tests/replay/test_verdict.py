@@ -266,7 +266,7 @@ def test_comparing_nothing_fails(replay, broken):
 
 def test_a_model_that_answers_differently_each_time_fails(replay, tmp_path):
     model = replay.crafted_random(tmp_path)
-    _, repeatable, output = replay.report_of(model, "--repeat", 2).checks
+    _, _, repeatable, output = replay.report_of(model, "--repeat", 2).checks
     assert output.verdict == "pass"  # the tolerance is that wide
     assert (repeatable.name, repeatable.verdict) == ("cpu/all/repeatable", "fail")
     assert repeatable.note == f"two runs on {tmp_path}/test_data_set_0 differ"

@@ -24,8 +24,9 @@ from jumpout_export.disk import private_folder
 from jumpout_export.errors import LoadError
 from jumpout_export.export.publish import export_onnx
 from jumpout_export.export.replace import replace_export
-from jumpout_export.onnxfile.data import changed_data, tie_data
+from jumpout_export.onnxfile.data import changed_data, external_files, tie_data
 from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.onnxfile.manifest import digests_of, manifest_checks
 from support.onnx_files import parsed
 
 NAME = "model.onnx"
@@ -76,7 +77,8 @@ def stage(folder, seed):
         golden.mkdir(parents=True)
         for name in ("input_0.pb", "output_0.pb"):
             (golden / name).write_text(str(seed))
-        replace_export(private / NAME, data, folder / NAME, golden)
+        manifest = digests_of(private / NAME, data, golden).write(private / "manifest")
+        replace_export(private / NAME, data, folder / NAME, golden, manifest=manifest)
         shutil.rmtree(hidden)
 
 
@@ -88,10 +90,19 @@ def whole(folder):
         return str(error)
     if problems := changed_data(folder / NAME, model):
         return problems[0]
+    if problem := misdescribed(folder, model):
+        return problem
     seed = int(model.producer_version)
     golden = folder / "test_data_set_0"
     found = {path.read_text() for path in golden.iterdir()} if golden.exists() else {str(seed)}
     return seed if found == {str(seed)} else f"mixed: the file is {seed}, the golden data {sorted(found)}"
+
+
+def misdescribed(folder, model):
+    """What is wrong with the manifest in `folder`; empty if it describes what is there, or there is none."""
+    checks, _ = manifest_checks(folder / NAME, external_files(model))
+    away = "" if not checks or (folder / "test_data_set_0").exists() else "a manifest, and no golden data"
+    return away or next((check.note for check in checks if check.verdict != "pass"), "")
 
 
 def contents(folder):
@@ -118,7 +129,7 @@ def kill_exports(folder):
         seconds = time.monotonic() - begin
         versions.append(contents(reference))
     result = {"problems": [], "killed": 0, "older": 0, "newer": 0, "leftovers": 0}
-    events = [("os.rename", number) for number in range(5)] + [("os.remove", 0), ("os.rename", 99)]
+    events = [("os.rename", number) for number in range(7)] + [("os.remove", 0), ("os.rename", 99)]
     moments = [("after", seconds * share / 6) for share in range(1, 6)]
     now = 0
     assert export(folder, now)
@@ -137,6 +148,8 @@ def kill_exports(folder):
         result["killed"] += os.WIFSIGNALED(status)
         result["leftovers"] += any(name.startswith(".") for name in listed(folder))
         found = contents(folder)
+        if problem := misdescribed(folder, load_onnx(folder / NAME)):
+            result["problems"].append(f"{what} {when}: {problem}")
         published = [seed for seed in (0, 1) if found[NAME] == versions[seed][NAME]]
         if not published:
             result["problems"].append(f"{what} {when}: another file")

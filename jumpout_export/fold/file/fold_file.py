@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jumpout_export.disk import check_target, private_folder, replace_file, writing
+from jumpout_export.disk import check_target, locked, private_folder, replace_file, writing
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.extras import require_onnx
 from jumpout_export.fold.file.copies import neutral_copy, observed_copy
@@ -19,6 +19,7 @@ from jumpout_export.fold.file.read import Reading, read_noise
 from jumpout_export.log import log_step
 from jumpout_export.onnxfile.data import external_files, sha256_of
 from jumpout_export.onnxfile.load import MAX_BYTES, load_onnx
+from jumpout_export.onnxfile.manifest import digests_of, publish, withdrawn
 from jumpout_export.onnxfile.metadata import entries
 from jumpout_export.onnxfile.sizes import MOST_ELEMENTS, impossible
 from jumpout_export.onnxfile.walk import default_opset, tensors
@@ -101,7 +102,11 @@ def fold_onnx(path: str | os.PathLike[str], out: str | os.PathLike[str], *, seed
         if report.passed:
             report.sha256 = sha256_of(file)
             report.provenance = entries(reading.model)
-            replace_file(file, target)
+            manifest = digests_of(file, None, None).write(folder / "manifest")
+            with locked(target.parent):
+                with withdrawn(target, file):
+                    replace_file(file, target)
+                publish(manifest, target)
     return report
 
 

@@ -16,11 +16,16 @@ enum class Problem {
 // Every message is one line and names the file, the tensor or the argument concerned.
 class Error : public std::runtime_error {
  public:
-  Error(Problem problem, const std::string& message) : std::runtime_error(message), problem_(problem) {}
+  Error(Problem problem, const std::string& message, const std::string& check = "")
+      : std::runtime_error(message), problem_(problem), check_(check) {}
   Problem problem() const noexcept { return problem_; }
+
+  // The check that failed: `outputs`, or `manifest`; empty for another problem.
+  const std::string& check() const noexcept { return check_; }
 
  private:
   Problem problem_;
+  std::string check_;
 };
 
 }  // namespace jumpout

@@ -17,12 +17,13 @@ struct ModelSettings {
   std::string provider = "cpu";       // or `cuda`: every node must run there
   int threads = 1;                    // that one request is spread over
   std::filesystem::path golden = {};  // a folder test_data_set_*, or one that holds such folders; where the model is
+  bool without_manifest = false;      // whether a file that no manifest describes is good enough
 };
 
 class Model {
  public:
-  // Loads a model that jumpout-export proved and published. Throws Error if its metadata do not say so, if a file of it
-  // is not the one that was proven, or if ONNX Runtime cannot load it.
+  // Loads a model that jumpout-export proved and published. Throws Error if its metadata do not say so, if it or a file
+  // of weights is not the one that the manifest beside it names, or if ONNX Runtime cannot load it.
   explicit Model(const std::filesystem::path& file, const ModelSettings& settings = {});
   ~Model();
   Model(Model&&) noexcept;
