@@ -107,3 +107,14 @@ def test_the_manifest_has_the_same_version_and_name():
     source = code("manifest.cpp")
     assert only(rf"constexpr char kVersion\[\] = {TEXT};", source) == str(VERSION)
     assert only(rf"replace_extension\({TEXT}\)", source) == manifest_of(Path("m.onnx")).name.removeprefix("m")
+
+
+def test_what_a_system_has_lies_in_one_file_for_each():
+    alone = {"platform_posix.cpp", "platform_windows.cpp"}
+    for file in [file for file in SOURCES.rglob("*.*") if file.suffix in (".cpp", ".h") and file.name not in alone]:
+        text = file.read_text()
+        system = set(re.findall(r"#include <([\w/]+\.h)>", text)) - {"onnxruntime_cxx_api.h"}
+        assert system == set(), file.name
+        assert not re.search(r"/proc/|mkdtemp|\bssize_t\b|__builtin|#if(def)? *.*(_WIN32|__linux__|__APPLE__)", text), (
+            file.name
+        )
