@@ -86,7 +86,7 @@ def export(
             if wanted and is_program(model):
                 raise LoadError(f"{option}: the exported program {model} has no BatchNorm layers; give the factory")
             if wanted and data is None:
-                raise LoadError(f"{option} needs real images: give --data")
+                raise LoadError(f"{option} needs real samples: give --data")
         checked = _check_before(job, model, data, recalibrate, samples, progress)
         result = export_onnx(
             job.network,
