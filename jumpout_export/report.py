@@ -390,6 +390,7 @@ class VerifyReport(Displayed, _Model):
         sha256: of the ONNX file, in hex; empty if there is none, or if it was not published.
         data_files: files beside it that its weights lie in, name -> bytes; to be shipped with it.
         data_sha256: of these, in hex, as they were verified.
+        against: the ONNX file that it was compared with; empty where that was a model.
         notes: sentences for a person, one fact each.
         environment: the command with its settings, versions and machine, as name -> value; filled by the command line.
     """
@@ -404,6 +405,7 @@ class VerifyReport(Displayed, _Model):
     sha256: str = ""
     data_files: dict[str, int] = Field(default_factory=dict)
     data_sha256: dict[str, str] = Field(default_factory=dict)
+    against: str = ""
     notes: list[str] = Field(default_factory=list)
     environment: dict[str, str] = Field(default_factory=dict)
 

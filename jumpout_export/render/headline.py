@@ -128,7 +128,8 @@ def _verify(report: VerifyReport) -> tuple[Cell, str]:
             return state("NOT RUN"), f"{file}: nothing was compared.{aside}"
         where = " and ".join(name for name, _ in _reasons(report, "pass"))
         warnings = [check for check in report.checks if check.verdict == "warning"]
-        claim = _CLAIMS.get(report.kind, "equals the PyTorch model")
+        other = f"`{PureWindowsPath(report.against).name}`" if report.against else "the PyTorch model"
+        claim = _CLAIMS.get(report.kind, f"equals {other}")
         verdict = state("PASS, WITH WARNINGS" if warnings else "PASS")
         if isinstance(report, ExportReport) and "jumpout_export.random" in report.provenance:
             claim = "is random on purpose, NOT deterministic, with the distribution of the PyTorch model"

@@ -150,5 +150,6 @@ def verify_onnx(
         sha256=before[path.name],
         data_files=data,
         data_sha256={name: before[name] for name in data},
+        against=str(other.path) if other is not None else "",
         notes=[*notes, *result.notes, *about_manifest],
     )

@@ -10,6 +10,7 @@ from support.architectures import ARCHITECTURES, build
 from support.onnx_files import parsed, saved
 
 from jumpout_export import export_onnx, verify_onnx
+from jumpout_export.render.headline import headline
 
 SOME = ("ResNet", "transformer", "LSTM", "two inputs", "U-Net", "mixed norms")
 
@@ -56,6 +57,8 @@ def test_what_an_optimizer_or_a_converter_writes_passes(exported, name, change, 
     report = verify_onnx(change(path, tmp_path), path, batch)
     assert report, problems(report)
     assert any(note.startswith(f"compared with {path}, sha256 ") for note in report.notes)
+    assert report.against == str(path)
+    assert f"equals `{path.name}`" in headline(report)[1]
     assert {"other file", "other file as run"} <= {check.name for check in report.checks}
 
 

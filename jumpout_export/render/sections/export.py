@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
+from pathlib import PureWindowsPath
 
 from jumpout_export.render.blocks import Block, Cell, Column, Group, Items, Plot, Plots, Section, Table, state
 from jumpout_export.render.headline import is_published, says_little
@@ -87,14 +88,14 @@ def parity_section(report: VerifyReport) -> list[Section]:
     if file_rows:
         blocks.append(Table((Column("file"), Column("value", "path")), file_rows))
     blocks += _checks(report.checks)
-    inspected = report.kind in {"inspect", "fold"}
+    inspected, other = report.kind in {"inspect", "fold"}, PureWindowsPath(report.against).name
     return [
         Section(
             "parity",
-            "What the file holds" if inspected else "Does the file equal the model?",
+            "What the file holds" if inspected else f"Does the file equal the {'other one' if other else 'model'}?",
             "The saved file was read back and searched for random operators and training modes."
             if inspected
-            else "The saved file was run in ONNX Runtime and compared with the PyTorch model.",
+            else f"The saved file was run in ONNX Runtime and compared with {other or 'the PyTorch model'}.",
             "A check passes when the measured value is at most the limit. The bar fills towards the limit on a "
             "logarithmic scale, from a millionth of it; the last column says what was measured. "
             "A check that compared nothing counts as failed, one that could not be run here says why. A warning is "
