@@ -25,23 +25,23 @@ for absent in gcc cc libgomp.so.1; do
   found=$(find "$root/usr/bin" "$root/usr/lib" -name "$absent" ! -type d -print -quit)
   [ -z "$found" ] || { echo "error: $root has $found: it is not bare" >&2; exit 2; }
 done
-rm -rf "$root/work" "$root/env"
-mkdir -p "$root/work"
-cp -r "$work/packages" "$root/work"
-cp "$project/tools/one_openmp.py" "$root/work"
+rm -rf "$root/bare" "$root/env"
+mkdir -p "$root/bare"
+cp -r "$work/packages" "$root/bare"
+cp "$project/tools/one_openmp.py" "$root/bare"
 # /proc: for the memory map, and the number of processors.
 mount -t proc proc "$root/proc"
 trap 'umount "$root/proc"; rm -rf "$work"' EXIT
 inside() { chroot "$root" /usr/bin/env -i PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 "$@"; }
 inside python3 -m venv /env
-inside sh -c '/env/bin/python -m pip install --quiet --no-index --find-links /work/packages "$(echo /work/packages/jumpout_export-*.whl)[demo]"'
-inside /env/bin/python /work/one_openmp.py
-inside /env/bin/jumpout-export demo --out /work/demo --epochs 2 | tail -3
+inside sh -c '/env/bin/python -m pip install --quiet --no-index --find-links /bare/packages "$(echo /bare/packages/jumpout_export-*.whl)[demo]"'
+inside /env/bin/python /bare/one_openmp.py
+inside /env/bin/jumpout-export demo --out /bare/demo --epochs 2 | tail -3
 if [ -x "$replay" ]; then
-  cp "$replay" "$root/work/jumpout-replay"
+  cp "$replay" "$root/bare/jumpout-replay"
   # ONNX Runtime is its wheel's, which has it under its full version alone.
-  inside sh -c 'ln -s /env/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.1.* /work/libonnxruntime.so.1'
-  inside LD_LIBRARY_PATH=/work /work/jumpout-replay /work/demo/model.onnx
+  inside sh -c 'ln -s /env/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.1.* /bare/libonnxruntime.so.1'
+  inside LD_LIBRARY_PATH=/bare /bare/jumpout-replay /bare/demo/model.onnx
 else
   echo "replay: not run, there is no $replay"
 fi

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from jumpout_export.errors import LoadError
 from jumpout_export.filenetwork.nodes import FileNode
 from jumpout_export.model.batches import Batch
-from jumpout_export.onnxfile.data import misplaced
+from jumpout_export.onnxfile.data import external_files, misplaced, sha256_of_all
 from jumpout_export.onnxfile.load import inlined, load_onnx
 from jumpout_export.onnxfile.steps import read_inside
 from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, default_opset, tensors
@@ -37,6 +37,7 @@ class FileNetwork(nn.Module):
 
     Attributes:
         path: of the file.
+        sha256: of the file and of those that its weights lie in, name to hex, as they were before they were read.
         inputs: names of its inputs, in order.
         outputs: names of its outputs, in order.
     """
@@ -49,7 +50,10 @@ class FileNetwork(nn.Module):
         """
         super().__init__()
         self.path = path = Path(path)
-        model = _with_data(path)
+        self.sha256 = sha256_of_all(path.parent, [path.name])
+        model = load_onnx(path)
+        self.sha256 |= sha256_of_all(path.parent, _external_files(path, model))
+        model = _with_data(path, model)
         graph = model.graph
         constants = {tensor.name: tensor for tensor in graph.initializer}
         given = [value for value in graph.input if value.name not in constants]
@@ -69,7 +73,7 @@ class FileNetwork(nn.Module):
         for name, tensor in constants.items():
             self._hold(name, _tensor(tensor, path), name in tables)
         known = {value.name for value in graph.input} | {*constants}
-        opset, taken = default_opset(model), set(dict(self.named_children()))
+        opset = default_opset(model)
         self._order: list[str] = []
         for node in graph.node:
             if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS:
@@ -77,8 +81,7 @@ class FileNetwork(nn.Module):
                 known.add(node.output[0])
                 continue
             wanted = (node.name or f"{node.op_type}_{node.output[0]}").replace(".", "_")
-            name = next(one for one in _numbered(wanted) if one not in taken and not hasattr(self, one))
-            taken.add(name)
+            name = next(one for one in _numbered(wanted) if not hasattr(self, one))
             self._order.append(name)
             self.add_module(name, FileNode(node, opset, [one for one in read_inside(node) if one in known]))
             known |= {*node.output}
@@ -168,12 +171,16 @@ def _numbered(name: str) -> Iterator[str]:
     return itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
 
 
-def _with_data(path: Path) -> ModelProto:
-    import onnx
-
-    model = load_onnx(path)
+def _external_files(path: Path, model: ModelProto) -> set[str]:
+    """The names of the files that hold weights; raises where one is no plain file of the folder."""
     if wrong := [text for tensor in tensors(model) if (text := misplaced(path.parent, tensor))]:
         raise LoadError(f"{path}: its external data is not read: {wrong[0]}")
+    return external_files(model)
+
+
+def _with_data(path: Path, model: ModelProto) -> ModelProto:
+    import onnx
+
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except Exception as error:  # of onnx and of the operating system, in a dozen types

@@ -15,7 +15,6 @@ from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-_FLOATING = (torch.float16, torch.float32, torch.float64)
 # Operators whose attribute says which type they make: TensorProto's numbers of the floating-point ones.
 _TYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64}
 

@@ -19,7 +19,7 @@ from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.log import log_step
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all
-from jumpout_export.onnxfile.data import sha256_of, sha256_of_all, unchanged_checks
+from jumpout_export.onnxfile.data import sha256_of_all, unchanged_checks
 from jumpout_export.onnxfile.manifest import manifest_checks
 from jumpout_export.onnxfile.static import can_be_run, of_another_writer, usable_data
 from jumpout_export.report import Check, VerifyReport, not_run, passes
@@ -109,7 +109,7 @@ def verify_onnx(
     try:
         if other is not None:
             checks += [check_other_file(other), check_as_run(other, first)]
-            notes.append(f"compared with {other.path}, sha256 {sha256_of(other.path)}")
+            notes.append(f"compared with {other.path}, sha256 {other.sha256[other.path.name]}")
         with subject.untouched():
             folded = fold(subject, first)
             notes += folded.notes
@@ -141,6 +141,7 @@ def verify_onnx(
         result = not_run(providers, nothing if other is None else "the other file is nothing to compare with")
     checks += result.checks
     checks += unchanged_checks(path.parent, before)
+    checks += [] if other is None else unchanged_checks(other.path.parent, other.sha256)
     return VerifyReport(
         passed=bool(result) and passes(checks, result.providers),
         providers=result.providers,

@@ -35,6 +35,26 @@ def test_a_file_that_is_replaced_while_it_is_verified_fails_and_the_hash_is_of_t
     assert report.sha256 == before
 
 
+def test_another_file_that_is_replaced_while_it_is_compared_with_fails(good, tmp_path):
+    _, path = good
+    old, changed = tmp_path / "old.onnx", tmp_path / "changed.onnx"
+    shutil.copy(path, old)
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert verify_onnx(path, old, SAMPLES[:4])
+    proto = onnx.load(path)
+    shifted(proto, "linear.bias", 1.0)
+    changed.write_bytes(proto.SerializeToString())
+
+    def replace(what, done, total):
+        if done == 1:
+            changed.replace(old)
+
+    report = verify_onnx(path, old, SAMPLES[:4], progress=replace)
+    assert not report
+    assert "old.onnx; run this again" in found(report)["file/unchanged"].note
+    assert f"compared with {old}, sha256 {before}" in report.notes
+
+
 @pytest.mark.parametrize("gone", [False, True], ids=["changed", "deleted"])
 def test_weights_beside_the_file_that_change_while_it_is_verified_fail(gone, tmp_path):
     model, x = nn.Linear(32, 32), torch.randn(3, 32)
