@@ -6,7 +6,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(wildcard cpp/op/*)
 MODEL ?= runs/demo/model.onnx
 PACKAGE_DIRS := jumpout_export tests examples benchmarks experiments
 
-.PHONY: help setup demo replay test test-fast test-floors bench paper paper-gpu cuda-check cuda-sass gpu gpu-verify lint lint-release docs typecheck package format schema emulate emulate-mutants clean
+.PHONY: help setup demo replay test test-fast test-floors providers bench paper paper-gpu cuda-check cuda-sass gpu gpu-verify lint lint-release docs typecheck package format schema emulate emulate-mutants clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,16 @@ FLOORS_PYTEST = OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 2 -W default
 test-floors: $(FLOORS)/built  ## the unit tests and the command line's with the oldest packages that pyproject.toml allows (8 minutes)
 	$(FLOORS_PYTEST) -m "not slow and not integration" $(TESTS)
 	$(FLOORS_PYTEST) -m "not slow and integration" tests/cli tests/render tests/export/test_architectures.py
+
+# An ONNX Runtime with another provider is the same import package: it has an environment of its own.
+PROVIDERS := build/providers
+$(PROVIDERS)/openvino/installed: constraints.txt
+	$(PYTHON) -m venv --clear $(PROVIDERS)/openvino
+	$(PROVIDERS)/openvino/bin/python -m pip install --quiet -c constraints.txt onnxruntime-openvino
+	@touch $@
+
+providers: setup $(PROVIDERS)/openvino/installed  ## make the environments that other providers run in, and run their tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m provider $(TESTS)
 
 bench: setup  ## check, time, write benchmarks/results/*.json, the README's tables and the plot (25 minutes)
 	$(BIN)/python benchmarks/op.py

@@ -1,4 +1,4 @@
-"""What every test gets: restored generators and signal handlers, and the `cuda` mark."""
+"""What every test gets: restored generators and signal handlers, and the marks `cuda` and `provider`."""
 
 import gc
 import os
@@ -74,3 +74,7 @@ def pytest_runtest_setup(item):
         if os.environ.get("JUMPOUT_REQUIRE_CUDA") == "1":
             pytest.fail("JUMPOUT_REQUIRE_CUDA=1, but torch sees no CUDA device")
         pytest.skip("needs a CUDA device")
+    from support.project import OPENVINO, PROJECT
+
+    if item.get_closest_marker("provider") and not OPENVINO.exists():
+        pytest.skip(f"needs {OPENVINO.relative_to(PROJECT)}, which make providers makes")

@@ -34,6 +34,7 @@ _OPTIONS = {
     "golden": "--golden",
     "opset": "--opset",
     "path": "OUT.onnx",
+    "provider_python": "--provider-python",
     "refuse_if_worse": "--refuse-if-worse",
     "require_batchnorm": "--require-batchnorm",
     "save_weights": "--save-weights",

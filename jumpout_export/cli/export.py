@@ -35,6 +35,7 @@ def export(
         bool, typer.Option("--require-batchnorm", help="publish nothing where BatchNorm drifts or is undecided")
     ] = False,
     providers: options.Providers = "cpu",
+    provider_python: options.ProviderPython = None,
     opset: Annotated[
         int | None, typer.Option(metavar="N", help="ONNX opset, 18 or later; the converter's own, 18, by default")
     ] = None,
@@ -69,6 +70,7 @@ def export(
     from jumpout_export.cli.work import build_job, is_program, working
     from jumpout_export.export.arguments import check_arguments
     from jumpout_export.export.publish import export_onnx
+    from jumpout_export.runtime.providers import providers_in
     from jumpout_export.verify.precision import dtypes
 
     check_pages(junit, summary)
@@ -78,9 +80,9 @@ def export(
     check_arguments(out, golden, opset, torch_dtype)
     check_report(report)
     check_data([data])
-    check_providers(chosen)
     place = _place_of_weights(save_weights, out, recalibrate, [weights, Path(data) if data else None])
-    with working() as progress:
+    with providers_in(provider_python, chosen), working() as progress:
+        check_providers(chosen)
         job = build_job(model, weights, device, data, input_shape, batch_size, seed, programs=True)
         for option, wanted in (("--recalibrate", recalibrate), ("--require-batchnorm", require_batchnorm)):
             if wanted and is_program(model):
@@ -94,6 +96,7 @@ def export(
             next(iter(job.batches)),
             calibration=job.some(),
             providers=chosen,
+            provider_python=provider_python,
             opset=opset,
             dynamic_batch=dynamic_batch,
             dynamic_axes=dynamic_axes,

@@ -77,7 +77,15 @@ InputShape = Annotated[
     ),
 ]
 Providers = Annotated[
-    str, typer.Option(metavar="NAMES", help=f"ONNX Runtime providers to verify on: {provider_choices()}")
+    str, typer.Option(metavar="NAMES", help=f"ONNX Runtime providers to verify on, {provider_choices()}")
+]
+ProviderPython = Annotated[
+    str | None,
+    typer.Option(
+        "--provider-python",
+        metavar="PYTHON",
+        help="Python of another environment, whose onnxruntime has the providers; all but cpu run there",
+    ),
 ]
 Dynamic = Annotated[
     list[str] | None,

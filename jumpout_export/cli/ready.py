@@ -95,9 +95,10 @@ def check_providers(names: Sequence[str]) -> None:
     Raises:
         NotVerifiableError: if none can be used, so that nothing could be verified.
     """
-    from jumpout_export.runtime.providers import PROVIDERS
+    from jumpout_export.runtime.providers import provider_of
 
-    reasons = {name: PROVIDERS[name].explain_unusable() for name in names if not PROVIDERS[name].is_fallback}
+    providers = [provider_of(name) for name in names]
+    reasons = {one.name: one.explain_unusable() for one in providers if not one.is_fallback}
     said = [f"{name.upper()} cannot be used: {reason}" for name, reason in reasons.items() if reason is not None]
     if len(said) == len(names):
         raise NotVerifiableError(f"--providers {','.join(names)}: {'; '.join(said)}")

@@ -19,6 +19,7 @@ def verify(
     data: options.Data = None,
     input_shape: options.InputShape = None,
     providers: options.Providers = "cpu",
+    provider_python: options.ProviderPython = None,
     batch_size: options.BatchSize = 128,
     device: options.Device = "cpu",
     allow_constant: options.AllowConstant = None,
@@ -35,6 +36,7 @@ def verify(
     from jumpout_export.cli.results import finish
     from jumpout_export.cli.work import build_job, is_file, working
     from jumpout_export.extras import require_onnx
+    from jumpout_export.runtime.providers import providers_in
     from jumpout_export.verify.verify import verify_onnx
 
     check_pages(junit, summary)
@@ -42,14 +44,15 @@ def verify(
     chosen = parse_providers(providers)
     require_onnx("onnx", "onnxruntime")
     check_data([data])
-    check_providers(chosen)
-    with working() as progress:
+    with providers_in(provider_python, chosen), working() as progress:
+        check_providers(chosen)
         job = build_job(against, weights, device, data, input_shape, batch_size, seed, programs=True, files=True)
         result = verify_onnx(
             file,
             against if is_file(against) else job.network,
             job.some(),
             chosen,
+            provider_python=provider_python,
             allow_constant=tuple(allow_constant or ()),
             made_up=not no_made_up_inputs,
             thorough=thorough,

@@ -20,7 +20,7 @@ from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all, onnx_batch
 from jumpout_export.report import BatchNormReport, ExportReport, not_run
-from jumpout_export.runtime.providers import check_providers
+from jumpout_export.runtime.providers import check_providers, providers_in
 from jumpout_export.text import names_of
 
 
@@ -31,6 +31,7 @@ def export_onnx(
     *,
     calibration: Any = None,
     providers: Iterable[str] = ("cpu",),
+    provider_python: str | os.PathLike[str] | None = None,
     opset: int | None = None,
     dynamic_batch: bool = True,
     dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
@@ -60,8 +61,9 @@ def export_onnx(
         path: the file to write, ending in `.onnx`; its folder must exist.
         example: one batch (a tensor, a tuple, a dict of keyword inputs, or with labels).
         calibration: batches to verify on (all of them), or one batch; default the example.
-        providers: ONNX Runtime providers to verify on, of `cpu`, `cuda`. Where `cuda` cannot be used, its verdict is
-            `not_run` and nothing is published.
+        providers: ONNX Runtime providers to verify on, of `cpu`, `cuda`, `openvino`. Of one that cannot be used the
+            verdict is `not_run`, and nothing is published.
+        provider_python: the Python of another environment, whose onnxruntime has these providers (`verify_onnx`).
         opset: ONNX opset, from 18, in which torch's converter is written and which is the default, up to the newest
             that ONNX Runtime accepts. Honoured, or the check `convert` fails.
         dynamic_batch: leave the batch size open (verified at 1, 2, 3, more than the example's and 17; a sample's
@@ -134,7 +136,7 @@ def export_onnx(
     )
     try:
         # In the target's own folder, so that the last step is a rename.
-        with private_folder(target) as folder:
+        with providers_in(provider_python, providers), private_folder(target) as folder:
             with subject.untouched():
                 prepared = prepare(job)
                 written = write(job, prepared, folder)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import io
 import re
+import shlex
 import sys
 from pathlib import Path
 
-from jumpout_export.runtime.provider import Provider
+from jumpout_export.runtime.provider import HERE, Provider
+from jumpout_export.runtime.worker import Runtime
 from jumpout_export.text import first_line
 
 _DRIVER = "libcuda.so.1"
@@ -25,45 +25,32 @@ class Cuda(Provider):
     """ONNX Runtime's CUDA provider."""
 
     def explain_libraries(self) -> str | None:
-        """Returns that ONNX Runtime is too old, or which library it misses, and what helps."""
-        import onnxruntime
-
-        if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
-            return (
-                f"onnxruntime {onnxruntime.__version__} cannot tell which nodes run on CUDA, 1.24 and later can: "
-                "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]'"
-            )
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it did not find
-            onnxruntime.preload_dlls()
-        return explain_libraries(self.install)
+        """Returns which library ONNX Runtime misses, and what helps."""
+        return explain_libraries(self.runtime, self._install)
 
     def explain_error(self, error: BaseException) -> str | None:
         """Returns what an error of CUDA itself says about this machine."""
-        return explain_driver(error)
+        return explain_driver(error, self.runtime)
 
     def explain_trial(self, problem: str) -> str:
         """Returns that cuDNN is missing, where it is."""
-        return explain_cudnn(self.install) or problem
+        return explain_cudnn(self.runtime, self._install) or problem
+
+    @property
+    def _install(self) -> str:
+        python = self.runtime.python
+        return f"{python} -m pip install {shlex.quote(self.package)}" if python else self.install
 
 
-def explain_libraries(install: str) -> str | None:
+def explain_libraries(runtime: Runtime, install: str) -> str | None:
     """Returns which library keeps ONNX Runtime's CUDA provider from being loaded, and what helps; None if it loads.
 
     ONNX Runtime itself only logs this, and then runs on the CPU. `install` is the command that installs the libraries.
     """
-    import onnxruntime
-
-    folder = Path(onnxruntime.__file__).parent / "capi"
-    provider = folder / "libonnxruntime_providers_cuda.so"
-    if not sys.platform.startswith("linux") or not provider.exists():
-        return None  # other names on other systems: trying it will tell
-    try:
-        # It takes its symbols from the first.
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(provider))
-    except OSError as error:
-        return explain_loader(str(error), install)
-    return None
+    if not sys.platform.startswith("linux"):
+        return None  # other names there: trying it will tell
+    said = runtime.load([f"capi/libonnxruntime_providers_{part}.so" for part in ("shared", "cuda")])
+    return explain_loader(said, install) if said else None
 
 
 def explain_loader(text: str, install: str) -> str:
@@ -80,16 +67,14 @@ def explain_loader(text: str, install: str) -> str:
     return f"{name} is missing, which ONNX Runtime's CUDA provider needs; install it with the others: {install}"
 
 
-def explain_cudnn(install: str) -> str | None:
+def explain_cudnn(runtime: Runtime, install: str) -> str | None:
     """Returns that cuDNN is missing, and what helps; None if it can be loaded."""
-    try:
-        ctypes.CDLL(_CUDNN)
-    except OSError:
+    if runtime.load([_CUDNN]):
         return f"{_CUDNN} is missing, which convolutions on CUDA need; install it: {install}"
     return None
 
 
-def explain_driver(error: BaseException) -> str | None:
+def explain_driver(error: BaseException, runtime: Runtime = HERE) -> str | None:
     """Returns what an error of CUDA itself says about this machine, and what helps; None for any other error."""
     text = str(error)
     found = _FAILURE.search(text)
@@ -100,7 +85,7 @@ def explain_driver(error: BaseException) -> str | None:
     if code == _TOO_OLD:
         return (
             f"the NVIDIA driver is too old for the installed onnxruntime-gpu: it supports CUDA {driver_version()}, "
-            f"{_built_for()} is needed; update the driver ({failure})"
+            f"{runtime.facts()['cuda'] or 'a newer one'} is needed; update the driver ({failure})"
         )
     if code == _NO_DEVICE:
         return (
@@ -119,9 +104,3 @@ def driver_version() -> str:
     version = ctypes.c_int()
     code = driver.cuDriverGetVersion(ctypes.byref(version))
     return f"{version.value // 1000}.{version.value % 1000 // 10}" if code == 0 else f"unknown (error {code})"
-
-
-def _built_for() -> str:
-    import onnxruntime
-
-    return str(getattr(onnxruntime, "cuda_version", None) or "a newer one")

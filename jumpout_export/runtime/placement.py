@@ -8,7 +8,7 @@ from pathlib import Path
 from jumpout_export.onnxfile.shapes import shape_computations
 from jumpout_export.report import Check
 from jumpout_export.runtime.provider import Placed
-from jumpout_export.runtime.providers import PROVIDERS, fallback
+from jumpout_export.runtime.providers import fallback, provider_of
 from jumpout_export.text import joined
 
 
@@ -26,7 +26,7 @@ def check_placement(label: str, provider: str, nodes: Iterable[Placed], path: Pa
         path: the file, for what its nodes read; opened only if a node is elsewhere.
     """
     nodes = list(nodes)
-    wanted, cpu = PROVIDERS[provider].onnxruntime_name, fallback().onnxruntime_name
+    wanted, cpu = provider_of(provider).onnxruntime_name, fallback().onnxruntime_name
     away = [node for node in nodes if node.provider != wanted]
     shapes = _shape_nodes(path) if any(node.provider == cpu for node in away) else frozenset()
     allowed = [node for node in away if node.provider == cpu and (node.name, node.operator) in shapes]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jumpout_export.errors import NotVerifiableError
 from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION
 from jumpout_export.runtime.installation import INSTALL_CPU, explain_installation
 from jumpout_export.runtime.limits import within_memory
+from jumpout_export.runtime.worker import Runtime
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# A session opened with this remembers which provider each node was assigned to; ONNX Runtime 1.24 and later.
-ASSIGNMENT_ENTRY = ("session.record_ep_graph_assignment_info", "1")
+HERE = Runtime()
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,9 @@ def _threads_of_torch() -> int:
     return torch.get_num_threads()
 
 
-def placed(session: Any) -> list[Placed]:
-    """Returns all nodes of an onnxruntime.InferenceSession that was opened with `ASSIGNMENT_ENTRY`."""
-    return [
-        Placed(node.name, node.op_type, part.ep_name)
-        for part in session.get_provider_graph_assignment_info()
-        for node in part.get_nodes()
-    ]
+def placed(session: Any, runtime: Runtime = HERE) -> list[Placed]:
+    """Returns all nodes of a session of a runtime that was opened with `ASSIGNMENT_ENTRY` (`worker.py`)."""
+    return [Placed(*node) for node in runtime.nodes(session)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +58,10 @@ class Provider:
     must_repeat: bool = False  # whether two runs have to agree bitwise
     # whether its memory may be limited; a device's driver reserves more address space than there is
     limited: bool = False
-    install: str = INSTALL_CPU  # the command that installs an ONNX Runtime with it
+    install: str = INSTALL_CPU  # the command that installs an ONNX Runtime with it here; empty if there is none
+    package: str = ""  # of the ONNX Runtime with it, for an environment of its own, as pip takes it
     about_dropout: str = ""  # what to know of its Dropout in training mode, for a file that is random on purpose
+    runtime: Runtime = HERE  # the ONNX Runtime that it is in
 
     def open(self, model: Path | ModelProto, *, optimized: bool, profile: str | None = None, runs: bool = True) -> Any:
         """Returns an onnxruntime.InferenceSession.
@@ -75,36 +75,28 @@ class Provider:
         Raises:
             Exception: of ONNX Runtime, if it cannot load the model.
         """
-        import onnxruntime
-
-        options, levels = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
-        # The same number of threads each time, so that sums are split alike; also stops it from pinning to cores.
-        options.intra_op_num_threads = _threads_of_torch() if runs else 1
-        # Idle threads of one session would otherwise spin and take the cores from the next one and from torch.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 4  # what it would log is in the exception
-        if profile is not None:
-            options.enable_profiling, options.profile_file_prefix = True, profile
-        if not self.is_fallback:
-            options.add_session_config_entry(*ASSIGNMENT_ENTRY)
-            options.use_deterministic_compute = True
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
-        chosen = [(self.onnxruntime_name, dict(self.settings))]
 
         def session() -> Any:
-            # Its fallback prints to stdout, and would only try the same again.
-            return onnxruntime.InferenceSession(source, options, providers=chosen, enable_fallback=0)
+            return self.runtime.open(
+                source,
+                self.onnxruntime_name,
+                self.settings,
+                optimized=optimized,
+                threads=_threads_of_torch() if runs else 1,
+                alone=self.is_fallback,
+                profile=profile,
+            )
 
         return within_memory(session) if self.limited else session()
 
     def nodes(self, session: Any) -> list[Placed]:
         """Returns where each node of a session of this provider runs; nothing where there is no other place."""
-        return [] if self.is_fallback else placed(session)
+        return [] if self.is_fallback else placed(session, self.runtime)
 
     def elsewhere(self, session: Any) -> list[str]:
         """Returns, a phrase each, the nodes of a session that are not on this provider, or that it has none."""
-        nodes = placed(session)
+        nodes = placed(session, self.runtime)
         return [str(node) for node in nodes if node.provider != self.onnxruntime_name] or (
             [] if nodes else ["it has no node"]
         )
@@ -131,18 +123,50 @@ class Provider:
 
     @cached_property
     def _unusable(self) -> str | None:
-        installation = explain_installation()
+        installation = "" if self.runtime.python else explain_installation()
         try:
-            import onnxruntime
-
-            available, version = onnxruntime.get_available_providers(), onnxruntime.__version__
-        except Exception:  # `installation` says it
-            return installation
-        if self.onnxruntime_name not in available:
-            missing = f"the installed onnxruntime {version} has no {self.onnxruntime_name}; "
-            return missing + (installation or f"install one that has: pip uninstall onnxruntime && {self.install}")
-        problem = self.explain_libraries() or self._try()
+            facts = self.runtime.facts()
+        except NotVerifiableError as error:
+            return str(error)
+        except Exception as error:  # of this one `installation` says it
+            return installation or self._missing_there(first_line(error))
+        if self.onnxruntime_name not in facts["providers"]:
+            return self._not_in(facts["version"], installation)
+        problem = self._cannot_tell(facts) or self.explain_libraries() or self._try()
         return f"{problem}; besides, {installation}" if problem and installation else problem
+
+    def _cannot_tell(self, facts: dict[str, Any]) -> str | None:
+        """Returns that this ONNX Runtime is too old to say where a node runs, which nothing else proves."""
+        if self.is_fallback or facts["assigns"]:
+            return None
+        python = f"{self.runtime.python} -m " if self.runtime.python else ""
+        return (
+            f"onnxruntime {facts['version']} cannot tell which nodes run on {self.name.upper()}, 1.24 and later can: "
+            f"{python}pip install --upgrade {shlex.quote(self.package)}"
+        )
+
+    def _missing_there(self, why: str) -> str:
+        """Returns what another Python lacks, and the command that installs it."""
+        python = self.runtime.python
+        return f"{python} has no onnxruntime and numpy ({why}): {python} -m pip install {shlex.quote(self.package)}"
+
+    def _not_in(self, version: str, installation: str | None) -> str:
+        """Returns that an ONNX Runtime was built without the provider, and the commands that bring one with it."""
+        ways = [installation] if installation else []
+        if not (installation or self.runtime.python) and self.install:
+            ways.append(f"install one that has: pip uninstall onnxruntime && {self.install}")
+        if not installation and self.package:
+            folder = f"onnxruntime-{self.name}"
+            ways.append(
+                f"give it an environment of its own: python3 -m venv {folder} && {folder}/bin/pip install "
+                f"{shlex.quote(self.package)}, and name it: --provider-python {folder}/bin/python"
+            )
+        whose = (
+            f"onnxruntime {version} of {self.runtime.python}"
+            if self.runtime.python
+            else f"installed onnxruntime {version}"
+        )
+        return f"the {whose} has no {self.onnxruntime_name}; {'; or '.join(ways)}"
 
     def _try(self) -> str | None:
         try:

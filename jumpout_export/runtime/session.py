@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from jumpout_export.errors import NotVerifiableError
-from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION
+from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, load_onnx
 from jumpout_export.runtime.limits import run_within_limits
 from jumpout_export.runtime.provider import Placed, Provider
-from jumpout_export.runtime.providers import PROVIDERS, fallback
+from jumpout_export.runtime.providers import fallback, provider_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -22,6 +22,18 @@ Feeds = dict[str, np.ndarray[Any, Any]]
 
 Level = Literal["off", "all"]
 LEVELS: tuple[Level, ...] = ("off", "all")
+
+
+class ProviderLostError(NotVerifiableError):
+    """A provider cannot be used any more, so nothing is known of what was to be run.
+
+    Attributes:
+        provider: its name.
+    """
+
+    def __init__(self, provider: str, why: object) -> None:
+        super().__init__(f"{provider.upper()} cannot be used any more: {why}")
+        self.provider = provider
 
 
 @dataclass(frozen=True)
@@ -37,11 +49,19 @@ class Session:
     _session: Any
 
     def __call__(self, feeds: Feeds) -> dict[str, Any]:
-        """Returns the outputs by name, as ONNX Runtime gives them."""
-        if self.provider.limited:
-            values = run_within_limits(self._session, self.outputs, feeds)
-        else:
-            values = self._session.run(self.outputs, feeds)
+        """Returns the outputs by name, as ONNX Runtime gives them.
+
+        Raises:
+            ProviderLostError: if the process is gone in which it ran.
+            Exception: of ONNX Runtime, if it cannot run the graph.
+        """
+        try:
+            if self.provider.limited:
+                values = run_within_limits(self._session, self.outputs, feeds)
+            else:
+                values = self._session.run(self.outputs, feeds)
+        except NotVerifiableError as error:
+            raise ProviderLostError(self.provider.name, error) from error
         return dict(zip(self.outputs, values, strict=True))
 
     def feeds(self, values: list[Tensor]) -> Feeds:
@@ -76,10 +96,10 @@ def open_session(
     own refusal, `session.disable_cpu_ep_fallback`, names no node and says the same where a library is missing.
 
     Raises:
-        NotVerifiableError: if the provider cannot be used here; the message says why and what helps.
+        NotVerifiableError: if the provider cannot be used, or the file is too new for it; the message says what helps.
         Exception: of ONNX Runtime, if it cannot load the model.
     """
-    where = PROVIDERS[provider]
+    where = provider_of(provider)
     reason = None if where.is_fallback else where.explain_unusable()
     if reason is not None:
         raise NotVerifiableError(f"{where.name.upper()} cannot be used: {reason}")
@@ -87,9 +107,11 @@ def open_session(
         session = where.open(model, optimized=level == "all", profile=profile, runs=runs)
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base
         reason = where.explain_error(error)  # out of memory, for example: nothing is known about the file
-        if reason is None:
-            raise
-        raise NotVerifiableError(f"{where.name.upper()} cannot be used: {reason}") from error
+        if reason is not None:
+            raise NotVerifiableError(f"{where.name.upper()} cannot be used: {reason}") from error
+        if not where.is_fallback and (reason := _too_new(where, model)):
+            raise NotVerifiableError(f"{where.name.upper()} cannot run this file: {reason}") from error
+        raise
     inputs, outputs = session.get_inputs(), session.get_outputs()
     return Session(
         where,
@@ -101,23 +123,38 @@ def open_session(
     )
 
 
-def newest_opset() -> int:
-    """Returns the newest opset that the installed ONNX Runtime loads, of those that the installed onnx knows."""
+def newest_opset(provider: Provider | None = None) -> int:
+    """Returns the newest opset that a provider's ONNX Runtime loads, of those that the installed onnx knows.
+
+    Args:
+        provider: which; the one of the CPU by default.
+    """
     from onnx import defs
 
     for opset in range(defs.onnx_opset_version(), DEFAULT_OPSET, -1):
-        if _is_loaded(opset):
+        if _is_loaded(provider or fallback(), opset):
             return opset
     return DEFAULT_OPSET
 
 
-def _is_loaded(opset: int) -> bool:
+def _too_new(provider: Provider, model: Path | ModelProto) -> str | None:
+    """Returns that a provider's ONNX Runtime, which may be an older one than this, loads no file of this opset."""
+    proto = load_onnx(model) if isinstance(model, Path) else model
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), DEFAULT_OPSET)
+    if _is_loaded(provider, opset, proto.ir_version):
+        return None
+    newest, version = newest_opset(provider), provider.runtime.facts()["version"]
+    what = f"opset {opset}, IR version {proto.ir_version}"
+    return f"it has {what}, which its onnxruntime {version} does not load; export it with --opset {newest} or older"
+
+
+def _is_loaded(provider: Provider, opset: int, ir_version: int = IR_VERSION) -> bool:
     from onnx import parser
 
-    header = f'<ir_version: {IR_VERSION}, opset_import: ["" : {opset}]>'
+    header = f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>'
     model = parser.parse_model(f"{header} probe (float[1] x) => (float[1] y) {{ y = Identity(x) }}")
     try:
-        fallback().open(model, optimized=True)
+        provider.open(model, optimized=True)
     except Exception:  # ONNX Runtime raises a dozen types without a common base; that it does is the answer
         return False
     return True

@@ -23,7 +23,7 @@ from jumpout_export.model.probes import rows
 from jumpout_export.model.signature import Output, tensors, with_tensors
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.report import Check
-from jumpout_export.runtime.session import Level, Session
+from jumpout_export.runtime.session import Level, ProviderLostError, Session
 from jumpout_export.text import first_line
 from jumpout_export.tolerances import DIGITS_KEPT, DIGITS_LOST, DIGITS_LOST_SHARE
 from jumpout_export.verify.divergence.breaks import first_not_finite, first_without_digits
@@ -76,6 +76,9 @@ def check_magnitudes(
         exact: runs it in float64, None if it cannot be; called where a file seems to be wrong.
         given: the first batch.
         axes: which are open.
+
+    Raises:
+        ProviderLostError: if a provider cannot be used any more.
     """
     scaled = [_can_be_scaled(value) for value in tensors(given)]
     if not any(scaled) or not sessions:
@@ -130,6 +133,8 @@ def _can_be_scaled(value: Tensor) -> bool:
 def _compare(label: str, session: Session, batch: Batch, expected: list[Output], exact: Run | None) -> _Broken | None:
     try:
         found = session.run(tensors(batch))
+    except ProviderLostError:
+        raise
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base
         return _Broken(label, batch, f"ONNX Runtime cannot run it: {first_line(error)}")
     for want, have in zip(expected, found, strict=True):

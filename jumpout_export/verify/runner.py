@@ -17,7 +17,7 @@ from jumpout_export.model.signature import tensors
 from jumpout_export.report import Check, VerifyReport, counted
 from jumpout_export.runtime.placement import check_placement
 from jumpout_export.runtime.saved import SavedFile
-from jumpout_export.runtime.session import LEVELS, Session
+from jumpout_export.runtime.session import LEVELS, ProviderLostError, Session
 from jumpout_export.text import first_line, joined
 from jumpout_export.verify.branches import Branches
 from jumpout_export.verify.constants.proof import prove_constants
@@ -59,7 +59,7 @@ def run_providers(
         original: the model in eval mode, nothing replaced: what the file is compared with.
         folded: the folded model, which gives the inputs their names.
         batches: inputs on the CPU, in the model's own precision; taken one at a time.
-        providers: of `cpu`, `cuda`.
+        providers: names, such as `cpu`.
         loss: gives batches in the file's precision, and takes in every one that is read.
         axes: of the inputs, where they are known. A file says which are open, not which is the batch; without them an
             open first axis of the first input is.
@@ -161,9 +161,13 @@ class _Runner:
         for output in expected:
             self.seen.outputs.add(probe.group, output)
             self.seen.scales.setdefault((source(probe.group), output.name), Scale()).add(output, new=False)
-        for session, comparison in self._sessions_for(probe):
-            _run(session, comparison, probe, expected, twice=probe.group == "data")
-            self.suspects.add(comparison, probe)
+        for session, comparison in list(self._sessions_for(probe)):
+            try:
+                _run(session, comparison, probe, expected, twice=probe.group == "data")
+            except ProviderLostError as error:
+                self._lose(error)
+            else:
+                self.suspects.add(comparison, probe)
         branches.run(probe.batch)
 
     def _sessions_for(self, probe: Probe) -> list[tuple[Session, Comparison]]:
@@ -183,8 +187,20 @@ class _Runner:
         }
         exact = reference.exact if reference.has_double else None
         sessions = list(plain.values())
-        check = check_magnitudes(self._file.path, original, sessions, reference.own, exact, first, self.seen.axes)
+        try:
+            check = check_magnitudes(self._file.path, original, sessions, reference.own, exact, first, self.seen.axes)
+        except ProviderLostError as error:
+            self._lose(error)
+            self.try_magnitudes(original, first)
+            return
         self.seen.checks += [check] if check else []
+
+    def _lose(self, error: ProviderLostError) -> None:
+        """Takes all sessions of a provider out: what was not compared any more may be wrong."""
+        if error.provider not in self.seen.unusable:
+            self.seen.unusable[error.provider] = str(error)
+            self.seen.checks.append(Check(name=error.provider, verdict="not_run", note=str(error)))
+        self.seen.sessions[:] = [one for one in self.seen.sessions if one[0].provider.name != error.provider]
 
     def measure_own_errors_again(self) -> bool:
         """Where a limit is exceeded, on more inputs: a few samples alone show too little of PyTorch's own errors.
@@ -225,6 +241,8 @@ def _run(session: Session, comparison: Comparison, probe: Probe, expected: list[
     try:
         first = session.run(values)
         second = session.run(values) if twice else first
+    except ProviderLostError:
+        raise
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base
         reason = session.provider.explain_error(error) or first_line(error)
         comparison.problems.append(f"{probe.group}: ONNX Runtime cannot run it: {reason}")

@@ -108,6 +108,12 @@ def _notes(seen: Seen) -> list[str]:
         runs = f"{count(seen.reference.samples_own, 'sample')} in the model's own precision"
         runs += f" and {seen.reference.samples_double} in float64" if seen.reference.samples_double else ""
         notes.append(f"PyTorch was run on {runs} to compare with")
+    for provider in dict.fromkeys(session.provider for session, _ in seen.sessions):
+        if provider.runtime.python:
+            version = provider.runtime.facts()["version"]
+            notes.append(
+                f"{provider.name} is that of onnxruntime {version} in another Python, {provider.runtime.python}"
+            )
     if problem:
         notes.append(f"compared with PyTorch's own precision, because the model fails in float64: {problem}")
     notes += [

@@ -24,7 +24,7 @@ from jumpout_export.onnxfile.manifest import manifest_checks
 from jumpout_export.onnxfile.static import can_be_run, of_another_writer, usable_data
 from jumpout_export.report import Check, VerifyReport, not_run, passes
 from jumpout_export.runtime.loads import inspect_file
-from jumpout_export.runtime.providers import check_providers
+from jumpout_export.runtime.providers import check_providers, providers_in
 from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.text import names_of
 from jumpout_export.verify.other_file import check_as_run, check_other_file
@@ -38,6 +38,7 @@ def verify_onnx(
     inputs: Any,
     providers: Iterable[str] = ("cpu",),
     *,
+    provider_python: str | os.PathLike[str] | None = None,
     allow_constant: Iterable[str] = (),
     made_up: bool = True,
     thorough: bool = False,
@@ -71,7 +72,10 @@ def verify_onnx(
             that ONNX Runtime gives the same for it is a check of its own.
         inputs: one batch (a tensor, tuple or dict), or an iterable of batches, with or without labels. For another
             file, tensors in the order of its inputs, or by their names.
-        providers: of `cpu`, `cuda`. Where `cuda` cannot be used, its verdict is `not_run` and the report not passed.
+        providers: of `cpu`, `cuda`, `openvino`. Of one that cannot be used the verdict is `not_run`, and the report not
+            passed.
+        provider_python: the Python of another environment, which has the onnxruntime with these providers: all but the
+            `cpu` run there, in a process of their own. By default everything runs in this one.
         allow_constant: names of outputs that may be the same for every input. Of another one that never moved nothing
             was shown; its check is `not_run` and the report not passed.
         made_up: compare on inputs made of the first batch's, too, and not on what was given alone.
@@ -85,7 +89,7 @@ def verify_onnx(
     Raises:
         LoadError: if there is no such file or it is not a readable ONNX model.
         ConversionError: if the file is one in float16, made here, and the model does not run in float16.
-        ValueError: if `inputs` is empty or a provider unknown.
+        ValueError: if `inputs` is empty, a provider unknown, or `provider_python` no program.
         TypeError: if the model is no nn.Module, cannot be copied, or a batch holds something else than tensors.
         ImportError: if onnx or onnxruntime is missing.
     """
@@ -110,7 +114,7 @@ def verify_onnx(
         if other is not None:
             checks += [check_other_file(other), check_as_run(other, first)]
             notes.append(f"compared with {other.path}, sha256 {other.sha256[other.path.name]}")
-        with subject.untouched():
+        with subject.untouched(), providers_in(provider_python, providers):
             folded = fold(subject, first)
             notes += folded.notes
             result = not_run(providers, "the file is not run")

@@ -43,7 +43,10 @@ WRONG = [
     (["inspect", "--nonsense"], "No such option"),
     (["nonsense"], "No such command 'nonsense'"),
     (["demo", "--data", "missing"], "there is no such folder"),
-    (["verify", "m.onnx", "--against", "a:b", "--input-shape", "1", "--providers", "tpu"], "cpu, cuda or cpu,cuda"),
+    (
+        ["verify", "m.onnx", "--against", "a:b", "--input-shape", "1", "--providers", "tpu"],
+        "of cpu, cuda, openvino, separated by commas",
+    ),
 ]
 
 

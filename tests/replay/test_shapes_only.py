@@ -13,7 +13,8 @@ from support.onnx_files import saved
 from support.shape_cases import CASES, nodes_in
 
 from jumpout_export.runtime.placement import check_placement
-from jumpout_export.runtime.provider import ASSIGNMENT_ENTRY, Placed, placed
+from jumpout_export.runtime.provider import Placed, placed
+from jumpout_export.runtime.worker import ASSIGNMENT_ENTRY
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 

@@ -119,7 +119,9 @@ def test_the_cpu_package_is_named_with_what_replaces_it():
     version = onnxruntime.__version__
     assert PROVIDERS["cuda"].explain_unusable() == (
         f"the installed onnxruntime {version} has no CUDAExecutionProvider; install one that has: "
-        "pip uninstall onnxruntime && pip install 'jumpout-export[onnx-gpu]'"
+        "pip uninstall onnxruntime && pip install 'jumpout-export[onnx-gpu]'; or give it an environment of its own: "
+        "python3 -m venv onnxruntime-cuda && onnxruntime-cuda/bin/pip install 'onnxruntime-gpu[cuda,cudnn]', and name "
+        "it: --provider-python onnxruntime-cuda/bin/python"
     )
     assert PROVIDERS["cpu"].explain_unusable() is None
     assert explain_installation() is None
@@ -268,3 +270,24 @@ def test_a_verification_on_cuda_ends_with_3_and_the_same_reason(tmp_path):
     assert done.returncode == 3, done.stderr
     assert reason.split(":")[0] in " ".join(done.stdout.split())
     assert not (tmp_path / "m.onnx").exists()
+
+
+@needs_onnx_gpu
+def test_from_an_environment_without_cuda_the_other_python_says_what_it_lacks(run, tmp_path, monkeypatch):
+    """What a CPU environment can show of `--provider-python`: everything up to what the other one lacks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "gpu_factory.py").write_text("from torch import nn\n\ndef network():\n    return nn.Conv2d(1, 2, 3)\n")
+    code, out, err = run("info", "--json", "--provider-python", ONNX_GPU)
+    assert code == 0, err
+    reason = json.loads(out)["ONNX Runtime cuda"].removeprefix("unusable: ")
+    if reason.startswith("usable"):
+        pytest.skip("CUDA is usable here")
+    known = [says.split(".so")[0] for _, says in LOADER.values()] + [start for _, start, _ in DRIVER.values()]
+    assert any(reason.startswith(says) for says in known), reason
+    code, _, err = run(
+        *("export", "gpu_factory:network", "m.onnx", "--input-shape", "2,1,5,5"),
+        *("--providers", "cuda", "--provider-python", ONNX_GPU),
+    )
+    assert code == 3
+    assert err.startswith(f"error: --providers cuda: CUDA cannot be used: {reason}")

@@ -132,9 +132,9 @@ def test_the_trial_finds_a_provider_that_runs_elsewhere_or_computes_something_el
 
 
 def test_every_message_lists_the_registered_ones(toys):
-    with pytest.raises(ValueError, match="providers must be of cpu, cuda, toy, unknown, absent, got 'tpu'"):
+    with pytest.raises(ValueError, match="providers must be of cpu, cuda, openvino, toy, unknown, absent, got 'tpu'"):
         check_providers(["tpu"])
-    text = "--providers must be cpu, cuda, toy, unknown, absent or cpu,cuda,toy,unknown,absent, got 'cpu,tpu'"
+    text = "--providers must be of cpu, cuda, openvino, toy, unknown, absent, separated by commas, got 'cpu,tpu'"
     with pytest.raises(LoadError, match=re.escape(text)):
         parse_providers("cpu,tpu")
     assert parse_providers("Toy, cpu") == ("toy", "cpu")

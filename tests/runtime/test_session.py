@@ -14,10 +14,11 @@ from jumpout_export import export_onnx, verify_onnx
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.model.signature import onnx_batch
 from jumpout_export.runtime.placement import check_placement
-from jumpout_export.runtime.provider import ASSIGNMENT_ENTRY, Placed, Provider, placed
+from jumpout_export.runtime.provider import Placed, Provider, placed
 from jumpout_export.runtime.providers import PROVIDERS, check_providers
 from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.runtime.session import open_session
+from jumpout_export.runtime.worker import ASSIGNMENT_ENTRY
 from jumpout_export.verify.runner import run_providers
 
 SAMPLES = torch.randn(9, 1, 6, 6, generator=torch.Generator().manual_seed(1))

@@ -25,7 +25,7 @@ from jumpout_export.model.signature import input_names
 from jumpout_export.onnxfile.load import load_onnx
 from jumpout_export.onnxfile.training import random_nodes
 from jumpout_export.report import Check, ProviderReport, VerifyReport, passes
-from jumpout_export.runtime.providers import PROVIDERS
+from jumpout_export.runtime.providers import provider_of
 from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.runtime.session import LEVELS, open_session
 from jumpout_export.text import first_line
@@ -98,7 +98,7 @@ def verify_random(
     sizes = (2,) if report.checks else (2, 1, 7)
     names = input_names(original, first)
     if any("(Dropout)" in node for node in random_nodes(load_onnx(path))):
-        report.notes += [note for name in providers if (note := PROVIDERS[name].about_dropout)]
+        report.notes += [note for name in providers if (note := provider_of(name).about_dropout)]
     for provider in providers:
         verdicts = []
         for level in LEVELS:
