@@ -21,11 +21,12 @@ from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.data import external_files, misplaced, sha256_of_all
 from jumpout_export.onnxfile.load import inlined, load_onnx
 from jumpout_export.onnxfile.steps import read_inside
-from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, default_opset, tensors
+from jumpout_export.onnxfile.tables import is_size
+from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS, all_graphs, default_opset, nodes_of, tensors
 from jumpout_export.text import first_line
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 _LOOK_UPS = ("Gather", "GatherElements", "GatherND")
 # A tensor of so many integers is no weight: it says a shape, axes or the like, unless something is looked up in it.
@@ -40,6 +41,7 @@ class FileNetwork(nn.Module):
         sha256: of the file and of those that its weights lie in, name to hex, as they were before they were read.
         inputs: names of its inputs, in order.
         outputs: names of its outputs, in order.
+        shapes: of each input by name, as `declared_shape`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -59,25 +61,21 @@ class FileNetwork(nn.Module):
         given = [value for value in graph.input if value.name not in constants]
         self.inputs = tuple(value.name for value in given)
         self._types = {value.name: _type(value.type.tensor_type.elem_type) for value in given}
-        # Sizes as text where they are open; the first is the batch, which is given in pieces where it is fixed.
-        self._shapes: dict[str, list[int | str] | None] = {
-            value.name: [axis.dim_value or axis.dim_param or "?" for axis in value.type.tensor_type.shape.dim]
-            if value.type.tensor_type.HasField("shape")
-            else None
-            for value in given
-        }
+        self.shapes = {value.name: declared_shape(value) for value in given}
         self.outputs = tuple(value.name for value in graph.output)
-        self._numbers: dict[str, tuple[Any, torch.dtype]] = {}  # integers that say shapes, axes and the like, by name
+        # Of what says shapes, axes and the like, by name: the values, flat, type and shape.
+        self._numbers: dict[str, tuple[list[Any], torch.dtype, torch.Size]] = {}
         self._dtype = torch.float32  # that the network runs in
-        tables = {node.input[0] for node in graph.node if node.op_type in _LOOK_UPS}
+        self._names: dict[str, str] = {}  # of tensors in the file, by those that they have here
+        self._order: list[str] = []
+        roles = _Roles(graph)
         for name, tensor in constants.items():
-            self._hold(name, _tensor(tensor, path), name in tables)
+            self._hold(name, _tensor(tensor, path), roles)
         known = {value.name for value in graph.input} | {*constants}
         opset = default_opset(model)
-        self._order: list[str] = []
         for node in graph.node:
             if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS:
-                self._hold(node.output[0], _constant(node, path), node.output[0] in tables)
+                self._hold(node.output[0], _constant(node, path), roles)
                 known.add(node.output[0])
                 continue
             wanted = (node.name or f"{node.op_type}_{node.output[0]}").replace(".", "_")
@@ -90,13 +88,18 @@ class FileNetwork(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns the outputs by name, for the inputs by name."""
         held = (*self._parameters.items(), *self._buffers.items())
-        values: dict[str, Tensor] = {name: tensor for name, tensor in held if tensor is not None}
-        values |= {name: torch.tensor(numbers, dtype=dtype) for name, (numbers, dtype) in self._numbers.items()}
+        values: dict[str, Tensor] = {self._names[name]: tensor for name, tensor in held if tensor is not None}
+        values |= {
+            name: torch.tensor(flat, dtype=dtype).reshape(shape) for name, (flat, dtype, shape) in self._numbers.items()
+        }
         values |= {name: inputs[name] for name in self.inputs}
         nodes = [cast("FileNode", self.get_submodule(name)) for name in self._order]
         last = {name: number for number, node in enumerate(nodes) for name in node.reads}
         for number, node in enumerate(nodes):
-            found = node(self._dtype, *(values[name] if name else None for name in node.reads))
+            try:
+                found = node(self._dtype, *(values[name] if name else None for name in node.reads))
+            except Exception as error:  # of PyTorch, NumPy and onnx, without a common base
+                raise RuntimeError(f"node `{self._order[number]}` ({node.kind}): {first_line(error)}") from error
             values |= zip(node.makes, found, strict=True)
             for name in {*node.reads} - {*self.outputs}:
                 if last[name] == number:
@@ -135,9 +138,10 @@ class FileNetwork(nn.Module):
     def _check(self, name: str, value: Tensor) -> None:
         if value.dtype != self._types[name]:
             raise TypeError(f"input `{name}` must be {self._types[name]}, got {value.dtype}")
-        wanted = self._shapes[name]
+        wanted = self.shapes[name]
         if wanted is None:
             return
+        # The first is the batch, which is given in pieces where it is fixed.
         fixed = zip(wanted[1:], value.shape[1:], strict=False)
         if len(wanted) != value.ndim or any(isinstance(one, int) and one != two for one, two in fixed):
             sizes = ", ".join(map(str, wanted))
@@ -147,14 +151,43 @@ class FileNetwork(nn.Module):
         self._dtype = fn(torch.zeros((), dtype=self._dtype)).dtype
         return super()._apply(fn, recurse)
 
-    def _hold(self, name: str, tensor: Tensor, is_table: bool) -> None:
+    def _hold(self, name: str, tensor: Tensor, roles: _Roles) -> None:
         """Registers a tensor by its name in the file, dots and all, as the state dict of what it was made of has it."""
+        known = next(one for one in _numbered(name) if one not in vars(self))  # a file may call a tensor `training`
+        if name in roles.sizes or (
+            not tensor.is_floating_point() and tensor.numel() <= (1 if name in roles.tables else _MOST_NUMBERS)
+        ):
+            self._numbers[name] = tensor.reshape(-1).tolist(), tensor.dtype, tensor.shape
+            return
+        self._names[known] = name
         if tensor.is_floating_point():
-            self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
-        elif tensor.numel() > (1 if is_table else _MOST_NUMBERS):
-            self._buffers[name] = tensor
+            self._parameters[known] = nn.Parameter(tensor, requires_grad=False)
         else:
-            self._numbers[name] = tensor.tolist(), tensor.dtype
+            self._buffers[known] = tensor
+
+
+class _Roles:
+    """What the constants of a graph are for.
+
+    Attributes:
+        tables: names of those that something is looked up in.
+        sizes: names of those of which nothing but sizes, axes and places is read, such as the scales of a Resize.
+    """
+
+    def __init__(self, graph: GraphProto) -> None:
+        self.tables = {node.input[0] for node in graph.node if node.op_type in _LOOK_UPS}
+        nodes = list(nodes_of(graph.node))
+        read = {name for node in nodes for name in node.input}
+        otherwise = {name for node in nodes for place, name in enumerate(node.input) if not is_size(node, place)}
+        otherwise |= {value.name for inner in all_graphs(graph) for value in inner.output}
+        self.sizes = read - otherwise
+
+
+def declared_shape(value: ValueInfoProto) -> list[int | str] | None:
+    """Returns the sizes of an input, text where they are open; None where the file does not say how many there are."""
+    if not value.type.tensor_type.HasField("shape"):
+        return None
+    return [axis.dim_value or axis.dim_param or "?" for axis in value.type.tensor_type.shape.dim]
 
 
 class _Named:

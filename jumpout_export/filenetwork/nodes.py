@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jumpout_export.filenetwork.operators import OPERATORS, NotHereError
+from jumpout_export.filenetwork.operators import FORMER, OPERATORS, NotHereError
 from jumpout_export.onnxfile.walk import DEFAULT_DOMAINS
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Operators whose attribute says which type they make: TensorProto's numbers of the floating-point ones.
 _TYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64}
+# The first opset in which Resize says how it counts; before, each point was the corner of its cell.
+_RESIZE = 11
 
 
 class FileNode(nn.Module):
@@ -34,16 +36,18 @@ class FileNode(nn.Module):
         super().__init__()
         self.reads, self.makes = (*node.input, *around), tuple(name for name in node.output if name)
         self.kind = node.op_type
-        self._opset, self._given = opset, tuple(dict.fromkeys(name for name in self.reads if name))
+        self._given = tuple(dict.fromkeys(name for name in self.reads if name))
         given = [helper.make_empty_tensor_value_info(name) for name in self._given]
         made = [helper.make_empty_tensor_value_info(name) for name in self.makes]
+        node, self._opset = _known(node, opset)
         self._graph = helper.make_graph([node], "one", given, made).SerializeToString()
         values = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         self._attributes: dict[str, Any] = {
             name: one.decode() if isinstance(one, bytes) else one for name, one in values.items()
         }
-        usual = node.domain in DEFAULT_DOMAINS and len(self.makes) == 1
-        self._operator = OPERATORS.get(node.op_type) if usual else None
+        usual = node.domain in DEFAULT_DOMAINS and len(self.makes) == 1 and bool(node.output[0])
+        until, former = FORMER.get(self.kind, (0, None))
+        self._operator = (former if opset < until else OPERATORS.get(self.kind)) if usual else None
 
     def forward(self, dtype: torch.dtype, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Returns the outputs; `dtype` is the precision that the network runs in."""
@@ -63,6 +67,32 @@ class FileNode(nn.Module):
         if dtype == torch.float64:  # of a constant that the node itself holds
             made = [one.double() if one.is_floating_point() else one for one in made]
         return tuple(made)
+
+
+def _known(node: NodeProto, opset: int) -> tuple[NodeProto, int]:
+    """A node, and the opset to read it in, as the reference implementation has it, which knows not every older one."""
+    from onnx import NodeProto, defs, helper
+    from onnx.reference.ops import load_op
+
+    if node.domain not in DEFAULT_DOMAINS:
+        return node, opset
+    if node.op_type in ("Upsample", "Resize") and opset < _RESIZE and len(node.input) > 1:
+        resize = NodeProto()
+        resize.CopyFrom(node)
+        resize.op_type = "Resize"
+        resize.input[:] = [node.input[0], "", node.input[1]]
+        resize.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+        resize.attribute.append(helper.make_attribute("nearest_mode", "floor"))
+        return resize, _RESIZE
+    for version in range(opset, defs.onnx_opset_version() + 1):
+        try:
+            load_op("", node.op_type, version)
+        except RuntimeError:  # it has no implementation of this version
+            continue
+        except Exception:  # one that is made of others, which needs more to be loaded
+            pass
+        return node, version
+    return node, opset
 
 
 def _is_usual(value: Tensor | None) -> bool:

@@ -7,7 +7,7 @@ a node needs something that PyTorch's operator has not; the reference implementa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,13 +31,18 @@ def _spatial(attributes: Attributes, x: Tensor) -> tuple[list[int], list[int]]:
     return pads[:dims], list(attributes.get("strides", [1] * dims))
 
 
+def _ends(pads: Sequence[int]) -> list[int]:
+    """ONNX's padding, the beginnings of all axes before their ends, as PyTorch has it: the last axis first."""
+    dims = len(pads) // 2
+    return [side for axis in reversed(range(dims)) for side in (pads[axis], pads[dims + axis])]
+
+
 def conv(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Conv: (n, channels, *) with (out, channels / group, *)."""
     dims = x.ndim - 2
     pads = list(attributes.get("pads", [0] * 2 * dims))
     if attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") and pads[:dims] != pads[dims:]:
-        ends = [side for axis in reversed(range(dims)) for side in (pads[axis], pads[dims + axis])]
-        x, attributes = F.pad(x, ends), {**attributes, "pads": [0] * 2 * dims}
+        x, attributes = F.pad(x, _ends(pads)), {**attributes, "pads": [0] * 2 * dims}
     padding, stride = _spatial(attributes, x)
     dilation = list(attributes.get("dilations", [1] * dims))
     group = attributes.get("group", 1)
@@ -46,13 +51,25 @@ def conv(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None 
 
 def conv_transpose(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """ConvTranspose: (n, channels, *) with (channels, out / group, *)."""
-    if "output_shape" in attributes:
-        raise NotHereError("output_shape")
-    padding, stride = _spatial(attributes, x)
     dims = x.ndim - 2
+    stride = list(attributes.get("strides", [1] * dims))
     dilation = list(attributes.get("dilations", [1] * dims))
     more = list(attributes.get("output_padding", [0] * dims))
-    return torch.convolution(x, weight, bias, stride, padding, dilation, True, more, attributes.get("group", 1))
+    pads = list(attributes.get("pads", [0] * 2 * dims))
+    auto = attributes.get("auto_pad", "NOTSET")
+    sizes = attributes.get("output_shape")
+    if sizes is None and auto.startswith("SAME"):
+        sizes = [size * step for size, step in zip(x.shape[2:], stride, strict=True)]
+    group = attributes.get("group", 1)
+    if sizes is None and pads[:dims] == pads[dims:]:
+        return torch.convolution(x, weight, bias, stride, pads[:dims], dilation, True, more, group)
+    whole = torch.convolution(x, weight, None, stride, [0] * dims, dilation, True, more, group)
+    if sizes is not None:
+        over = [have - want for have, want in zip(whole.shape[2:], sizes, strict=True)]
+        less, rest = [one // 2 for one in over], [one - one // 2 for one in over]
+        pads = [*less, *rest] if auto == "SAME_UPPER" else [*rest, *less]
+    cut = F.pad(whole, [-one for one in _ends(pads)])
+    return cut if bias is None else cut + bias.reshape(-1, *[1] * dims)
 
 
 def gemm(attributes: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
@@ -104,6 +121,10 @@ def group_normalization(attributes: Attributes, x: Tensor, scale: Tensor, shift:
 
 def max_pool(attributes: Attributes, x: Tensor) -> Tensor:
     """MaxPool, of which the first result is used."""
+    pads = list(attributes.get("pads", []))
+    dims = x.ndim - 2
+    if pads[:dims] != pads[dims:] and not attributes.get("ceil_mode"):
+        x, attributes = F.pad(x, _ends(pads), value=-math.inf), {**attributes, "pads": [0] * 2 * dims}
     padding, stride = _pooled(attributes, x)
     size = attributes["kernel_shape"]
     dilation = list(attributes.get("dilations", [1] * (x.ndim - 2)))
@@ -137,6 +158,55 @@ def flatten(attributes: Attributes, x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
+def pad(
+    attributes: Attributes, x: Tensor, pads: Tensor | None = None, value: Tensor | None = None,
+    axes: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Pad with one value; what is negative is cut off."""
+    if attributes.get("mode", "constant") != "constant":
+        raise NotHereError("another mode")
+    given = list(attributes["pads"]) if pads is None else pads.tolist()
+    where = [*range(x.ndim)] if axes is None else [axis % x.ndim for axis in axes.reshape(-1).tolist()]
+    every = [0] * 2 * x.ndim
+    for number, axis in enumerate(where):
+        every[axis], every[x.ndim + axis] = given[number], given[len(where) + number]
+    fill = attributes.get("value", 0.0) if value is None else value.reshape(-1)[0].item()
+    return F.pad(x, _ends(every), value=fill)
+
+
+def grid_sample(attributes: Attributes, x: Tensor, grid: Tensor) -> Tensor:
+    """GridSample; the modes have other names before opset 20."""
+    names = {"linear": "bilinear", "cubic": "bicubic"}
+    given = str(attributes.get("mode", "bilinear"))
+    mode = names.get(given, given)
+    if mode == "bicubic" and x.ndim != 4:
+        raise NotHereError("cubic in other dimensions")
+    corners = bool(attributes.get("align_corners", 0))
+    return F.grid_sample(x, grid, mode, attributes.get("padding_mode", "zeros"), corners)
+
+
+def local_response(attributes: Attributes, x: Tensor) -> Tensor:
+    """LRN."""
+    size = attributes["size"]
+    if size % 2 == 0:
+        raise NotHereError("a window without a middle")
+    alpha, beta, bias = (attributes.get(*one) for one in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0)))
+    return F.local_response_norm(x, size, alpha, beta, bias)
+
+
+def _flat(function: Callable[[Tensor], Tensor]) -> Operator:
+    """An operator that took all axes from `axis` on as one, before opset 13."""
+
+    def run(attributes: Attributes, x: Tensor) -> Tensor:
+        return function(flatten(attributes, x)).reshape(x.shape)
+
+    return run
+
+
+def _first_largest(x: Tensor) -> Tensor:
+    return F.one_hot(x.argmax(1), x.shape[1]).to(x.dtype)
+
+
 def gelu(attributes: Attributes, x: Tensor) -> Tensor:
     """Gelu."""
     return F.gelu(x, approximate=attributes.get("approximate", "none"))
@@ -165,6 +235,9 @@ OPERATORS: dict[str, Operator] = {
     "AveragePool": average_pool,
     "Gather": gather,
     "Gelu": gelu,
+    "GridSample": grid_sample,
+    "LRN": local_response,
+    "Pad": pad,
     "Einsum": lambda attributes, *inputs: torch.einsum(attributes["equation"], *inputs),
     "Flatten": flatten,
     "GlobalAveragePool": _plain(lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True)),
@@ -181,4 +254,11 @@ OPERATORS: dict[str, Operator] = {
     "Exp": _plain(torch.exp),
     "Sqrt": _plain(torch.sqrt),
     "Identity": _plain(torch.clone),
+}
+
+# What an operator was before an opset, where the reference implementation knows it as it is since.
+FORMER: dict[str, tuple[int, Operator]] = {
+    "Softmax": (13, _flat(lambda x: x.softmax(1))),
+    "LogSoftmax": (13, _flat(lambda x: x.log_softmax(1))),
+    "Hardmax": (13, _flat(_first_largest)),
 }

@@ -11,7 +11,7 @@ from jumpout_export.onnxfile.computed import Read, Reads, Source
 from jumpout_export.onnxfile.constants import Array
 
 if TYPE_CHECKING:
-    from onnx import TensorProto
+    from onnx import NodeProto, TensorProto
 
 # Which inputs of an operator are sizes, axes or places of the data, and no values of it.
 _SIZES = {
@@ -91,7 +91,7 @@ def constants_in(file: Reads, folder: str) -> list[Constant]:
         made = file.values(source) if source.tensor is None else None
         if not _is_of_numbers(source.tensor, made):
             continue
-        is_shape = all(_is_size(read) for read in its)
+        is_shape = all(read.node is not None and is_size(read.node, read.place) for read in its)
         constant = Constant(source.tensor, folder, source.name, made=made, is_shape=is_shape)
         if constant.size:
             found.append(constant)
@@ -107,5 +107,6 @@ def _is_of_numbers(tensor: TensorProto | None, made: Array | None) -> bool:
     return made is None or made.dtype.kind not in "OSUc"
 
 
-def _is_size(read: Read) -> bool:
-    return read.node is not None and read.place in _SIZES.get(read.node.op_type, ())
+def is_size(node: NodeProto, place: int) -> bool:
+    """Returns whether an input of a node, by its number, is sizes, axes or places of the data, and no values of it."""
+    return place in _SIZES.get(node.op_type, ())

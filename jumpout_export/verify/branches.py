@@ -29,6 +29,8 @@ from jumpout_export.text import first_line
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
+# The name of the check.
+BRANCHES = "branches"
 _MARK = "jumpout_export_branch_"
 _MARKED = re.compile(rf'"({_MARK}\d+)_kernel_time"')
 _FILE = "marked.onnx"
@@ -49,9 +51,11 @@ class Branches:
 
     Args:
         file: the saved file.
+        name: of the check.
     """
 
-    def __init__(self, file: SavedFile) -> None:
+    def __init__(self, file: SavedFile, name: str = BRANCHES) -> None:
+        self._name = name
         self._problem = ""
         self._marks: dict[str, _Branch] = {}
         self._seen: set[str] = set()
@@ -85,7 +89,7 @@ class Branches:
     def check(self) -> Check | None:
         """Returns whether all subgraphs ran; None for a file without one."""
         if self._problem:
-            return counted("branches", [f"which branches of the file run could not be seen: {self._problem}"])
+            return counted(self._name, [f"which branches of the file run could not be seen: {self._problem}"])
         if not self._marks:
             return None
         never = {mark: branch for mark, branch in self._marks.items() if mark not in self._seen}
@@ -99,7 +103,7 @@ class Branches:
             wrong[-1] += "; give inputs that take it, what is in it is not verified"
         run = f"{len(self._marks) - len(never)} of {len(self._marks)} were run"
         return counted(
-            "branches", wrong, f"{run}, constants and sizes in the file rule the others out" if never else run
+            self._name, wrong, f"{run}, constants and sizes in the file rule the others out" if never else run
         )
 
     def __enter__(self) -> Self:

@@ -3,7 +3,8 @@
 A formula may be right on the given inputs and break beyond them: `log(sigmoid(x))` is minus infinity at -100, where
 PyTorch's logsigmoid is -100, and `log(1 + x)` has no digit left at 1e-8. Such a file is no wrong one, so it is a
 warning; where the given inputs themselves reach as far, it is a failure. Whether digits are lost is measured, at the
-node that loses them: where none does, the file computes something else there, as with another bound of a Clip.
+node that loses them: where none does, the file computes something else there, as with another bound of a Clip. Where
+a file that it is compared with has another bound, that is a failure, too.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from jumpout_export.model.batches import Batch
 from jumpout_export.model.probes import rows
 from jumpout_export.model.signature import Output, tensors, with_tensors
 from jumpout_export.onnxfile.load import load_onnx
+from jumpout_export.onnxfile.numbers import Number
 from jumpout_export.report import Check
 from jumpout_export.runtime.session import Level, ProviderLostError, Session
-from jumpout_export.text import first_line
+from jumpout_export.text import first_line, joined
 from jumpout_export.tolerances import DIGITS_KEPT, DIGITS_LOST, DIGITS_LOST_SHARE
 from jumpout_export.verify.divergence.breaks import first_not_finite, first_without_digits
 from jumpout_export.verify.divergence.locate import locate_divergence
@@ -61,6 +63,7 @@ def check_magnitudes(
     exact: Run | None,
     given: Batch,
     axes: Axes,
+    numbers: Sequence[Number] = (),
 ) -> Check | None:
     """Returns whether the file keeps up with PyTorch on inputs of other magnitudes; None if it has none to scale.
 
@@ -76,6 +79,8 @@ def check_magnitudes(
         exact: runs it in float64, None if it cannot be; called where a file seems to be wrong.
         given: the first batch.
         axes: which are open.
+        numbers: that the file, or the one that the model was read from, has alone. Where there is one and the file
+            computes something else at a scale, a bound is a wrong one: that fails.
 
     Raises:
         ProviderLostError: if a provider cannot be used any more.
@@ -106,7 +111,7 @@ def check_magnitudes(
         broken = (_compare(label, session, batch, expected, exact) for label, session in sessions)
         found += [replace(one, usual=samples, scale=scale, inside=inside) for one in broken if one is not None]
     if found:
-        return _verdict(path, original, found)
+        return _verdict(path, original, found, numbers)
     if not compared:
         note = f"nothing could be compared on larger and smaller inputs: {'; '.join(skipped)}"
         return Check(name=NAME, verdict="not_run", required=False, note=note)
@@ -204,33 +209,36 @@ def _reaches(given: Batch, batch: Batch, scaled: Sequence[bool]) -> bool:
     return True
 
 
-def _verdict(path: Path, original: nn.Module, found: list[_Broken]) -> Check:
+def _verdict(path: Path, original: nn.Module, found: list[_Broken], numbers: Sequence[Number]) -> Check:
     """What the given inputs reach counts before what they do not, an infinity before wrong values, then the nearest."""
     worst = min(found, key=lambda one: (not one.inside, one.off, abs(math.log10(one.scale))))
     where = ", as large as some that were given," if worst.inside else ""
     more = dict.fromkeys(f"{one.scale:g}" for one in found if one.scale != worst.scale)
     also = f"; also at {', '.join(more)} times" if more else ""
     at = f"at {worst.scale:g} times the given inputs{where or ','} {worst.text} ({worst.label})"
+    cause, is_other = _cause(path, original, worst)
+    bounds = [str(one) for one in numbers if not one.is_integer]
+    bound = f"; one of the two files alone has {joined(bounds)}" if is_other and bounds else ""
     return Check(
         name=NAME,
         measured=worst.scale,
-        verdict="fail" if worst.inside else "warning",
-        note=f"{at}; {_cause(path, original, worst)}{also}",
+        verdict="fail" if worst.inside or bound else "warning",
+        note=f"{at}; {cause}{bound}{also}",
     )
 
 
-def _cause(path: Path, original: nn.Module, broken: _Broken) -> str:
-    """The node that begins it, or the layer, as a phrase."""
+def _cause(path: Path, original: nn.Module, broken: _Broken) -> tuple[str, bool]:
+    """The node that begins it, or the layer, as a phrase, and whether it computes something else."""
     provider, _, level = broken.label.partition("/")
     inputs = tensors(broken.batch)
     try:
         if not broken.off:
-            return first_not_finite(path, provider, level, inputs, tensors(broken.usual or broken.batch))
+            return first_not_finite(path, provider, level, inputs, tensors(broken.usual or broken.batch)), False
         if lost := first_without_digits(path, provider, level, inputs):
-            return lost
+            return lost, False
         other = locate_divergence(
             path, load_onnx(path), original, broken.batch, [], provider=provider, level=cast("Level", level)
         )
     except Exception as error:  # of onnx, ONNX Runtime and the user's forward, in a dozen types without a common base
-        return f"which node begins it could not be seen: {first_line(error)}"
-    return f"no node loses digits, so it computes something else there: {other.note}"
+        return f"which node begins it could not be seen: {first_line(error)}", False
+    return f"no node loses digits, so it computes something else there: {other.note}", True

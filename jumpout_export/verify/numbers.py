@@ -12,7 +12,7 @@ from jumpout_export.onnxfile.numbers import Number
 from jumpout_export.report import Check
 from jumpout_export.text import joined
 
-NAME = "numbers"
+NUMBERS = "numbers"
 # Of one file so many are tried; a converter adds none.
 _MOST = 4
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -35,17 +35,21 @@ def around(batch: Batch, names: Sequence[str], numbers: Sequence[Number]) -> Ite
                 yield number, f"{names[place]}={near[0]}..{near[-1]}", with_tensors(batch, moved)
 
 
-def numbers_check(numbers: Sequence[Number], tried: Sequence[Number]) -> tuple[Check | None, list[str]]:
-    """Returns what is said of the numbers, None if there are none, and a note on those that are not shown.
+def numbers_check(
+    numbers: Sequence[Number], tried: Sequence[Number], name: str = NUMBERS, where: str = "PyTorch's program"
+) -> tuple[list[Check], list[str]]:
+    """Returns what is said of the numbers, nothing if there are none, and a note on those that are not shown.
 
     Args:
-        numbers: of the file, that PyTorch's program has not.
+        numbers: of a file, that the other side has not.
         tried: those of which both sides were compared.
+        name: of the check.
+        where: the other side, for a person.
     """
     if not numbers:
-        return None, []
+        return [], []
     left = [str(one) for one in numbers if one not in tried]
     parts = [f"compared on both sides: {joined([str(one) for one in tried])}"] if tried else []
-    parts += [f"not in PyTorch's program, known by the outputs alone: {joined(left)}"] if left else []
-    note = f"numbers of the file that PyTorch's program has not, known by the outputs alone: {joined(left)}"
-    return Check(name=NAME, verdict="pass", note="; ".join(parts)), [note] if left else []
+    parts += [f"not in {where}, known by the outputs alone: {joined(left)}"] if left else []
+    note = f"{name} of the file that {where} has not, known by the outputs alone: {joined(left)}"
+    return [Check(name=name, verdict="pass", note="; ".join(parts))], [note] if left else []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -14,17 +15,19 @@ from jumpout_export.model.batches import Batch, Progress
 from jumpout_export.model.probes import Probe, as_they_came
 from jumpout_export.model.randomness import same_bits
 from jumpout_export.model.signature import tensors
+from jumpout_export.onnxfile.computed import Reads
+from jumpout_export.onnxfile.numbers import Number, numbers_in
 from jumpout_export.report import Check, VerifyReport, counted
 from jumpout_export.runtime.placement import check_placement
 from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.runtime.session import LEVELS, ProviderLostError, Session
 from jumpout_export.text import first_line, joined
-from jumpout_export.verify.branches import Branches
+from jumpout_export.verify.branches import BRANCHES, Branches
 from jumpout_export.verify.constants.proof import prove_constants
 from jumpout_export.verify.divergence.suspects import Suspects
 from jumpout_export.verify.magnitudes import check_magnitudes
-from jumpout_export.verify.numbers import numbers_check
-from jumpout_export.verify.sizes import sizes_in_file
+from jumpout_export.verify.numbers import NUMBERS, numbers_check
+from jumpout_export.verify.sizes import SIZES, describe, sizes_in_file
 from jumpout_export.verify.trials import Effort, Trial, Trials
 from jumpout_export.verify.values.compare import Comparison
 from jumpout_export.verify.values.loss import OWN_LOSS, Loss
@@ -33,6 +36,8 @@ from jumpout_export.verify.values.scale import Scale, source
 from jumpout_export.verify.values.shown import check_constant
 from jumpout_export.verify.verdicts import Seen, report_of, with_what_no_value_shows
 
+# Before the name of a check that is about the file that the model was read from.
+OTHER = "other file: "
 _BY_NAME = "what serves a file asks by name: write it with {}, an argument of torch.onnx.export"
 
 
@@ -51,6 +56,7 @@ def run_providers(
     thorough: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    other: SavedFile | None = None,
 ) -> VerifyReport:
     """Returns the comparison alone: the saved file on each provider against a model on the CPU.
 
@@ -69,6 +75,7 @@ def run_providers(
         thorough: sweep more sizes of the open axes.
         seed: of the made-up inputs.
         progress: called as progress(what, done, total).
+        other: the file that the model was read from, if it was: what that one decides is tried, too.
     """
     iterator = iter(batches)
     given = next(iterator)
@@ -77,10 +84,14 @@ def run_providers(
     runner = _Runner(file, seen, progress)
     for provider in providers:
         runner.open(provider)
-    sizes, said = sizes_in_file(file, runner.axes(first, axes), first) if seen.sessions else ([], None)
-    effort = Effort(made_up=made_up, thorough=thorough, sizes=tuple(sizes), seed=seed)
+    files = {"": file} if other is None else {"": file, OTHER: other}
+    opened = runner.axes(first, axes)
+    plans = [sizes_in_file(one, opened, first, name + SIZES) for name, one in files.items() if seen.sessions]
+    sizes = tuple(moved for plan, _ in plans for moved in plan)
+    effort = Effort(made_up=made_up, thorough=thorough, sizes=sizes, seed=seed)
     trials = Trials(seen, first, seen.axes, effort)
-    with Branches(file) as branches:
+    with contextlib.ExitStack() as stack:
+        branches = [stack.enter_context(Branches(one, name + BRANCHES)) for name, one in files.items()]
         for trial in trials.of_first() if seen.sessions else ():
             runner.take(trial, branches)
         start = 0
@@ -93,18 +104,23 @@ def run_providers(
                 runner.take(trials.of_data(probe), branches)
             start += inputs.size
         log_step("verify: compare the constants with the weights")
-        constants = prove_constants(file.path, original, first, seen.axes.size, file.proto)
-        for trial in trials.of_numbers(constants.numbers) if seen.sessions else ():
+        others = None if other is None else numbers_in(Reads(other.proto, str(other.path.parent)))
+        constants = prove_constants(file.path, original, first, seen.axes.size, file.proto, others)
+        numbers = constants.numbers, constants.lost
+        for trial in itertools.chain(*map(trials.of_numbers, numbers)) if seen.sessions else ():
             runner.take(trial, branches)
-        branched = branches.check()
-    numbered, notes = numbers_check(constants.numbers, trials.tried)
-    seen.checks += [numbered] if numbered is not None else []
-    constants.notes += notes
-    if said is not None:
-        refused = f"; not shown, as PyTorch itself does not run it: {joined(trials.refused)}" if trials.refused else ""
-        seen.checks.append(said.model_copy(update={"note": said.note + refused}))
+        branched = [check for one in branches if (check := one.check()) is not None]
+    where = {"": "PyTorch's program", OTHER: file.path.name}
+    for own, name in zip(numbers, where, strict=True):
+        checks, notes = numbers_check(own, trials.tried, name + NUMBERS, where[name])
+        seen.checks += checks
+        constants.notes += notes
+    for plan, said in plans:
+        refused = [text for moved in plan if (text := describe(moved)) in trials.refused]
+        also = f"; not shown, as PyTorch itself does not run it: {joined(refused)}" if refused else ""
+        seen.checks += [] if said is None else [said.model_copy(update={"note": said.note + also})]
     if not runner.measure_own_errors_again() and made_up:
-        runner.try_magnitudes(original, first)
+        runner.try_magnitudes(original, first, [*constants.numbers, *constants.lost] if other is not None else [])
     report = report_of(seen, providers)
     return with_what_no_value_shows(report, file, original, first, seen, runner.suspects, constants, branched)
 
@@ -146,7 +162,7 @@ class _Runner:
         self.seen.axes = known if known is not None and known.size is not None else declared
         return self.seen.axes
 
-    def take(self, trial: Trial, branches: Branches) -> None:
+    def take(self, trial: Trial, branches: Iterable[Branches]) -> None:
         """Compares every session on a probe, as long as there is a session to run."""
         probe, expected = trial.probe, trial.expected
         log_step(f"verify: compare on {probe.group}")
@@ -168,7 +184,8 @@ class _Runner:
                 self._lose(error)
             else:
                 self.suspects.add(comparison, probe)
-        branches.run(probe.batch)
+        for one in branches:
+            one.run(probe.batch)
 
     def _sessions_for(self, probe: Probe) -> list[tuple[Session, Comparison]]:
         """All of them, or of a large batch those that are optimized, as it is served.
@@ -178,7 +195,7 @@ class _Runner:
         optimized = [one for one in self.seen.sessions if one[1].label not in self._written]
         return optimized if probe.large and optimized else self.seen.sessions
 
-    def try_magnitudes(self, original: nn.Module, first: Batch) -> None:
+    def try_magnitudes(self, original: nn.Module, first: Batch, numbers: Sequence[Number]) -> None:
         """Compares one session of each provider, the plainest, on larger and smaller inputs."""
         reference = self.seen.reference
         plain = {
@@ -188,10 +205,12 @@ class _Runner:
         exact = reference.exact if reference.has_double else None
         sessions = list(plain.values())
         try:
-            check = check_magnitudes(self._file.path, original, sessions, reference.own, exact, first, self.seen.axes)
+            check = check_magnitudes(
+                self._file.path, original, sessions, reference.own, exact, first, self.seen.axes, numbers
+            )
         except ProviderLostError as error:
             self._lose(error)
-            self.try_magnitudes(original, first)
+            self.try_magnitudes(original, first, numbers)
             return
         self.seen.checks += [check] if check else []
 

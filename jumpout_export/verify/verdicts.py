@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -133,17 +134,17 @@ def with_what_no_value_shows(
     seen: Seen,
     suspects: Suspects,
     constants: Constants,
-    branches: Check | None,
+    branches: Iterable[Check],
 ) -> VerifyReport:
     """Returns the report on the values with the verdicts on constants and branches, and the first layer that differs.
 
-    `branches` says whether all were run, None if it has none.
+    `branches` says of each file with branches whether all were run.
     """
     size = seen.axes.size
     reasons = [] if report.passed else known_reasons(original, first)
     samples = rows(first, range(min(2, first.size) if size is None else size), seen.axes.batched or None)
     shown = shown_check(seen.outputs, original, samples, seen.allow_constant)
-    checks = [*reasons, *report.checks, *constants.checks, *([branches] if branches is not None else []), *shown]
+    checks = [*reasons, *report.checks, *constants.checks, *branches, *shown]
     checks = explained(checks, constants.located)
     found = suspects.look(file.path, original, report.checks, constants, size is not None)
     return report.model_copy(

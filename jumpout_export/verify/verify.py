@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from jumpout_export.errors import NotFoldableError
+from jumpout_export.errors import NotFoldableError, NotVerifiableError
 from jumpout_export.extras import require_onnx
 from jumpout_export.filenetwork.network import FileNetwork
 from jumpout_export.fold.network.audit import audit_model
@@ -27,7 +27,7 @@ from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.runtime.providers import check_providers, providers_in
 from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.text import names_of
-from jumpout_export.verify.other_file import check_as_run, check_other_file
+from jumpout_export.verify.other_file import AS_RUN, check_as_run, check_open_axes, check_other_file
 from jumpout_export.verify.precision import precision_of_file
 from jumpout_export.verify.runner import run_providers
 
@@ -112,7 +112,7 @@ def verify_onnx(
     notes = [*audit.notes]
     try:
         if other is not None:
-            checks += [check_other_file(other), check_as_run(other, first)]
+            checks += [check_other_file(other), check_open_axes(proto, other), check_as_run(other, first)]
             notes.append(f"compared with {other.path}, sha256 {other.sha256[other.path.name]}")
         with subject.untouched(), providers_in(provider_python, providers):
             folded = fold(subject, first)
@@ -136,6 +136,7 @@ def verify_onnx(
                     thorough=thorough,
                     seed=seed,
                     progress=progress,
+                    other=None if other is None else SavedFile(other.path),
                 )
                 checks += loss.checks()
             checks.append(STATE_PASSED)
@@ -143,6 +144,9 @@ def verify_onnx(
         checks.append(Check(name=error.check, verdict="fail", note=str(error)))
         nothing = "the PyTorch model has no deterministic eval network"
         result = not_run(providers, nothing if other is None else "the other file is nothing to compare with")
+    except NotVerifiableError as error:
+        checks.append(Check(name=AS_RUN, verdict="not_run", note=str(error)))
+        result = not_run(providers, "the other file is nothing to compare with")
     checks += result.checks
     checks += unchanged_checks(path.parent, before)
     checks += [] if other is None else unchanged_checks(other.path.parent, other.sha256)

@@ -133,3 +133,74 @@ def test_bfloat16_is_refused_by_name(tmp_path):
     )
     with pytest.raises(LoadError, match="`w` is bfloat16"):
         FileNetwork(saved(model, tmp_path / "m.onnx"))
+
+
+RNG = np.random.default_rng(1)
+PICTURES = torch.from_numpy(RNG.normal(size=(2, 3, 8, 8)).astype(np.float32))
+UP = "s = Constant <value = float[4] {1.0, 1.0, 2.0, 3.0}> ()"
+TRANSPOSED = "g (float[n,3,8,8] x) => (float[n,5,h,w] y) {{ y = ConvTranspose <strides = [2, 2], {}> (x, w, b) }}"
+KERNELS = {"w": RNG.normal(size=(3, 5, 3, 3)).astype(np.float32), "b": RNG.normal(size=5).astype(np.float32)}
+# Opset, graph, weights: what onnx's reference implementation has not, or has in its newest meaning alone.
+OLDER = {
+    "Softmax over all axes": (11, "g (float[n,3,8,8] x) => (float[n,3,8,8] y) { y = Softmax (x) }", {}),
+    "LogSoftmax": (12, "g (float[n,3,8,8] x) => (float[n,3,8,8] y) { y = LogSoftmax <axis = 2> (x) }", {}),
+    "Hardmax": (7, "g (float[n,3,8,8] x) => (float[n,3,8,8] y) { y = Hardmax <axis = -1> (x) }", {}),
+    "Upsample": (9, f'g (float[n,3,8,8] x) => (float[n,3,h,w] y) {{ {UP} y = Upsample <mode = "linear"> (x, s) }}', {}),
+    "Resize": (10, f'g (float[n,3,8,8] x) => (float[n,3,h,w] y) {{ {UP} y = Resize <mode = "nearest"> (x, s) }}', {}),
+    "DequantizeLinear": (
+        13,
+        "g (float[n,3,8,8] x) => (float[n,3,8,8] y) { q = QuantizeLinear (x, s, z) y = DequantizeLinear (q, s, z) }",
+        {"s": np.float32(0.02), "z": np.uint8(128)},
+    ),
+    "negative pads": (
+        18,
+        "g (float[n,3,8,8] x) => (float[n,3,h,w] y) { y = Pad (x, p, v, a) }",
+        {"p": np.array([1, -2, -1, 1]), "v": np.float32(0.5), "a": np.array([-1, 2])},
+    ),
+    "uneven pads of a pool": (
+        18,
+        "g (float[n,3,8,8] x) => (float[n,3,h,w] y) { y = MaxPool <kernel_shape = [2, 3], pads = [0, 1, 1, 0]> (x) }",
+        {},
+    ),
+    "a given output shape": (18, TRANSPOSED.format("output_shape = [16, 15]"), KERNELS),
+    "the same, padded above": (18, TRANSPOSED.format('auto_pad = "SAME_UPPER"'), KERNELS),
+    "the same, padded below": (18, TRANSPOSED.format('auto_pad = "SAME_LOWER"'), KERNELS),
+    "uneven pads of a transposed convolution": (18, TRANSPOSED.format("pads = [0, 1, 1, 0]"), KERNELS),
+    "bilinear": (
+        16,
+        'g (float[n,3,8,8] x) => (float[n,3,5,5] y) { y = GridSample <mode = "bilinear"> (x, g) }',
+        {"g": RNG.uniform(-1.2, 1.2, size=(2, 5, 5, 2)).astype(np.float32)},
+    ),
+    "LRN": (13, "g (float[n,3,8,8] x) => (float[n,3,8,8] y) { y = LRN <size = 3, alpha = 0.1> (x) }", {}),
+    "names of a module": (18, "g (float[n,3,8,8] x) => (float[n,3,8,8] y) { y = Mul (x, training) }",
+                          {"training": np.array([0.5], np.float32)}),
+    "an empty table of places": (
+        18,
+        "g (float[n,3,8,8] x) => (float[n,3,8,8] y) { y = ScatterND (x, i, u) }",
+        {"i": np.zeros((0, 1), np.int64), "u": np.zeros((0, 3, 8, 8), np.float32)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_what_the_reference_implementation_lacks_is_what_onnx_runtime_makes_of_it(name, tmp_path):
+    opset, graph, weights = OLDER[name]
+    header = f'<ir_version: {4 if opset < 10 else 7}, opset_import: ["" : {opset}]>'
+    path = saved(parsed(f"{header} {graph}", weights), tmp_path / "m.onnx")
+    (want,) = onnxruntime.InferenceSession(path).run(None, {"x": PICTURES.numpy()})
+    have = FileNetwork(path)({"x": PICTURES})["y"]
+    np.testing.assert_allclose(have.numpy(), want, rtol=1e-5, atol=1e-5)
+    assert FileNetwork(path).double()({"x": PICTURES.double()})["y"].dtype == torch.float64
+
+
+def test_the_scales_of_a_resize_are_no_weight(tmp_path):
+    graph = f'g (float[n,3,8,8] x) => (float[n,3,h,w] y) {{ {UP} y = Resize <mode = "nearest"> (x, , s) }}'
+    assert not list(FileNetwork(saved(graph, tmp_path / "m.onnx")).parameters())
+
+
+def test_a_node_that_cannot_be_run_is_named(tmp_path):
+    nodes = "[pool] y = MaxRoiPool <pooled_shape = [2, 2]> (x, r)"
+    graph = f"g (float[n,3,8,8] x, float[1,5] r) => (float[1,3,2,2] y) {{ {nodes} }}"
+    network = FileNetwork(saved(graph, tmp_path / "m.onnx"))
+    with pytest.raises(RuntimeError, match=r"node `pool` \(MaxRoiPool\): "):
+        network({"x": PICTURES, "r": torch.zeros(1, 5)})

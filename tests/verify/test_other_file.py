@@ -144,3 +144,78 @@ def test_an_operator_that_is_read_here_in_another_way_than_by_the_runtime_is_sai
     report = verify_onnx(old, old, x)
     assert not report
     assert "first at act" in problems(report)["other file as run"]
+
+
+TABLE = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32)
+LOOK_UP = "g (int64[n,3] x) => (float[n,3,2] y) {{ {} y = Gather (w, i) }}"
+CLIP_6 = (
+    '<ir_version: 5, opset_import: ["" : 10]> g (float[n,4] x) => (float[n,4] y) {{ y = Clip <min=-90.0, max={}> (x) }}'
+)
+WIDE = """g (float[n,m] x) => (float[n,m] y) { s = Shape <start = 1, end = 2> (x) t = Constant <value_ints = [64]> ()
+  c = GreaterOrEqual (s, t) k = Cast <to = 1> (c) o = Constant <value_float = 1.0> () f = Add (k, o) y = Mul (x, f) }"""
+BRANCH = "then_branch = t () => (float[n,4] p) { p = Neg (x) }, else_branch = e () => (float[n,4] q) { q = Relu (x) }"
+X = torch.randn(6, 4)
+LOST = {
+    "a bound of ids": (
+        LOOK_UP.format("l = Constant <value_int = 0> () h = Constant <value_int = 255> () i = Clip (x, l, h)"),
+        LOOK_UP.format("i = Identity (x)"),
+        "cpu/off/x=254..256/worst error",
+    ),
+    "a narrow integer": (
+        LOOK_UP.format("b = Cast <to = 2> (x) i = Cast <to = 7> (b)"),
+        LOOK_UP.format("i = Identity (x)"),
+        "cpu/off/x=255..257/worst error",
+    ),
+    "what a size decides": (
+        WIDE, "g (float[n,m] x) => (float[n,m] y) { y = Identity (x) }", "cpu/off/sizes batch=3 m=64/worst error",
+    ),
+    "a branch": (
+        f"g (bool c, float[n,4] x) => (float[n,4] y) {{ y = If (c) <{BRANCH}> }}",
+        "g (bool c, float[n,4] x) => (float[n,4] y) { y = Relu (x) }",
+        "other file: branches",
+    ),
+    "a bound that is an attribute": (CLIP_6.format("90.0"), CLIP_6.format("60.0"), "magnitudes"),
+    "an open batch": (
+        "g (float[n,4] x) => (float[n,4] y) { y = Neg (x) }",
+        "g (float[6,4] x) => (float[6,4] y) { y = Neg (x) }",
+        "other file: open axes",
+    ),
+    "another open axis": (
+        "g (float[n,m] x) => (float[n,m] y) { y = Neg (x) }",
+        "g (float[n,4] x) => (float[n,4] y) { y = Neg (x) }",
+        "other file: open axes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_the_other_file_decides_is_tried_though_the_new_one_has_it_no_more(name, tmp_path):
+    """A simplifier that drops what the given inputs do not reach; each file equals itself."""
+    old, new, check = LOST[name]
+    ids, weights = ("Gather" in old, {"w": TABLE} if "Gather" in old else {})
+    inputs = torch.randint(0, 100, (4, 3)) if ids else (torch.tensor(False), X) if "bool c" in old else X
+    old = saved(parsed(old, weights), tmp_path / "old.onnx")
+    report = verify_onnx(saved(parsed(new, weights), tmp_path / "new.onnx"), old, inputs)
+    assert check in problems(report), problems(report)
+    if name != "a branch":  # one that no input runs fails in either file
+        assert verify_onnx(old, old, inputs), name
+
+
+def test_a_file_whose_nodes_cannot_be_read_here_is_not_compared(tmp_path):
+    rois = np.array([[0, 0, 0, 4, 4]], np.float32)
+    nodes = "[pool] p = MaxRoiPool <pooled_shape = [2, 2]> (x, r) y = Neg (p)"
+    old = saved(parsed(f"g (float[n,3,8,8] x) => (float[1,3,2,2] y) {{ {nodes} }}", {"r": rois}), tmp_path / "old.onnx")
+    report = verify_onnx(old, old, torch.randn(1, 3, 8, 8))
+    assert {check.verdict for check in report.checks if check.blocks} == {"not_run"}
+    assert "cannot be run here: node `pool` (MaxRoiPool): " in problems(report)["other file as run"]
+    assert report.providers["cpu"].verdict == "not_run"
+
+
+def test_an_operator_that_is_read_here_in_another_way_lays_nothing_to_the_new_file(tmp_path, monkeypatch):
+    from jumpout_export.filenetwork import operators
+
+    old = saved("g (float[n,4] x) => (float[n,4] y) { [act] y = LeakyRelu <alpha = 0.2> (x) }", tmp_path / "old.onnx")
+    monkeypatch.setitem(operators.OPERATORS, "LeakyRelu", lambda _attributes, x: x.clamp(min=0))
+    report = verify_onnx(old, old, X)
+    assert set(problems(report)) == {"other file as run"}
+    assert report.providers["cpu"].reason == "the other file is nothing to compare with"

@@ -52,6 +52,14 @@ def unexplained(numbers: Iterable[Number], recorded: Recorded) -> list[Number]:
     return [one for one in numbers if not _says_nothing(one) and not _is_known(one, narrow if one.is_cast else known)]
 
 
+def differing(numbers: Iterable[Number], others: Iterable[Number]) -> list[Number]:
+    """Returns the numbers of one file that another has not, as `unexplained` does."""
+    known: dict[bool, list[float]] = {True: [], False: []}
+    for one in others:
+        known[one.is_cast].append(abs(one.value))
+    return [one for one in numbers if not _says_nothing(one) and not _is_known(one, known[one.is_cast])]
+
+
 def _says_nothing(one: Number) -> bool:
     return one.value == 0 or not math.isfinite(one.value) or (not one.is_cast and _is_known(one, _ENDS))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from jumpout_export.verify.constants.faults import Fault, faults_of
 from jumpout_export.verify.constants.hidden import hidden_behind_zeros
 from jumpout_export.verify.constants.known import Recorded
 from jumpout_export.verify.constants.nodes import Groups
-from jumpout_export.verify.constants.numbers import unexplained
+from jumpout_export.verify.constants.numbers import differing, unexplained
 from jumpout_export.verify.constants.places import misplaced
 from jumpout_export.verify.constants.turned import squares, turned
 from jumpout_export.verify.constants.weights import find_weights
@@ -43,10 +44,16 @@ class Constants:
     located: list[Located] = field(default_factory=list)  # what the file has for the BatchNorms
     faults: list[Fault] = field(default_factory=list)  # layers whose constants are wrong, in the order of the forward
     numbers: list[Number] = field(default_factory=list)  # of the file, that the program has not
+    lost: list[Number] = field(default_factory=list)  # of the file that the model was read from, that the file has not
 
 
 def prove_constants(
-    path: Path, model: nn.Module, batch: Batch, size: int | None, file: ModelProto | None = None
+    path: Path,
+    model: nn.Module,
+    batch: Batch,
+    size: int | None,
+    file: ModelProto | None = None,
+    others: Sequence[Number] | None = None,
 ) -> Constants:
     """Returns whether the constants of a file are those of a model.
 
@@ -56,6 +63,7 @@ def prove_constants(
         batch: inputs on the CPU.
         size: the file's batch size, None where it is open.
         file: the protobuf, where it has been read.
+        others: numbers of the file that the model was read from, if it was.
     """
     result = Constants()
     samples = rows(batch, range(min(2, batch.size) if size is None else size))
@@ -75,7 +83,10 @@ def prove_constants(
             weights.misplaced, weights.unplaced = misplaced(recorded.recording, groups, steps)
             arrays = {one.name: one.values() for one in constants if one.name in square}
             weights.misplaced += turned(recorded.recording, recorded.run, weights.held, arrays, steps)
-        result.numbers = unexplained(numbers_in(reads), recorded)
+        numbers = numbers_in(reads)
+        result.numbers = unexplained(numbers, recorded)
+        if others is not None:
+            result.numbers, result.lost = differing(result.numbers, others), differing(others, numbers)
     except Exception as error:  # a file may hold anything
         result.checks = [counted("weights", [f"the weights could not be looked for in the file: {first_line(error)}"])]
         return result
