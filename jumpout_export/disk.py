@@ -75,20 +75,24 @@ def private_folder(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other exports into this folder waiting while the block runs; leaves no lock file.
+def locked(*folders: Path) -> Iterator[None]:
+    """Keeps other exports into these folders waiting while the block runs; leaves no lock file.
 
     Where the file system or the platform has no locks the block runs without one.
 
     Raises:
         OSError: if another process does not let go for a minute.
     """
-    with _opened(folder) as handle:
+    # Each once, or the second would wait for the first; in an order that is the same for everybody.
+    distinct = {(state.st_dev, state.st_ino): folder for folder in folders for state in [folder.stat()]}
+    with contextlib.ExitStack() as stack:
         end = time.monotonic() + _PATIENCE
-        while _lock(handle) is False:
-            if time.monotonic() > end:
-                raise TimeoutError(f"another process has locked the folder {folder} for {_PATIENCE:.0f} s")
-            time.sleep(0.01)
+        for _, folder in sorted(distinct.items()):
+            handle = stack.enter_context(_opened(folder))
+            while _lock(handle) is False:
+                if time.monotonic() > end:
+                    raise TimeoutError(f"another process has locked the folder {folder} for {_PATIENCE:.0f} s")
+                time.sleep(0.01)
         yield
 
 

@@ -38,6 +38,7 @@ _OPTIONS = {
     "refuse_if_worse": "--refuse-if-worse",
     "require_batchnorm": "--require-batchnorm",
     "save_weights": "--save-weights",
+    "triton": "--triton",
 }
 
 

@@ -55,6 +55,7 @@ def export(
     golden: Annotated[
         Path | None, typer.Option(metavar="DIR", help="folder for golden data, in ONNX's test_data_set_0 layout")
     ] = None,
+    triton: options.TritonRepository = None,
     samples: options.NumSamples = 4096,
     batch_size: options.BatchSize = 128,
     device: options.Device = "cpu",
@@ -70,6 +71,7 @@ def export(
     from jumpout_export.cli.work import build_job, is_program, working
     from jumpout_export.export.arguments import check_arguments
     from jumpout_export.export.publish import export_onnx
+    from jumpout_export.export.triton import check_entry
     from jumpout_export.runtime.providers import providers_in
     from jumpout_export.verify.precision import dtypes
 
@@ -78,6 +80,7 @@ def export(
     dynamic_axes = parse_dynamic(dynamic)
     torch_dtype = dtypes()[dtype] if dtype else None
     check_arguments(out, golden, opset, torch_dtype)
+    check_entry(triton, out, chosen)
     check_report(report)
     check_data([data])
     place = _place_of_weights(save_weights, out, recalibrate, [weights, Path(data) if data else None])
@@ -110,6 +113,7 @@ def export(
             batchnorm=checked.batchnorm,
             require_batchnorm=require_batchnorm,
             golden=golden,
+            triton=triton,
             save_weights=place if checked.before is not None else None,
             seed=seed,
             progress=progress,

@@ -104,6 +104,15 @@ ExternalData = Annotated[
     bool,
     typer.Option("--external-data", help="write the weights to a file beside it, as is always done beyond 2 GiB"),
 ]
+TritonRepository = Annotated[
+    Path | None,
+    typer.Option(
+        "--triton",
+        metavar="DIR",
+        help="Triton model repository to write it to, too: DIR/NAME/config.pbtxt and DIR/NAME/1/model.onnx, NAME from "
+        "OUT.onnx",
+    ),
+]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="where torch runs: cpu or cuda[:N]")]
 Seed = Annotated[
     int, typer.Option(metavar="N", help="seeds whatever is random; the same command gives the same JSON, bit for bit")

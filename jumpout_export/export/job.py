@@ -98,6 +98,7 @@ class Job:
     batches: Iterable[Batch]  # to verify on; read once
     target: Path  # the file to write
     golden_folder: Path | None  # for golden data, if any is wanted
+    entry: Path | None  # the file's folder in a Triton model repository, if it is to be in one
     save_weights: Path | None  # for the model's weights as safetensors, if they are wanted
     providers: tuple[str, ...]
     precision: Precision  # to export in
@@ -114,6 +115,11 @@ class Job:
     seed: int
     progress: Progress | None
     draft: Draft  # of the report
+
+    @property
+    def needs_deterministic(self) -> list[str]:
+        """The arguments that ask for what cannot be had of a file that is random on purpose."""
+        return [name for name, wanted in (("golden", self.golden_folder), ("triton", self.entry)) if wanted]
 
     def tell(self, step: str, done: int) -> None:
         """Says which step begins, of how many."""

@@ -16,6 +16,7 @@ from jumpout_export.export.arguments import check_arguments
 from jumpout_export.export.job import Draft, Job, RefusedError
 from jumpout_export.export.statistics import check_weights_target
 from jumpout_export.export.steps import inspect, prepare, replace, verify, write
+from jumpout_export.export.triton import check_entry
 from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.model.batches import Progress
 from jumpout_export.model.signature import first_and_all, onnx_batch
@@ -46,6 +47,7 @@ def export_onnx(
     require_batchnorm: bool = False,
     golden: str | os.PathLike[str] | None = None,
     save_weights: str | os.PathLike[str] | None = None,
+    triton: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -90,6 +92,10 @@ def export_onnx(
             file's metadata then says how far a replay may be off (`export/golden.py`).
         save_weights: a file ending in `.safetensors` for the model's weights, which appears together with the file:
             of a model whose BatchNorm was recalibrated nothing else holds the new statistics.
+        triton: a model repository of Triton Inference Server, or a name for one in an existing folder. After a pass
+            `NAME/config.pbtxt` and `NAME/1/model.onnx` appear in it, NAME being that of the file. Triton serves it on
+            the providers that it was verified on, in batches of several requests if every input and output begins
+            with the open batch axis. What an export wrote there is replaced, anything else is not.
         seed: of the made-up inputs.
         progress: called as progress(what, done, total).
 
@@ -98,7 +104,7 @@ def export_onnx(
 
     Raises:
         ValueError: if an argument is out of its range, a folder missing or not writable, the disk full, there is
-            nothing to compare, or golden data is asked for of a file that is random on purpose.
+            nothing to compare, or golden data or Triton is asked for of a file that is random on purpose.
         TypeError: if an argument has the wrong type, or the model cannot be copied.
         ImportError: if onnx, onnxscript or onnxruntime is missing.
 
@@ -117,6 +123,7 @@ def export_onnx(
         batches=first_and_all([batch] if calibration is None else calibration, subject.module, "calibration")[1],
         target=target,
         golden_folder=golden_folder,
+        entry=check_entry(triton, target, providers),
         save_weights=check_weights_target(save_weights),
         require_batchnorm=require_batchnorm,
         providers=providers,

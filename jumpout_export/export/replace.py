@@ -18,15 +18,16 @@ def replace_export(
     golden: Path | None,
     statistics: Staged | None = None,
     manifest: Path | None = None,
+    entry: Staged | None = None,
 ) -> None:
     """Moves everything to its place; killed at any moment it leaves no file beside the data of another.
 
-    The weights come first, under a name that no other content has; the older golden data is away while the file is
-    replaced, and safetensors with new statistics are there before it. The older manifest is away before anything is
-    moved, and the new one is published after everything: no manifest ever describes what is not there. An error or an
-    interrupt before the file is replaced takes all of it back; a command is not interrupted any more from the first
-    move on. Two calls for a folder wait for each other. Weights that the older file used, or that a killed process
-    left, are removed at the end.
+    The weights come first, under a name that no other content has; the older golden data and the older entry of a
+    model repository are away while the file is replaced, and safetensors with new statistics are there before it. The
+    older manifest is away before anything is moved, and the new one is published after everything: no manifest ever
+    describes what is not there. An error or an interrupt before the file is replaced takes all of it back; a command
+    is not interrupted any more from the first move on. Two calls for a folder wait for each other. Weights that the
+    older file used, or that a killed process left, are removed at the end.
 
     Args:
         file: the finished file, in the file system of `target`.
@@ -35,14 +36,15 @@ def replace_export(
         golden: finished golden data, or None. It is `FOLDER/X/test_data_set_0` and becomes `FOLDER/test_data_set_0`.
         statistics: finished safetensors and their place, or None.
         manifest: the finished manifest, or None.
+        entry: the finished folder for a model repository and its place, or None.
 
     Raises:
         OSError: if a file cannot be moved.
     """
-    final = golden.parents[1] / FOLDER if golden else None
-    aside = golden.with_name("older") if golden else None
-    kept = statistics.file.with_name("older") if statistics else None
-    with locked(target.parent):
+    folders = [Staged(golden, golden.parents[1] / FOLDER)] if golden else []
+    folders += [entry] if entry else []
+    kept = _aside(statistics) if statistics else None
+    with locked(target.parent, *([entry.place.parent] if entry else [])):
         file.stat()  # from here on, that it is gone means that it was moved
         older = data_files(target.parent, target.name)
         weights = target.with_name(data.name) if data else None
@@ -51,8 +53,9 @@ def replace_export(
             try:
                 if data and weights:
                     replace_file(data, weights, like=target)  # as private as the file itself
-                if final and aside and final.exists():
-                    move(final, aside)
+                for folder in folders:
+                    if folder.place.exists():
+                        move(folder.place, _aside(folder))
                 if statistics and kept:
                     if statistics.place.exists():
                         move(statistics.place, kept)
@@ -62,17 +65,24 @@ def replace_export(
                 if file.exists():
                     if weights and weights not in older:
                         weights.unlink(missing_ok=True)
-                    if final and aside and aside.exists():
-                        move(aside, final)
+                    for folder in folders:
+                        if _aside(folder).exists():
+                            move(_aside(folder), folder.place)
                     if statistics and kept:
                         _take_back(statistics, kept)
-                elif final and golden:
-                    move(golden, final, like=aside)
+                else:
+                    for folder in folders:
+                        move(folder.file, folder.place, like=_aside(folder))
         if manifest:
             publish(manifest, target)
         for path in older:
             if path != weights:
                 path.unlink(missing_ok=True)
+
+
+def _aside(staged: Staged) -> Path:
+    """Where the older one is as long as it may have to be put back."""
+    return staged.file.with_name("older")
 
 
 def _take_back(statistics: Staged, older: Path) -> None:

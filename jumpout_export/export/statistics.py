@@ -23,7 +23,7 @@ _CURE = "recalibrate first (recalibrate_batchnorm(model, batches), or --recalibr
 
 @dataclass(frozen=True)
 class Staged:
-    """A finished file of weights, in the file system of its place."""
+    """A finished file or folder, in the file system of its place."""
 
     file: Path
     place: Path

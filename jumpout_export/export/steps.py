@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from jumpout_export.disk import writing
-from jumpout_export.errors import ArgumentError, ConversionError, NotFoldableError
+from jumpout_export.errors import ConversionError, NotFoldableError
 from jumpout_export.export.convert import convert
 from jumpout_export.export.golden import Golden, compute_golden, staged_golden
 from jumpout_export.export.job import Draft, Job, RefusedError
@@ -21,6 +21,8 @@ from jumpout_export.export.offers import fixed_rows
 from jumpout_export.export.provenance import provenance, with_tolerance
 from jumpout_export.export.replace import replace_export
 from jumpout_export.export.statistics import staged_weights, statistics_check
+from jumpout_export.export.triton import Served, entry_notes, staged_entry
+from jumpout_export.export.triton_config import configuration
 from jumpout_export.fold.network.audit import audit_model
 from jumpout_export.fold.network.folded import STATE_PASSED, fold
 from jumpout_export.model.axes import Axes, choose_axes
@@ -34,7 +36,7 @@ from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.text import first_line
 from jumpout_export.verify.magnitudes import NAME
 from jumpout_export.verify.noise.on_purpose import is_random
-from jumpout_export.verify.noise.purpose import Deterministic, no_golden, purpose_of
+from jumpout_export.verify.noise.purpose import Deterministic, purpose_of, refusal
 from jumpout_export.verify.values.loss import Loss
 
 
@@ -86,8 +88,8 @@ def prepare(job: Job) -> Prepared:
     draft.folded = folded.layers
     draft.metadata = provenance(subject, folded.layers, draft.batchnorm, job.precision)
     network, original = folded.model.cpu(), folded.original.cpu()
-    if job.golden_folder and is_random(original, job.batch, job.allow):
-        raise ArgumentError("golden", no_golden(job.allow))
+    if job.needs_deterministic and is_random(original, job.batch, job.allow):
+        raise refusal(job.needs_deterministic[0], job.allow)
     if job.dynamic_batch and (fixed := subject.fixed_batch()):
         raise draft.not_converted(fixed)
     axes = choose_axes(network, job.batch, job.dynamic_batch, job.dynamic_axes)
@@ -158,11 +160,13 @@ def verify(job: Job, prepared: Prepared, written: Written, purpose: Deterministi
     Requires a file that `inspect` has seen. Ensures that nothing but the draft changes.
 
     Raises:
-        ValueError: if golden data is asked for of a file that is random on purpose.
+        ValueError: if golden data or Triton is asked for of a file that is random on purpose, or Triton cannot take
+            its tensors.
     """
     job.tell("verify", 4)
-    if job.golden_folder:
-        purpose.refuse_golden()
+    purpose.refuse(job.needs_deterministic)
+    if job.entry:
+        configuration(written.saved.proto, job.entry.name, "", job.providers)
     result = purpose.verify(
         written.saved,
         prepared.original,
@@ -201,8 +205,16 @@ def replace(job: Job, prepared: Prepared, written: Written, result: VerifyReport
             staged_golden(prepared.golden, job.golden_folder) as golden,
             staged_weights(job.subject.module, job.save_weights) as statistics,
         ):
-            manifest = _manifest(written, golden, report).write(manifest_of(written.saved.path))
-            replace_export(written.saved.path, written.data, job.target, golden, statistics, manifest)
+            manifest = _manifest(written, golden, report)
+            served = Served(written.saved.path, written.data, written.saved.proto, manifest, job.providers)
+            with staged_entry(served, job.entry, job.target) as entry:
+                replace_export(
+                    *(written.saved.path, written.data, job.target, golden, statistics),
+                    manifest.write(manifest_of(written.saved.path)),
+                    entry,
+                )
+        if job.entry:
+            report.notes += entry_notes(served, job.entry)
         if job.save_weights:
             report.notes.append(
                 f"the file's weights are in {job.save_weights}: verify it with --weights {job.save_weights}"

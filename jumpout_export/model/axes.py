@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -107,6 +108,27 @@ def declared_axes(shapes: Sequence[Sequence[int | str | None]], names: Sequence[
                 anonymous.add(axes[axis])
         further.append(axes)
     return Axes(batched, size, tuple(further), frozenset(anonymous))
+
+
+def why_not_batched(shapes: Mapping[str, Sequence[int | str | None]]) -> str:
+    """Returns why a server may not put samples of several requests into one batch of a file; empty if it may.
+
+    It may if the first axis of every input and output is the open batch, and no other axis knows of it.
+
+    Args:
+        shapes: of the file's inputs and outputs, under what they are called, such as "input `x`"; they hold sizes,
+            names of open axes, or None or an empty name for one without.
+    """
+    for what, shape in shapes.items():
+        if not shape:
+            return f"{what} is a scalar, without a batch axis"
+        if isinstance(shape[0], int):
+            return f"the first axis of {what} has a fixed size, {shape[0]}"
+        if shape[0] != BATCH:
+            return f"the first axis of {what} is not the batch"
+        if any(re.search(rf"\b{BATCH}\b", str(axis)) for axis in shape[1:]):
+            return f"{what} has a further axis that follows the batch"
+    return ""
 
 
 def other_sizes(batch: Batch, axes: Axes, runs: Callable[[Batch], bool], most: int = 2) -> Iterator[Batch]:

@@ -36,10 +36,13 @@ class Manifest:
     golden: Mapping[str, str] = field(default_factory=dict)  # of `input_0.pb, ..., output_0.pb, ...`, by name
     versions: Mapping[str, str] = field(default_factory=dict)  # of the packages that made and verified it
     verdicts: Mapping[str, str] = field(default_factory=dict)  # of the proof: by provider, and of BatchNorm
+    config: str = ""  # of the configuration of a server that it was written for, whose users may change it
 
     def write(self, file: Path) -> Path:
         """Writes it to a file, keys sorted, and returns that."""
         document = {"kind": "manifest", "manifest_version": VERSION, **vars(self)}
+        if not self.config:
+            del document["config"]
         file.write_text(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=True) + "\n", encoding="utf-8")
         return file
 
@@ -97,7 +100,7 @@ def manifest_checks(path: Path, data: Iterable[str]) -> tuple[list[Check], list[
         return [], [f"there is no {place.name} beside it, so whether it was changed after its export is not known"]
     notes: list[str] = []
     try:
-        manifest = _read(place)
+        manifest = read_manifest(place)
     except (OSError, ValueError) as error:
         return [counted(CHECK, [f"{place.name} cannot be read: {error}"])], notes
     problems = _differing(path.parent, {path.name: manifest.model})
@@ -114,6 +117,30 @@ def manifest_checks(path: Path, data: Iterable[str]) -> tuple[list[Check], list[
     return [counted(CHECK, problems, f"{files} files are those that {place.name} names")], notes
 
 
+def read_manifest(place: Path) -> Manifest:
+    """Returns what a manifest says of files.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is none.
+    """
+    with open_plain(place) as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError("it is larger than a manifest is")
+    document = json.loads(content)
+    if not isinstance(document, dict) or document.get("kind") != "manifest":
+        raise ValueError("it is no manifest")
+    if document.get("manifest_version") != VERSION:
+        raise ValueError(f"its version is {document.get('manifest_version')!r}, this package reads {VERSION}")
+    return Manifest(
+        model=_digest(document.get("model")),
+        data=_digests(document, "data"),
+        golden=_digests(document, "golden"),
+        config=_digest(document["config"]) if "config" in document else "",
+    )
+
+
 def _golden_files(folder: Path) -> Iterator[Path]:
     """The inputs and outputs in a folder; whatever else lies there belongs to somebody else."""
     return (file for kind in ("input", "output") for file in folder.glob(f"{kind}_*.pb"))
@@ -127,22 +154,6 @@ def _differing(folder: Path, wanted: Mapping[str, str]) -> list[str]:
         for name, digest in wanted.items()
         if found[name] != digest
     ]
-
-
-def _read(place: Path) -> Manifest:
-    """Reads a manifest; raises OSError or ValueError where it is none."""
-    with open_plain(place) as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError("it is larger than a manifest is")
-    document = json.loads(content)
-    if not isinstance(document, dict) or document.get("kind") != "manifest":
-        raise ValueError("it is no manifest")
-    if document.get("manifest_version") != VERSION:
-        raise ValueError(f"its version is {document.get('manifest_version')!r}, this package reads {VERSION}")
-    return Manifest(
-        model=_digest(document.get("model")), data=_digests(document, "data"), golden=_digests(document, "golden")
-    )
 
 
 def _digests(document: dict[str, Any], key: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ import sys
 
 import onnx
 import pytest
+from support.model_repository import parse
 from support.onnx_files import shapes
 
 from jumpout_export.cli import app as cli
@@ -52,6 +53,11 @@ def test_the_command_takes_axes_type_and_external_data(command):
         (["--dynamic", "input:2=h", "--dynamic", "input:2=w"], "--dynamic names axis 2 of input twice"),
         (["--dynamic", "image:2=h"], "--dynamic: dynamic_axes names no input of the model: 'image'; it has input"),
         (["--dtype", "bf16"], "'bf16' is not"),
+        (
+            ["--triton", "no/models"],
+            "--triton: a model repository is a folder, or a name in an existing one, got 'no/mod",
+        ),
+        (["--triton", "convert_factory.py"], "--triton: a model repository is a folder, or a name in an existing one"),
         (["--opset", "17"], "--opset: opset must be in [18, "),
         (["--opset", "99"], "is the newest that the installed ONNX Runtime accepts"),
     ],
@@ -61,6 +67,19 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(arguments, message, command,
     assert code == 2
     assert message in err
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_the_command_writes_a_model_repository_and_replaces_only_its_own(command, tmp_path):
+    entry = tmp_path / "models" / "m"
+    assert command("--triton", "models")[0] == 0
+    assert parse((entry / "config.pbtxt").read_text()).max_batch_size > 0
+    (entry / "labels.txt").write_text("cat")
+    code, err = command("--triton", "models", "--static")
+    assert code == 2
+    assert "error: --triton: models/m is not replaced, because labels.txt there was changed or added after" in err
+    (entry / "labels.txt").unlink()
+    assert command("--triton", "models", "--static")[0] == 0
+    assert parse((entry / "config.pbtxt").read_text()).max_batch_size == 0
 
 
 def test_what_is_to_be_tried_reaches_the_comparison(command, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from support.networks import Baked, PerSample, Table
 from torch import nn
 
-from jumpout_export.model.axes import Axes, choose_axes, declared_axes, other_sizes
+from jumpout_export.model.axes import Axes, choose_axes, declared_axes, other_sizes, why_not_batched
 from jumpout_export.model.signature import onnx_batch
 
 X = torch.randn(4, 1, 9, 9, generator=torch.Generator().manual_seed(1))
@@ -100,3 +100,20 @@ def test_axes_of_one_name_must_have_one_size_and_a_fixed_batch_is_not_open():
     odd = onnx_batch((A, torch.ones(1, 3), A), PerSample())
     with pytest.raises(ValueError, match="axis 0 of input `scale` is no batch: it has 1 entries, the example holds 4"):
         choose_axes(PerSample(), odd, True, {"scale": {0: "batch"}})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "reason"),
+    [
+        ({"input `x`": ["batch", 3], "output `y`": ["batch"]}, ""),
+        ({"input `x`": ["batch", "height"], "output `y`": ["batch", "batches"]}, ""),
+        ({"input `x`": ["batch", 3], "output `y`": []}, "output `y` is a scalar, without a batch axis"),
+        ({"input `x`": [8, "batch"]}, "the first axis of input `x` has a fixed size, 8"),
+        ({"input `x`": ["n", 3]}, "the first axis of input `x` is not the batch"),
+        ({"input `x`": [None, 3]}, "the first axis of input `x` is not the batch"),
+        ({"input `x`": ["batch", 3], "output `y`": ["2*batch", 3]}, "the first axis of output `y` is not the batch"),
+        ({"output `y`": ["batch", "batch + 1"]}, "output `y` has a further axis that follows the batch"),
+    ],
+)
+def test_why_a_server_may_not_batch(shapes, reason):
+    assert why_not_batched(shapes) == reason

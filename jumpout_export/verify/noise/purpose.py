@@ -21,6 +21,14 @@ from jumpout_export.verify.runner import run_providers
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+# By argument, why it cannot be had of a file that is random on purpose.
+_REFUSED = {
+    "golden": "golden data cannot be made for a file that is random on purpose: there is no output to replay, because "
+    "each depends on",
+    "triton": "Triton cannot serve a file that is random on purpose: it optimizes what draws away and gives ONNX "
+    "Runtime no seed for",
+}
+
 
 class Deterministic:
     """A file that has to be free of noise; that of modules in `allow` must not matter.
@@ -44,8 +52,8 @@ class Deterministic:
         """Returns the checks of the file, without what is wanted."""
         return list(checks)
 
-    def refuse_golden(self) -> None:
-        """Raises if there is no output to replay.
+    def refuse(self, arguments: Iterable[str]) -> None:
+        """Raises if one of these arguments of an export asks for what cannot be had.
 
         Raises:
             ValueError: if each output depends on random numbers.
@@ -85,9 +93,10 @@ class OnPurpose(Deterministic):
             for check in checks
         ]
 
-    def refuse_golden(self) -> None:
-        """Raises: there is nothing to replay."""
-        raise ArgumentError("golden", no_golden(self._allow))
+    def refuse(self, arguments: Iterable[str]) -> None:
+        """Raises: there is nothing to replay, and no server that gives seeds."""
+        for argument in arguments:
+            raise refusal(argument, self._allow)
 
     def verify(
         self,
@@ -110,11 +119,12 @@ def purpose_of(file: ModelProto, allow: Iterable[str]) -> Deterministic:
     return OnPurpose(nodes, allow) if allow and nodes else Deterministic(allow)
 
 
-def no_golden(allow: Iterable[str]) -> str:
-    """Returns why golden data cannot be had together with noise that is wanted."""
-    return (
-        "golden data cannot be made for a file that is random on purpose: there is no output to replay, because each "
-        f"depends on the random numbers allowed in {_modules(allow)} (allow, --allow); leave golden (--golden) out"
+def refusal(argument: str, allow: Iterable[str]) -> ArgumentError:
+    """Returns why what an argument of an export asks for cannot be had together with noise that is wanted."""
+    return ArgumentError(
+        argument,
+        f"{_REFUSED[argument]} the random numbers allowed in {_modules(allow)} (allow, --allow); leave {argument} "
+        f"(--{argument}) out",
     )
 
 
