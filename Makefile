@@ -129,7 +129,7 @@ build/lint-release/installed: pyproject.toml constraints.txt
 	$(PYTHON) tools/requirements.py release | build/lint-release/bin/python -m pip install --quiet -c constraints.txt -r /dev/stdin
 	@touch $@
 
-lint-release: build/lint-release/installed  ## the workflows, what describes the project, and the shell scripts
+lint-release: build/lint-release/installed  ## the workflows, what describes the project, the shell scripts and the Dockerfile
 	build/lint-release/bin/zizmor --offline .github
 	build/lint-release/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	build/lint-release/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
@@ -138,6 +138,7 @@ lint-release: build/lint-release/installed  ## the workflows, what describes the
 	build/lint-release/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	build/lint-release/bin/validate-pyproject pyproject.toml
 	build/lint-release/bin/shellcheck --severity error --exclude SC1087 $(wildcard tools/*.sh) .ci/run  # 1087: jumpout-export[extra]
+	build/lint-release/bin/hadolint examples/container/Dockerfile
 
 typecheck: setup  ## mypy, strict
 	$(BIN)/mypy
