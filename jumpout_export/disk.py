@@ -40,17 +40,22 @@ def check_target(path: str | os.PathLike[str], name: str, suffix: str = ".onnx")
         raise ValueError(f"the folder of {name} does not exist: {str(target.parent)!r}")
     if target.is_dir():
         raise ArgumentError(name, f"{name} is a folder, not a file: {str(target)!r}")
-    refuse_link(target, name)
+    require_plain(target, name)
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise ValueError(f"the folder of {name} cannot be written to: {str(target.parent)!r}")
     return target
 
 
-def refuse_link(target: Path, name: str) -> None:
-    """Raises a ValueError if a file that is to be written is a symbolic link; messages call it `name`."""
+def require_plain(target: Path, name: str) -> None:
+    """Raises a ValueError if what a file is to be written over is a symbolic link, or no file; messages call it `name`.
+
+    A rename would put a file in the place of a device or a pipe, such as `/dev/null`, for everybody.
+    """
     if target.is_symlink():
         to = os.readlink(target)
         raise ArgumentError(name, f"{name} is a symbolic link to {to!r}: name that file, or remove the link")
+    if target.exists() and not target.is_file():
+        raise ArgumentError(name, f"{name} is a device, a pipe or a folder, which is not replaced: {str(target)!r}")
 
 
 @contextlib.contextmanager

@@ -164,3 +164,12 @@ def test_a_folder_may_be_reached_through_a_link(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "way").symlink_to("folder")
     assert check_target(tmp_path / "way" / NAME, "path") == tmp_path / "way" / NAME
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_not_replaced(tmp_path, kind):
+    target = tmp_path / NAME
+    os.mkfifo(target) if kind == "pipe" else target.symlink_to("/dev/null")
+    with pytest.raises(ValueError, match="pipe or a folder, which is not replaced" if kind == "pipe" else "/dev/null"):
+        check_target(target, "path")
+    assert not target.is_file()

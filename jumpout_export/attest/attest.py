@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from jumpout_export.disk import check_target, open_plain, private_folder, replac
 from jumpout_export.errors import LoadError
 from jumpout_export.extras import require_onnx
 from jumpout_export.report import ExportReport, PipelineReport, VerifyReport, passes
+from jumpout_export.text import parse_json
 
 SUFFIX = ".intoto.jsonl"
 _KINDS: dict[str, type[VerifyReport | PipelineReport]] = {
@@ -101,7 +101,7 @@ def _read_report(path: Path) -> tuple[VerifyReport, str]:
     try:
         with open_plain(path) as file:
             data = file.read()
-        content = json.loads(data)
+        content = parse_json(data)
         kind = content.get("kind") if isinstance(content, dict) else None
         if kind not in _KINDS:
             raise LoadError(
@@ -117,8 +117,9 @@ def _read_report(path: Path) -> tuple[VerifyReport, str]:
         if report.export is None:
             raise LoadError(f"--report {path}: nothing was exported")
         report = report.export
-    if report.passed and not passes(report.checks, report.providers):
-        raise LoadError(f"--report {path} contradicts itself: it says that it passed, and one of its checks did not")
+    if report.passed and not (report.providers and passes(report.checks, report.providers)):
+        what = "one of its checks did not" if report.providers else "nothing was run"
+        raise LoadError(f"--report {path} contradicts itself: it says that it passed, and {what}")
     return report, hashlib.sha256(data).hexdigest()
 
 

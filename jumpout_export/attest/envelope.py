@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jumpout_export.disk import open_plain
 from jumpout_export.errors import LoadError
 from jumpout_export.report import Check
+from jumpout_export.text import first_line, parse_json
 
 if TYPE_CHECKING:
     from securesystemslib.dsse import Envelope
@@ -43,10 +44,16 @@ def read_envelope(path: Path) -> Envelope:
     if len(data) > _MOST_BYTES:
         raise LoadError(f"{path} is too large for a signed statement, over {_MOST_BYTES >> 20} MiB")
     try:
-        return Envelope.from_dict(json.loads(data))
+        content = parse_json(data)
     except json.JSONDecodeError as error:
         several = "several lines; give one with one statement" if data.count(b"\n") > 1 else "no JSON"
         raise LoadError(f"{path} is no signed statement: {several}") from error
+    except ValueError as error:
+        raise LoadError(f"{path} is no signed statement: {first_line(error)}") from error
+    except RecursionError as error:
+        raise LoadError(f"{path} is no signed statement: it is nested too deeply") from error
+    try:
+        return Envelope.from_dict(content)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise LoadError(f"{path} is no signed statement: it has not the fields of a DSSE envelope") from error
 

@@ -14,6 +14,7 @@ from jumpout_export.attest.files import Subject
 from jumpout_export.errors import LoadError
 from jumpout_export.render import cases_of, verdict_of
 from jumpout_export.report import CheckVerdict, VerifyReport
+from jumpout_export.text import parse_json
 
 PREDICATE_TYPE = "https://in-toto.io/attestation/test-result/v0.1"
 # A test result knows no "not run"; a verification that was not completed has not passed.
@@ -101,7 +102,7 @@ def read_statement(payload: bytes) -> Result:
     from in_toto_attestation.v1.statement_pb2 import Statement as Message
 
     try:
-        message = ParseDict(json.loads(payload), Message(), ignore_unknown_fields=True)
+        message = ParseDict(parse_json(payload), Message(), ignore_unknown_fields=True)
         Statement.copy_from_pb(message).validate()
         predicate = ParseDict(MessageToDict(message.predicate), Predicate(), ignore_unknown_fields=True)
     except (ValueError, ParseError, AttributeError, TypeError, RecursionError) as error:

@@ -10,7 +10,7 @@ import typer
 from jumpout_export import signals
 from jumpout_export.cli import options
 from jumpout_export.cli import ranks as cli_ranks
-from jumpout_export.disk import refuse_link
+from jumpout_export.disk import require_plain
 from jumpout_export.errors import LoadError
 
 
@@ -113,7 +113,7 @@ def recalibrate_bn(
     if output is not None and not output.parent.is_dir():
         raise LoadError(f"-o {output}: the folder {output.parent} does not exist")
     if output is not None:
-        refuse_link(output, f"-o {output}")
+        require_plain(output, f"-o {output}")
     with working() as progress:
         job = build_job(model, weights, device, data, None, batch_size, seed)
         with cli_ranks.process_group() as group:

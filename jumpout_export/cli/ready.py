@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from jumpout_export.disk import require_plain
 from jumpout_export.errors import LoadError, NotVerifiableError
 
 
@@ -33,6 +34,7 @@ def check_pages(junit: Path | None, summary: Path | None) -> None:
 
     Raises:
         LoadError: if one cannot be written, or --junit does not end in .xml.
+        ValueError: if a device or a pipe is in the place of the --junit file.
     """
     if summary is not None:
         _check_place(summary, "--summary", is_folder=False)
@@ -41,6 +43,8 @@ def check_pages(junit: Path | None, summary: Path | None) -> None:
     if junit.suffix != ".xml":
         raise LoadError(f"--junit {junit} must end in .xml: a file that is there is replaced")
     _check_place(junit, "--junit", is_folder=False)
+    if junit.exists():
+        require_plain(junit.resolve(), f"--junit {junit}")
     try:
         junit.unlink(missing_ok=True)
     except OSError as error:

@@ -16,6 +16,7 @@ from typing import Any
 from jumpout_export.disk import move, open_plain, replace_file
 from jumpout_export.onnxfile.data import sha256_of, sha256_of_all
 from jumpout_export.report import Check, counted
+from jumpout_export.text import parse_json
 
 # Where golden data lies, in ONNX's own layout.
 FOLDER = "test_data_set_0"
@@ -101,7 +102,7 @@ def manifest_checks(path: Path, data: Iterable[str]) -> tuple[list[Check], list[
     notes: list[str] = []
     try:
         manifest = read_manifest(place)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return [counted(CHECK, [f"{place.name} cannot be read: {error}"])], notes
     problems = _differing(path.parent, {path.name: manifest.model})
     problems += _differing(path.parent, manifest.data)
@@ -128,7 +129,7 @@ def read_manifest(place: Path) -> Manifest:
         content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise ValueError("it is larger than a manifest is")
-    document = json.loads(content)
+    document = parse_json(content)
     if not isinstance(document, dict) or document.get("kind") != "manifest":
         raise ValueError("it is no manifest")
     if document.get("manifest_version") != VERSION:

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -210,7 +211,30 @@ def test_a_report_that_contradicts_itself_is_refused(shipped):
     shipped.write(checks=[FAILING], passed=True)
     with pytest.raises(LoadError, match="contradicts itself: it says that it passed, and one of its checks did not"):
         attest()
+    shipped.write(providers={}, passed=True)
+    with pytest.raises(LoadError, match="contradicts itself: it says that it passed, and nothing was run"):
+        attest()
     assert not os.path.exists(OUT)
+
+
+def test_what_says_a_thing_twice_is_refused(shipped):
+    """Another reader takes the other one: a report that failed and one that passed in the same bytes."""
+    report = Path("report.json").read_text()
+    Path("report.json").write_text('{"passed": false, ' + report[1:])
+    with pytest.raises(LoadError, match="is no report of this version: it says `passed` twice"):
+        attest()
+    Path("report.json").write_text(report)
+    attest()
+    Path(OUT).write_text('{"payload": "", ' + Path(OUT).read_text()[1:])
+    with pytest.raises(LoadError, match="is no signed statement: it says `payload` twice"):
+        verify_attestation(OUT, "public.pem")
+
+
+def test_a_device_is_not_replaced(shipped):
+    os.mkfifo("pipe")
+    with pytest.raises(ValueError, match="--out is a device, a pipe or a folder, which is not replaced: 'pipe'"):
+        attest_onnx(MODEL, "report.json", "key.pem", out="pipe")
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode)
 
 
 def test_the_report_of_an_export_and_of_the_pipeline_will_do(shipped):

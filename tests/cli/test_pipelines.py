@@ -105,9 +105,11 @@ def test_what_cannot_be_written_is_said_before_the_work(folder, run, monkeypatch
     check = ("check-bn", "cli_factories:marks", "--data", "data.npz")
     (folder / "file").write_text("")
     (folder / "weights").write_text("precious")
+    os.mkfifo(folder / "pipe.xml")
     for option, said in (
         (("--junit", "weights"), "--junit weights must end in .xml: a file that is there is replaced"),
         (("--junit", "file/j.xml"), "--junit file/j.xml cannot be written: "),
+        (("--junit", "pipe.xml"), "--junit pipe.xml is a device, a pipe or a folder, which is not replaced"),
         (("--summary", "."), "--summary . must be a file, it is a folder"),
         (("--summary", "file/page.md"), "--summary file/page.md cannot be written: "),
     ):

@@ -119,6 +119,7 @@ def test_that_there_is_none_is_a_note(copy):
     [
         (lambda document: "{", "Expecting property name"),
         (lambda document: [], "it is no manifest"),
+        (lambda document: '{"model": "", ' + json.dumps(document)[1:], "it says `model` twice"),
         (lambda document: {**document, "manifest_version": 2}, "its version is 2, this package reads 1"),
         (lambda document: {**document, "model": document["model"][1:]}, "a digest in it is no sha256"),
         (lambda document: {**document, "golden": []}, "its 'golden' is no table of digests"),
