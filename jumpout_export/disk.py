@@ -51,11 +51,16 @@ def require_plain(target: Path, name: str) -> None:
 
     A rename would put a file in the place of a device or a pipe, such as `/dev/null`, for everybody.
     """
+    refuse_link(target, name)
+    if target.exists() and not target.is_file():
+        raise ArgumentError(name, f"{name} is a device, a pipe or a folder, which is not replaced: {str(target)!r}")
+
+
+def refuse_link(target: Path, name: str) -> None:
+    """Raises a ValueError if what is to be written is a symbolic link; messages call it `name`."""
     if target.is_symlink():
         to = os.readlink(target)
         raise ArgumentError(name, f"{name} is a symbolic link to {to!r}: name that file, or remove the link")
-    if target.exists() and not target.is_file():
-        raise ArgumentError(name, f"{name} is a device, a pipe or a folder, which is not replaced: {str(target)!r}")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jumpout_export.disk import private_folder, require_plain, writing
+from jumpout_export.disk import private_folder, refuse_link, writing
 from jumpout_export.errors import ArgumentError, ArgumentTypeError
 from jumpout_export.export.statistics import Staged
 from jumpout_export.export.triton_config import KINDS, MAX_BATCH_SIZE, configuration
@@ -167,7 +167,7 @@ def _hidden_folder(place: Path) -> Iterator[Path]:
 
 def _check_place(place: Path) -> None:
     """Raises if something is there that no export wrote, or that was changed since."""
-    require_plain(place, "triton")
+    refuse_link(place, "triton")
     if place.exists() and not place.is_dir():
         raise _wrong(f"{place} is a file, and has to be a folder: move it away")
     files = _files(place)
