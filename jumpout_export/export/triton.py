@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jumpout_export.disk import private_folder, refuse_link, writing
+from jumpout_export.disk import locked, private_folder, refuse_link, writing
 from jumpout_export.errors import ArgumentError, ArgumentTypeError
 from jumpout_export.export.statistics import Staged
 from jumpout_export.export.triton_config import KINDS, MAX_BATCH_SIZE, configuration
@@ -41,7 +41,9 @@ class Served:
 
 
 def check_entry(repository: str | os.PathLike[str] | None, target: Path, providers: Collection[str]) -> Path | None:
-    """Returns the folder that a file gets in a Triton model repository, None without a repository; cheap.
+    """Returns the folder that a file gets in a Triton model repository, None without a repository.
+
+    Cheap, but for the sha256 of what an older export wrote there.
 
     Args:
         repository: a folder, or a name for one in an existing folder.
@@ -136,8 +138,7 @@ def _write(served: Served, folder: Path, name: str) -> None:
         shutil.copyfile(served.data, model.parent / served.data.name)
     config = configuration(served.model, name, served.manifest.model, served.verified)
     (folder / _CONFIG).write_text(config.text, encoding="ascii")
-    # Golden data does not lie there.
-    manifest = dataclasses.replace(served.manifest, golden={}, config=sha256_of(folder / _CONFIG))
+    manifest = dataclasses.replace(served.manifest, config=sha256_of(folder / _CONFIG))
     manifest.write(manifest_of(model))
     for file in _files(folder):
         with (folder / file).open("rb") as handle:
@@ -170,6 +171,13 @@ def _check_place(place: Path) -> None:
     refuse_link(place, "triton")
     if place.exists() and not place.is_dir():
         raise _wrong(f"{place} is a file, and has to be a folder: move it away")
+    if place.exists():
+        with writing(place), locked(place.parent):  # another export may be about to replace it
+            _check_files(place)
+
+
+def _check_files(place: Path) -> None:
+    """Raises if a folder holds files, and not those that an export wrote."""
     files = _files(place)
     if not files:
         return

@@ -24,7 +24,7 @@ from jumpout_export.export.publish import export_onnx
 from jumpout_export.export.replace import replace_export
 from jumpout_export.export.triton import Served, check_entry, staged_entry
 from jumpout_export.onnxfile.data import sha256_of
-from jumpout_export.onnxfile.manifest import digests_of
+from jumpout_export.onnxfile.manifest import digests_of, read_manifest
 from jumpout_export.verify.inspect import inspect_onnx
 
 pytestmark = pytest.mark.integration
@@ -371,6 +371,15 @@ def test_a_repository_that_is_a_file_system_of_its_own(tmp_path):
         assert os.listdir(models) == ["net"]
     finally:
         subprocess.run(["umount", models], check=True)
+
+
+def test_the_golden_data_of_the_export_is_that_of_the_entry(tmp_path):
+    """So that a replay of what is served takes it."""
+    assert export_onnx(small(), tmp_path / "net.onnx", X, triton=tmp_path, golden=tmp_path)
+    manifests = [read_manifest(path) for path in tmp_path.rglob("*.manifest.json")]
+    assert len(manifests) == 2
+    assert manifests[0].golden == manifests[1].golden
+    assert set(manifests[0].golden) == {"input_0.pb", "output_0.pb"}
 
 
 def test_the_manifest_of_an_entry_names_its_configuration(entry):
