@@ -45,6 +45,7 @@ class Converted:
     said: tuple[str, ...]  # warnings of the converter beyond what it says at every export
     restrictions: tuple[str, ...] = ()  # sentences on sizes that the model refuses
     data: Path | None = None  # the file that the weights lie in, or None
+    recorded: bool = False  # whether the program that was recorded sets no condition on an open batch size
 
 
 def convert(
@@ -116,7 +117,8 @@ def convert(
     _clean(model, keep_debug_info, metadata or {})
     tied = tie_data(model, data, path.name) if data.exists() else None
     path.write_bytes(model.SerializeToString(deterministic=True))
-    return Converted(wanted, tuple(said), tuple(restrictions), tied)
+    recorded = axes.size is None and bool(programs) and not restrictions
+    return Converted(wanted, tuple(said), tuple(restrictions), tied, recorded)
 
 
 class _OnlyTensors(nn.Module):

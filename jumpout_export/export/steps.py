@@ -58,6 +58,7 @@ class Written:
 
     saved: SavedFile  # under the name of the target
     data: Path | None  # the file beside it that its weights lie in, or None
+    recorded: bool  # whether it was made of what the network does at any batch size
 
 
 def prepare(job: Job) -> Prepared:
@@ -136,7 +137,7 @@ def write(job: Job, prepared: Prepared, folder: Path) -> Written:
         [Check(name="convert", verdict="pass", note=f"opset {converted.opset}")],
         [*conditions, *converted.restrictions],
     )
-    return Written(SavedFile(file), converted.data)
+    return Written(SavedFile(file), converted.data, converted.recorded and not conditions)
 
 
 def inspect(job: Job, written: Written) -> Deterministic:
@@ -179,6 +180,7 @@ def verify(job: Job, prepared: Prepared, written: Written, purpose: Deterministi
         made_up=job.made_up,
         thorough=job.thorough,
         seed=job.seed,
+        recorded=written.recorded,
         progress=job.progress,
     )
     job.draft.add(prepared.loss.checks())

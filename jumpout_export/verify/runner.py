@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.log import log_step
@@ -55,6 +55,7 @@ def run_providers(
     made_up: bool = True,
     thorough: bool = False,
     seed: int = 0,
+    recorded: bool = False,
     progress: Progress | None = None,
     other: SavedFile | None = None,
 ) -> VerifyReport:
@@ -74,6 +75,8 @@ def run_providers(
         made_up: compare on inputs that nobody gave, too.
         thorough: sweep more sizes of the open axes.
         seed: of the made-up inputs.
+        recorded: whether the file was made of this very model by recording it, with no condition on the batch size:
+            then PyTorch runs the largest batch only where the file does not give what the samples give alone.
         progress: called as progress(what, done, total).
         other: the file that the model was read from, if it was: what that one decides is tried, too.
     """
@@ -88,7 +91,7 @@ def run_providers(
     opened = runner.axes(first, axes)
     plans = [sizes_in_file(one, opened, first, name + SIZES) for name, one in files.items() if seen.sessions]
     sizes = tuple(moved for plan, _ in plans for moved in plan)
-    effort = Effort(made_up=made_up, thorough=thorough, sizes=sizes, seed=seed)
+    effort = Effort(made_up=made_up, thorough=thorough, sizes=sizes, seed=seed, recorded=recorded)
     trials = Trials(seen, first, seen.axes, effort)
     with contextlib.ExitStack() as stack:
         branches = [stack.enter_context(Branches(one, name + BRANCHES)) for name, one in files.items()]
@@ -164,7 +167,7 @@ class _Runner:
 
     def take(self, trial: Trial, branches: Iterable[Branches]) -> None:
         """Compares every session on a probe, as long as there is a session to run."""
-        probe, expected = trial.probe, trial.expected
+        probe, expected, itself = trial.probe, trial.expected, trial.itself
         log_step(f"verify: compare on {probe.group}")
         if not self.seen.sessions or not expected:
             return
@@ -174,18 +177,28 @@ class _Runner:
         self._check_names([output.name for output in expected])
         if source(probe.group) == "data":
             self.seen.outputs.see(probe.batch, self.seen.axes.batched)
+        self._measure(probe, expected)
+        for session, comparison in list(self._sessions_for(probe)):
+            try:
+                got = _run(session, comparison, probe, twice=probe.group == "data")
+            except ProviderLostError as error:
+                self._lose(error)
+                continue
+            if got and itself is not None and not comparison.agrees(probe.group, expected, got[0]):
+                expected, itself = itself().expected, None
+                self._measure(probe, expected)
+            if not expected:  # PyTorch cannot run it, which a check says
+                return
+            for label, values in zip((probe.group, f"{probe.group}, second run"), got, strict=False):
+                comparison.add(label, probe.start, expected, values)
+            self.suspects.add(comparison, probe)
+        for one in branches:
+            one.run(probe.batch)
+
+    def _measure(self, probe: Probe, expected: list[Expected]) -> None:
         for output in expected:
             self.seen.outputs.add(probe.group, output)
             self.seen.scales.setdefault((source(probe.group), output.name), Scale()).add(output, new=False)
-        for session, comparison in list(self._sessions_for(probe)):
-            try:
-                _run(session, comparison, probe, expected, twice=probe.group == "data")
-            except ProviderLostError as error:
-                self._lose(error)
-            else:
-                self.suspects.add(comparison, probe)
-        for one in branches:
-            one.run(probe.batch)
 
     def _sessions_for(self, probe: Probe) -> list[tuple[Session, Comparison]]:
         """All of them, or of a large batch those that are optimized, as it is served.
@@ -255,7 +268,8 @@ class _Runner:
                 self.seen.sessions.remove((session, comparison))
 
 
-def _run(session: Session, comparison: Comparison, probe: Probe, expected: list[Expected], *, twice: bool) -> None:
+def _run(session: Session, comparison: Comparison, probe: Probe, *, twice: bool) -> list[list[Tensor]]:
+    """Returns what there is to compare: nothing where it cannot run, of a second run what need not be the same."""
     values = tensors(probe.batch)
     try:
         first = session.run(values)
@@ -265,10 +279,9 @@ def _run(session: Session, comparison: Comparison, probe: Probe, expected: list[
     except Exception as error:  # ONNX Runtime raises a dozen types without a common base
         reason = session.provider.explain_error(error) or first_line(error)
         comparison.problems.append(f"{probe.group}: ONNX Runtime cannot run it: {reason}")
-        return
+        return []
     comparison.runs += twice
-    if twice and not same_bits(first, second):
-        comparison.differing_runs.append(f"{probe.group}: two runs differ")
-        if not comparison.must_repeat:
-            comparison.add(f"{probe.group}, second run", probe.start, expected, second)
-    comparison.add(probe.group, probe.start, expected, first)
+    if not twice or same_bits(first, second):
+        return [first]
+    comparison.differing_runs.append(f"{probe.group}: two runs differ")
+    return [first] if comparison.must_repeat else [first, second]

@@ -145,6 +145,27 @@ def test_a_sample_whose_result_depends_on_its_place_or_the_others_is_found(tmp_p
     assert not (tmp_path / "m.onnx").exists()
 
 
+def samples_run(report):
+    return next(note for note in report.notes if note.startswith("PyTorch was run on"))
+
+
+def test_an_export_runs_pytorch_on_the_largest_batch_only_where_the_file_differs(tmp_path):
+    model, path, x = Does(torch.tanh).eval(), tmp_path / "m.onnx", torch.randn(2, 8)
+    report = export_onnx(model, path, x)
+    # Two given samples and four made-up ones alone, two and three together (three in float64, too), five at magnitudes.
+    assert samples_run(report).startswith("PyTorch was run on 16 samples in the model's own precision and 9 in float64")
+    check = the(report, "cpu/all/batch=17/worst error")
+    assert (check.verdict, "17 samples" in check.note) == ("pass", True)
+    # Of a file that anybody may have made, PyTorch is asked what it gives at that size.
+    assert "PyTorch was run on 33 samples" in samples_run(verify_onnx(path, model, x))
+    late = Does(lambda h: h + 0.1 * (torch.arange(h.shape[0]) >= 8)[:, None] * h[:1]).eval()
+    differs = export_onnx(late, tmp_path / "late.onnx", x)
+    # The file does what the model does, and it is the model that is to blame.
+    assert [check.name for check in differs.checks if check.verdict == "fail"] == ["batch independence"]
+    dependent = the(differs, "batch independence").note
+    assert "batch=17: output `output`" in dependent
+
+
 def test_a_dead_network_is_not_shown_unless_that_is_allowed(tmp_path):
     model, path = Does(lambda h: (h * 1e-3 - 100).relu()).eval(), tmp_path / "m.onnx"
     report = export_onnx(model, path, torch.randn(16, 8))

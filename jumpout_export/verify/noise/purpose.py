@@ -108,7 +108,7 @@ class OnPurpose(Deterministic):
         **settings: Any,
     ) -> VerifyReport:
         """Compares distributions, at batch sizes of their own, and the network without its noise, if it can be had."""
-        settings.pop("axes", None)
+        del settings["axes"], settings["recorded"]
         return verify_random(file.path, original, batches, providers, allow=self._allow, **settings)
 
 

@@ -125,6 +125,12 @@ class Comparison:
             if have.numel():
                 _measure(worst, self.scales[source(group), want.name], start, want, have)
 
+    def agrees(self, group: str, expected: list[Expected], got: list[Tensor]) -> bool:
+        """Whether the outputs for one batch, which `scales` took in last, are within their limits; keeps nothing."""
+        alone = Comparison(self.label, self.must_repeat, self.scales)
+        alone.add(group, 0, expected, got)
+        return not any(check.blocks for check in alone.checks(has_reference=True))
+
     def beyond(self, has_reference: bool) -> set[str]:
         """Returns the kinds of inputs (`verify/values/scale.py`) on which a value is beyond its limit."""
         groups = dict.fromkeys(group for group, _ in self.worst)

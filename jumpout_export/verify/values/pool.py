@@ -79,6 +79,23 @@ class Pool:
         """Returns the batch of samples with these numbers."""
         return rows(joined_rows(self._samples, self._batched), order, self._batched)
 
+    @property
+    def knows_samples(self) -> bool:
+        """Whether samples were shown to have the values in a batch that they have alone, in float64 too."""
+        return self._proven and not self.dependent and self._reference.has_double and self._axes is not None
+
+    def as_alone(self, order: Sequence[int]) -> list[Expected]:
+        """Returns what a batch of samples gives if each has the values that it has alone: nothing is run."""
+        axes = self._axes or []
+        return [
+            replace(
+                one,
+                own=self._together(at, order, axes[at], own=True),
+                exact=self._together(at, order, axes[at]),
+            )
+            for at, one in enumerate(self._alone[order[0]])
+        ]
+
     def expected(self, group: str, batch: Batch, order: Sequence[int]) -> list[Expected]:
         """Returns what PyTorch gives for a batch: its own values as they are, the exact ones from the samples alone.
 

@@ -98,3 +98,27 @@ def test_integers_that_depend_on_the_place_are_found_though_rounding_decides_the
     for size in (3, 9):
         run(pool, size)
     assert pool.dependent == ["batch=9: output `output` of sample 4 of 9 is another one alone than in its batch"]
+
+
+def test_what_a_batch_gives_if_samples_do_not_matter_to_each_other_is_known_without_a_run():
+    pool, reference, model, x = pool_of(lambda h: {"h": h.tanh(), "anchors": torch.arange(3.0)})
+    assert not pool.knows_samples  # nothing showed yet that they do not
+    pool.learn_axes()
+    run(pool, 2)
+    assert pool.knows_samples
+    before = reference.samples_own, reference.samples_double
+    h, anchors = pool.as_alone(order := pool.order(9))
+    assert (reference.samples_own, reference.samples_double) == before
+    assert (h.name, h.axis, anchors.axis) == ("h", 0, None)
+    torch.testing.assert_close(h.own, model(x[order])["h"].detach())
+    double = model.double()(x[order].double())["h"].detach()
+    torch.testing.assert_close(h.exact, double, rtol=1e-14, atol=1e-14)
+    assert torch.equal(anchors.own, torch.arange(3.0))
+
+
+def test_samples_that_depend_on_each_other_are_not_known_alone():
+    pool, *_ = pool_of(lambda h: h - h.mean(0))
+    pool.learn_axes()
+    run(pool, 2)
+    assert pool.dependent
+    assert not pool.knows_samples
