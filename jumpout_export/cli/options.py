@@ -15,6 +15,7 @@ class Dtype(StrEnum):
     """The floating-point type of an exported network, as each precision is asked for; `dtypes()` says what it is."""
 
     fp16 = "fp16"
+    bf16 = "bf16"
 
 
 class Weight(StrEnum):
@@ -97,7 +98,9 @@ Dynamic = Annotated[
 DtypeOption = Annotated[
     Dtype | None,
     typer.Option(
-        "--dtype", metavar=choices(Dtype), help="fp16 exports a half-precision copy; the model's own type by default"
+        "--dtype",
+        metavar=choices(Dtype),
+        help="fp16 or bf16 exports a copy in half precision; the model's own type by default",
     ),
 ]
 ExternalData = Annotated[

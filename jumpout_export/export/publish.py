@@ -73,8 +73,9 @@ def export_onnx(
             have an entry per sample is found by trying.
         dynamic_axes: further open axes, for example {"image": {2: "height", 3: "width"}}; axes of one name have one
             size. Verified at other sizes, all moved at once; `{"mask": {0: "batch"}}` says that axis 0 is the batch.
-        dtype: torch.float16 exports a half-precision copy that takes and returns float16. It is verified against the
-            float64 run of the same rounded weights; the check `precision` says how far it is from the model.
+        dtype: torch.float16 or torch.bfloat16 exports a copy that takes and returns it. It is verified against the
+            float64 run of the same rounded weights; the check `precision` says how far it is from the model. For
+            bfloat16 most providers lack kernels: where one does, its verdict is `not_run` and names the nodes.
         external_data: write the weights to `NAME.onnx.<hash>.data` beside the file; by default only if they take more
             than 2 GiB.
         allow: module paths that may draw random numbers in eval mode. If the file then holds random nodes (Monte-Carlo

@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from jumpout_export.disk import writing
@@ -37,6 +38,7 @@ from jumpout_export.text import first_line
 from jumpout_export.verify.magnitudes import NAME
 from jumpout_export.verify.noise.on_purpose import is_random
 from jumpout_export.verify.noise.purpose import Deterministic, purpose_of, refusal
+from jumpout_export.verify.precision import about_types, opset_for
 from jumpout_export.verify.values.loss import Loss
 
 
@@ -124,7 +126,7 @@ def write(job: Job, prepared: Prepared, folder: Path) -> Written:
                 prepared.network,
                 prepared.batch,
                 file,
-                opset=job.opset,
+                opset=job.opset or opset_for(prepared.network),
                 axes=prepared.axes,
                 external_data=job.external_data,
                 keep_debug_info=job.keep_debug_info,
@@ -152,6 +154,8 @@ def inspect(job: Job, written: Written) -> Deterministic:
     job.draft.metadata |= purpose.metadata
     checks = [*inspect_file(saved.path, saved.proto, saved.session), metadata_check(saved.proto)]
     job.draft.add(purpose.excused(checks), purpose.notes)
+    if any((check.name, check.verdict) == ("file/onnx checker", "fail") for check in checks):
+        job.draft.add([], about_types(job.subject.module))
     return purpose
 
 
@@ -239,8 +243,13 @@ def _manifest(written: Written, golden: Path | None, report: ExportReport) -> Ma
 def _golden(draft: Draft, original: nn.Module, network: nn.Module, batch: Batch, axes: Axes) -> Golden | None:
     """The golden data; without any, a failed check says why."""
     try:
-        return compute_golden(original, network, batch, axes)
+        golden = compute_golden(original, network, batch, axes)
     except Exception as error:  # the user's forward may raise anything
         note = f"PyTorch itself cannot run the first samples of the example: {first_line(error)}"
         draft.add([Check(name="golden", verdict="fail", note=note)])
         return None
+    bits = [name for name, value in {**golden.inputs, **golden.outputs}.items() if value.dtype == torch.bfloat16]
+    if bits:
+        what = ", ".join(f"`{name}`" for name in bits)
+        raise ArgumentError("golden", f"golden data cannot be bfloat16, which no replay reads: {what}; leave it out")
+    return golden

@@ -16,11 +16,12 @@ from torch.utils import _pytree as pytree
 from jumpout_export.model.batches import Batch, fields_of, parameters_of, split_batch
 from jumpout_export.model.labels import POSITIONAL
 
-# What numpy, ONNX and ONNX Runtime's CPU provider all have. bfloat16: ONNX Runtime has no bfloat16 convolution on CPU.
+# What ONNX and ONNX Runtime have.
 DTYPES = (
     torch.float32,
     torch.float64,
     torch.float16,
+    torch.bfloat16,
     torch.int64,
     torch.int32,
     torch.int16,
@@ -68,7 +69,7 @@ def example_batch(example: Any, model: nn.Module) -> Batch:
 
 
 def onnx_batch(example: Any, model: nn.Module) -> Batch:
-    """Returns what `example_batch` returns, on the CPU and in dtypes that ONNX Runtime's CPU provider has.
+    """Returns what `example_batch` returns, on the CPU and in dtypes that ONNX Runtime has.
 
     Raises:
         TypeError: also if an input has another dtype.

@@ -10,9 +10,11 @@ import numpy as np
 
 from jumpout_export.errors import NotVerifiableError
 from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, load_onnx
+from jumpout_export.runtime.kernels import explain_bfloat16
 from jumpout_export.runtime.limits import run_within_limits
 from jumpout_export.runtime.provider import Placed, Provider
 from jumpout_export.runtime.providers import fallback, provider_of
+from jumpout_export.runtime.worker import BFLOAT16
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -66,17 +68,29 @@ class Session:
 
     def feeds(self, values: list[Tensor]) -> Feeds:
         """Returns tensors in the graph's order as arrays by name."""
-        return {name: value.numpy(force=True) for name, value in zip(self.inputs, values, strict=True)}
+        return {name: _array(value) for name, value in zip(self.inputs, values, strict=True)}
 
     def run(self, values: list[Tensor]) -> list[Tensor]:
         """Returns all outputs on the CPU, for the inputs in the graph's order."""
         import torch
 
-        return [torch.from_numpy(array) for array in self(self.feeds(values)).values()]
+        types = {value.name: value.type for value in self._session.get_outputs()}
+        return [
+            torch.from_numpy(array).view(torch.bfloat16) if types[name] == BFLOAT16 else torch.from_numpy(array)
+            for name, array in self(self.feeds(values)).items()
+        ]
 
     def end_profile(self) -> Path:
         """Returns the finished profile of a session that was opened with one."""
         return Path(self._session.end_profiling())
+
+
+def _array(value: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor as ONNX Runtime takes it; bfloat16, which numpy has not, as its bits."""
+    import torch
+
+    bits = value.dtype == torch.bfloat16
+    return (value.contiguous().view(torch.uint16) if bits else value).numpy(force=True)
 
 
 def open_session(
@@ -96,7 +110,8 @@ def open_session(
     own refusal, `session.disable_cpu_ep_fallback`, names no node and says the same where a library is missing.
 
     Raises:
-        NotVerifiableError: if the provider cannot be used, or the file is too new for it; the message says what helps.
+        NotVerifiableError: if the provider cannot be used, the file is too new for it, or it lacks bfloat16 kernels
+            that the file needs; the message says what helps.
         Exception: of ONNX Runtime, if it cannot load the model.
     """
     where = provider_of(provider)
@@ -109,7 +124,9 @@ def open_session(
         reason = where.explain_error(error)  # out of memory, for example: nothing is known about the file
         if reason is not None:
             raise NotVerifiableError(f"{where.name.upper()} cannot be used: {reason}") from error
-        if not where.is_fallback and (reason := _too_new(where, model)):
+        if reason := explain_bfloat16(error, _read(model), lambda one: where.open(one, optimized=False, runs=False)):
+            raise NotVerifiableError(f"{where.name.upper()} cannot run this file: {reason}") from error
+        if not where.is_fallback and (reason := _too_new(where, _read(model))):
             raise NotVerifiableError(f"{where.name.upper()} cannot run this file: {reason}") from error
         raise
     inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -137,9 +154,12 @@ def newest_opset(provider: Provider | None = None) -> int:
     return DEFAULT_OPSET
 
 
-def _too_new(provider: Provider, model: Path | ModelProto) -> str | None:
+def _read(model: Path | ModelProto) -> ModelProto:
+    return load_onnx(model) if isinstance(model, Path) else model
+
+
+def _too_new(provider: Provider, proto: ModelProto) -> str | None:
     """Returns that a provider's ONNX Runtime, which may be an older one than this, loads no file of this opset."""
-    proto = load_onnx(model) if isinstance(model, Path) else model
     opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), DEFAULT_OPSET)
     if _is_loaded(provider, opset, proto.ir_version):
         return None

@@ -23,6 +23,8 @@ from typing import Any
 
 # A session opened with this remembers which provider each node was assigned to; ONNX Runtime 1.24 and later.
 ASSIGNMENT_ENTRY = ("session.record_ep_graph_assignment_info", "1")
+# As onnxruntime writes it, and as onnx numbers it.
+BFLOAT16, _BFLOAT16 = "tensor(bfloat16)", 16
 
 
 class Runtime:
@@ -86,7 +88,11 @@ class Runtime:
             options.add_session_config_entry(*ASSIGNMENT_ENTRY)
             options.use_deterministic_compute = True
         # Its fallback prints to stdout, and would only try the same again.
-        return onnxruntime.InferenceSession(source, options, providers=[(provider, dict(settings))], enable_fallback=0)
+        session = onnxruntime.InferenceSession(
+            source, options, providers=[(provider, dict(settings))], enable_fallback=0
+        )
+        values = [*session.get_inputs(), *session.get_outputs()]
+        return BitsSession(session) if any(value.type == BFLOAT16 for value in values) else session
 
     def nodes(self, session: Any) -> list[tuple[str, str, str]]:
         """Returns name, operator and provider of each node of a session that was not opened as `alone`."""
@@ -117,6 +123,41 @@ class Runtime:
             except OSError as error:
                 return str(error)
         return ""
+
+
+class BitsSession:
+    """A session that takes and gives bfloat16, which numpy has not: as the bits of each number, in uint16."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is that of the session."""
+        return getattr(self._session, name)
+
+    def run(self, outputs: list[str] | None, feeds: Mapping[str, Any], options: Any = None) -> list[Any]:
+        """As that of an onnxruntime.InferenceSession."""
+        from onnxruntime import OrtValue
+
+        bits = {value.name for value in self._session.get_inputs() if value.type == BFLOAT16}
+        values = {
+            name: OrtValue.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
+            if name in bits
+            else OrtValue.ortvalue_from_numpy(array)
+            for name, array in feeds.items()
+        }
+        names = outputs if outputs is not None else [value.name for value in self._session.get_outputs()]
+        found = self._session.run_with_ort_values(names, values, options)
+        return [_bits(value) if value.data_type() == BFLOAT16 else value.numpy() for value in found]
+
+
+def _bits(value: Any) -> Any:
+    """The numbers of an OrtValue in bfloat16 on the CPU, as uint16; onnxruntime itself hands over none."""
+    import numpy as np
+
+    size = value.tensor_size_in_bytes()
+    data = ctypes.string_at(value.data_ptr(), size) if size else b""
+    return np.frombuffer(data, np.uint16).reshape(value.shape()).copy()
 
 
 class _Served:

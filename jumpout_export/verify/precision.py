@@ -15,6 +15,7 @@ from torch import nn
 from jumpout_export.errors import ArgumentError, ArgumentTypeError
 from jumpout_export.fold.network.half import half_copy
 from jumpout_export.model.batches import Batch
+from jumpout_export.model.norms import is_batchnorm
 from jumpout_export.model.run import cast
 from jumpout_export.model.signature import tensors
 from jumpout_export.onnxfile.metadata import DTYPE, entries
@@ -23,10 +24,8 @@ from jumpout_export.verify.values.loss import OWN_LOSS, Loss, PrecisionLoss
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# Why a type that exists is none of them.
-_REFUSED = {
-    torch.bfloat16: "ONNX Runtime's CPU provider has no bfloat16 convolution, so that the file could not be verified"
-}
+# ONNX has no convolution and no pooling in bfloat16 before.
+_BFLOAT16_OPSET = 22
 
 
 class Precision:
@@ -94,28 +93,42 @@ class Copied(Precision):
         return [f"compared with the model in {self.name}, which the file's metadata names as its type"]
 
 
-class Half(Copied):
-    """float16: a copy that takes and returns it, BatchNorm folded in full precision and rounded once."""
+class Rounded(Copied):
+    """A type of two bytes: a copy that takes and returns it, BatchNorm folded in full precision and rounded once."""
 
-    dtype = torch.float16
-    option = "fp16"
-    name = "float16"
+    def __init__(self, dtype: torch.dtype, option: str) -> None:
+        self.dtype, self.option, self.name = dtype, option, str(dtype).removeprefix("torch.")
+        self._dtype = dtype
 
     def prepare(self, network: nn.Module, batch: Batch) -> nn.Module:
         """Returns `half_copy`."""
-        return half_copy(network, batch)
+        return half_copy(network, batch, self._dtype)
 
     def batch(self, batch: Batch) -> Batch:
-        """Returns the batch with its floating-point inputs in float16."""
-        return cast(batch, torch.float16)
+        """Returns the batch with its floating-point inputs in the type."""
+        return cast(batch, self._dtype)
 
     def is_in(self, batch: Batch) -> bool:
-        """Whether an input is in float16."""
-        return any(value.dtype == torch.float16 for value in tensors(batch))
+        """Whether an input is in the type."""
+        return any(value.dtype == self._dtype for value in tensors(batch))
 
     def budget(self, _model: nn.Module) -> torch.dtype:
-        """Returns float16."""
-        return torch.float16
+        """Returns the type."""
+        return self._dtype
+
+
+def opset_for(network: nn.Module) -> int | None:
+    """Returns the opset that a network needs by its types, where that is not the converter's own."""
+    values = itertools.chain(network.parameters(), network.buffers())
+    return _BFLOAT16_OPSET if any(value.dtype == torch.bfloat16 for value in values) else None
+
+
+def about_types(network: nn.Module) -> list[str]:
+    """Returns what to do about a network whose types torch's converter mixes up, as notes."""
+    if not any(is_batchnorm(module) for module in network.modules()) or opset_for(network) is None:
+        return []
+    text = "torch's converter folds a BatchNorm in bfloat16 into a weight in float32: export the model in float32 with "
+    return [f"{text}dtype=torch.bfloat16 (--dtype bf16), which folds it before anything is rounded"]
 
 
 OWN = Precision()
@@ -127,7 +140,8 @@ def register(precision: Precision) -> None:
     _KNOWN.append(precision)
 
 
-register(Half())
+register(Rounded(torch.float16, "fp16"))
+register(Rounded(torch.bfloat16, "bf16"))
 
 
 def dtypes() -> dict[str, torch.dtype]:
@@ -150,8 +164,6 @@ def precision_of(dtype: torch.dtype | None) -> Precision:
     for known in _KNOWN:
         if known.dtype == dtype:
             return known
-    if dtype in _REFUSED:
-        raise ArgumentError("dtype", f"{allowed}, got {dtype}: {_REFUSED[dtype]}")
     raise ArgumentError("dtype", f"{allowed} (the model's own), got {dtype}")
 
 

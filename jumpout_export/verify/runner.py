@@ -18,6 +18,7 @@ from jumpout_export.model.signature import tensors
 from jumpout_export.onnxfile.computed import Reads
 from jumpout_export.onnxfile.numbers import Number, numbers_in
 from jumpout_export.report import Check, VerifyReport, counted
+from jumpout_export.runtime.kernels import describe_bfloat16
 from jumpout_export.runtime.placement import check_placement
 from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.runtime.session import LEVELS, ProviderLostError, Session
@@ -125,6 +126,7 @@ def run_providers(
     if not runner.measure_own_errors_again() and made_up:
         runner.try_magnitudes(original, first, [*constants.numbers, *constants.lost] if other is not None else [])
     report = report_of(seen, providers)
+    report.notes += [text] if (text := describe_bfloat16(file.proto)) else []
     return with_what_no_value_shows(report, file, original, first, seen, runner.suspects, constants, branched)
 
 

@@ -73,7 +73,7 @@ def test_the_models_own_precision_changes_and_checks_nothing():
 
 def test_float16_is_asked_for_by_type_and_by_option_and_names_itself():
     half = precision_of(torch.float16)
-    assert dtypes() == {"fp16": torch.float16}
+    assert dtypes() == {"fp16": torch.float16, "bf16": torch.bfloat16}
     assert half.metadata() == {"jumpout_export.dtype": "float16"}
     assert half.budget(network()) == torch.float16
     assert half.batch(BATCH).args[0].dtype == torch.float16
@@ -150,9 +150,11 @@ def test_a_made_up_precision_is_exported_and_verified_through_the_object_alone(t
 def test_without_the_object_that_file_is_another_network(toy, monkeypatch, tmp_path):
     path, model = tmp_path / "model.onnx", network()
     assert export_onnx(model, path, X, dtype=torch.qint8)
-    monkeypatch.setattr(precisions, "_KNOWN", precisions._KNOWN[:1])
+    monkeypatch.setattr(precisions, "_KNOWN", precisions._KNOWN[:2])
     assert not verify_onnx(path, model, X)
-    with pytest.raises(ValueError, match=r"dtype must be torch\.float16 or None \(the model's own\), got torch\.qint8"):
+    with pytest.raises(
+        ValueError, match=r"must be torch\.float16, torch\.bfloat16 or None \(the model's own\), got torch\.qint8"
+    ):
         export_onnx(model, path, X, dtype=torch.qint8)
 
 

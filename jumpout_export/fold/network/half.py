@@ -24,8 +24,8 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 
-def half_copy(model: nn.Module, batch: Batch) -> nn.Module:
-    """Returns a float16 copy of a network, which takes float16 inputs.
+def half_copy(model: nn.Module, batch: Batch, dtype: torch.dtype = torch.float16) -> nn.Module:
+    """Returns a copy of a network in float16, or another type of two bytes, which takes inputs of that type.
 
     A BatchNorm that directly follows a convolution or linear layer is folded into it before anything is rounded, as far
     as float64 runs prove that nothing changes: the converter would fold constants that are rounded already, and a
@@ -33,24 +33,24 @@ def half_copy(model: nn.Module, batch: Batch) -> nn.Module:
     its own precision.
 
     Raises:
-        ConversionError: if a weight is beyond float16, or the copy does not run.
+        ConversionError: if a weight is beyond the type, or the copy does not run.
     """
     network = _fold_batchnorm(model, batch)
     state = [*network.named_parameters(), *network.named_buffers()]
     largest = {name: float(value.detach().abs().max()) for name, value in state if value.numel()}
-    half = network.half()
+    half, name = network.to(dtype), str(dtype).removeprefix("torch.")
     broken = [
-        f"`{name}` (largest value {largest[name]:.3g})"
-        for name, value in [*half.named_parameters(), *half.named_buffers()]
-        if name in largest and math.isfinite(largest[name]) and not torch.isfinite(value).all()
+        f"`{path}` (largest value {largest[path]:.3g})"
+        for path, value in [*half.named_parameters(), *half.named_buffers()]
+        if path in largest and math.isfinite(largest[path]) and not torch.isfinite(value).all()
     ]
     if broken:
-        raise ConversionError(f"beyond the range of float16 (65504): {joined(broken)}")
+        raise ConversionError(f"beyond the range of {name} ({torch.finfo(dtype).max:.5g}): {joined(broken)}")
     try:
-        run(half, cast(batch, torch.float16))
+        run(half, cast(batch, dtype))
     except Exception as error:  # the user's forward may raise anything
         raise ConversionError(
-            f"the model does not run in float16: {type(error).__name__}: {first_line(error)}; does its forward make "
+            f"the model does not run in {name}: {type(error).__name__}: {first_line(error)}; does its forward make "
             "float32 tensors?"
         ) from error
     return half

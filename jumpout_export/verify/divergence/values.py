@@ -44,7 +44,7 @@ def file_values(
     Args:
         path: the file.
         model: its protobuf, without external data.
-        provider: `cpu` or `cuda`.
+        provider: its name, such as `cpu`.
         level: of ONNX Runtime's optimizations.
         inputs: in the graph's order.
         bytes_per_run: bound on the values that are held at once.
@@ -75,7 +75,7 @@ def _sizes(model: ModelProto, inputs: list[Tensor]) -> dict[str, int]:
             axis.dim_value = size
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")
-    widths = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.DOUBLE: 8}
+    widths = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2, TensorProto.DOUBLE: 8}
     sizes = {}
     for value in shape_inference.infer_shapes(fixed, data_prop=True).graph.value_info:
         kind = value.type.tensor_type
