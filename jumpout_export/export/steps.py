@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from jumpout_export.disk import writing
-from jumpout_export.errors import ConversionError, NotFoldableError
+from jumpout_export.errors import ArgumentError, ConversionError, NotFoldableError
 from jumpout_export.export.convert import convert
 from jumpout_export.export.golden import Golden, compute_golden, staged_golden
 from jumpout_export.export.job import Draft, Job, RefusedError

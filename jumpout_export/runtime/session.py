@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from jumpout_export.errors import NotVerifiableError
+from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.onnxfile.load import DEFAULT_OPSET, IR_VERSION, load_onnx
 from jumpout_export.runtime.kernels import explain_bfloat16
 from jumpout_export.runtime.limits import run_within_limits
@@ -124,9 +124,7 @@ def open_session(
         reason = where.explain_error(error)  # out of memory, for example: nothing is known about the file
         if reason is not None:
             raise NotVerifiableError(f"{where.name.upper()} cannot be used: {reason}") from error
-        if reason := explain_bfloat16(error, _read(model), lambda one: where.open(one, optimized=False, runs=False)):
-            raise NotVerifiableError(f"{where.name.upper()} cannot run this file: {reason}") from error
-        if not where.is_fallback and (reason := _too_new(where, _read(model))):
+        if reason := _not_the_files_fault(where, model, error):
             raise NotVerifiableError(f"{where.name.upper()} cannot run this file: {reason}") from error
         raise
     inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -154,8 +152,14 @@ def newest_opset(provider: Provider | None = None) -> int:
     return DEFAULT_OPSET
 
 
-def _read(model: Path | ModelProto) -> ModelProto:
-    return load_onnx(model) if isinstance(model, Path) else model
+def _not_the_files_fault(provider: Provider, model: Path | ModelProto, error: Exception) -> str | None:
+    """Returns what a provider lacks that a file which it does not open needs; None where nothing is known to."""
+    try:
+        proto = load_onnx(model) if isinstance(model, Path) else model
+    except LoadError:
+        return None
+    reason = explain_bfloat16(error, proto, lambda one: provider.open(one, optimized=False, runs=False))
+    return reason or (None if provider.is_fallback else _too_new(provider, proto))
 
 
 def _too_new(provider: Provider, proto: ModelProto) -> str | None:

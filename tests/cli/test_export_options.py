@@ -52,7 +52,7 @@ def test_the_command_takes_axes_type_and_external_data(command):
         (["--dynamic", "input:two=h"], "--dynamic must be INPUT:AXIS=NAME"),
         (["--dynamic", "input:2=h", "--dynamic", "input:2=w"], "--dynamic names axis 2 of input twice"),
         (["--dynamic", "image:2=h"], "--dynamic: dynamic_axes names no input of the model: 'image'; it has input"),
-        (["--dtype", "bf16"], "'bf16' is not"),
+        (["--dtype", "bf8"], "'bf8' is not"),
         (
             ["--triton", "no/models"],
             "--triton: a model repository is a folder, or a name in an existing one, got 'no/mod",

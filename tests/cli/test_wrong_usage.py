@@ -23,7 +23,7 @@ WRONG = [
         ["export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--opset", "13"],
         "error: --opset: opset must be in [18, ",
     ),
-    (["export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--dtype", "bf16"], "'bf16' is not"),
+    (["export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--dtype", "bf8"], "'bf8' is not"),
     (
         ["export", "cli_factories:two_norms", "m.onnx", "--data", "data.npz", "--allow", "9", "--samples", "100"],
         "error: --allow: allow names no module of the model: '9'; it has '0'; '1'; '2'; '3'; '4'",
