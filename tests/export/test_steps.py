@@ -57,6 +57,7 @@ def job(tmp_path):
             "batches": iter([batch]),
             "target": tmp_path / "model.onnx",
             "golden_folder": None,
+            "entry": None,
             "providers": ("cpu",),
             "precision": precision_of(changed.pop("dtype", None)),
             "opset": None,
@@ -175,7 +176,7 @@ def test_a_failed_comparison_leaves_an_older_file_as_it_was(job, tmp_path):
     made.target.write_bytes(b"older")
     new = tmp_path / "new.onnx"
     new.write_bytes(b"new")
-    report = replace(made, prepare(made), Written(SavedFile(new), None), VerifyReport(passed=False))
+    report = replace(made, prepare(made), Written(SavedFile(new), None, recorded=False), VerifyReport(passed=False))
     assert not report
     assert report.sha256 == ""
     assert made.target.read_bytes() == b"older"
@@ -187,7 +188,10 @@ def test_a_file_that_breaks_beyond_the_given_inputs_says_so(job, tmp_path):
     warning = Check(name="magnitudes", verdict="warning", note="at 100 times the given inputs ...")
     good = {"cpu": ProviderReport(verdict="pass")}
     report = replace(
-        made, prepare(made), Written(SavedFile(new), None), VerifyReport(passed=True, providers=good, checks=[warning])
+        made,
+        prepare(made),
+        Written(SavedFile(new), None, recorded=False),
+        VerifyReport(passed=True, providers=good, checks=[warning]),
     )
     assert report
     assert entries(load_onnx(made.target))["jumpout_export.magnitudes"] == warning.note
