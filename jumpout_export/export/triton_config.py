@@ -22,8 +22,8 @@ MAX_BATCH_SIZE = 16
 # Where Triton runs a model that was verified on a provider.
 KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 _HEAD = "# Written by jumpout-export, which replaces this folder as long as nothing in it was changed."
-# The other types of ONNX have the same name there.
-_TYPES = {"FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
+# The other types of ONNX have the same name there. Triton has a BF16, and its ONNX Runtime backend has not.
+_TYPES = {"FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16"}
 _SAME = ("BOOL", "STRING", *(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)))
 _TYPES |= {name: name for name in _SAME}
 # How the backend numbers what it calls cudnn_conv_algo_search; it overrules the provider's own setting of that name.
@@ -59,7 +59,7 @@ def configuration(model: ModelProto, name: str, digest: str, verified: Collectio
         verified: the providers on which the file passed; it is served there and nowhere else.
 
     Raises:
-        ValueError: if Triton has no type for a tensor of the file, or takes no tensor of its shape.
+        ValueError: if Triton takes no tensor of a type or shape that the file has.
     """
     tensors = {"input": model.graph.input, "output": model.graph.output}
     shapes = {f"{kind} `{value.name}`": _shape(value) for kind, values in tensors.items() for value in values}
@@ -91,7 +91,7 @@ def _tensor(kind: str, value: ValueInfoProto, *, batched: bool) -> dict[str, Any
 
     type_name = TensorProto.DataType.Name(value.type.tensor_type.elem_type)
     if type_name not in _TYPES:
-        raise ArgumentError("triton", f"Triton has no type for {kind} `{value.name}`, which is {type_name}")
+        raise ArgumentError("triton", f"Triton's ONNX Runtime takes no {type_name}, as {kind} `{value.name}` is")
     dims = [axis if isinstance(axis, int) else -1 for axis in _shape(value)[1 if batched else 0 :]]
     if 0 in dims:
         raise ArgumentError("triton", f"Triton takes no axis of size 0, as {kind} `{value.name}` has")
