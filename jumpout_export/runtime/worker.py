@@ -81,6 +81,8 @@ class Runtime:
         options.intra_op_num_threads = threads
         # Idle threads of one session would otherwise spin and take the cores from the next one and from torch.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not optimized:  # weights as they are in the file; to rearrange them takes as long as to read them
+            options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 4  # what it would log is in the exception
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile
