@@ -40,7 +40,7 @@ class Output:
 
 
 def example_batch(example: Any, model: nn.Module) -> Batch:
-    """Returns the inputs in `example` (tensor, tuple, list, dict, or batch with labels), labels dropped.
+    """Returns the inputs in `example` (tensor, tuple, list, dict), and the labels where it has some.
 
     Keyword inputs come in the order of `forward`'s parameters. An input may itself be a dict, list or tuple of tensors;
     a dict goes as a whole to a `forward` whose only parameter is annotated as one, or that takes none of its entries.
@@ -171,7 +171,7 @@ def only_tensors(result: Any) -> Any:
 def _split(example: Any, model: nn.Module) -> Batch:
     batch, order = split_batch(example, model), list(parameters_of(model))
     kwargs = sorted(batch.kwargs.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
-    return Batch(batch.args, dict(kwargs))
+    return Batch(batch.args, dict(kwargs), batch.labels)
 
 
 def _entries(result: Any) -> Mapping[Any, Any] | None:

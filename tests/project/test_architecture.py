@@ -64,11 +64,16 @@ ROOMS: dict[str, set[str]] = {
     "onnxfile/flow": {"onnxfile", *GROUND},
     "runtime": {"onnxfile", *GROUND},
     "filenetwork": {"model", "onnxfile", *GROUND},
+    "effect": GROUND,
     "batchnorm/measure": {"model", *GROUND},
     "batchnorm/advice": {"nn", "model", *MEASURE, *GROUND},
     "batchnorm/judge": {"model", "batchnorm/advice", *MEASURE, *GROUND},
     # The monitor keeps a report, `MonitorHistory`, and its public `plot` hands it to what draws it.
-    "batchnorm": {"nn", "model", "render/plots", "batchnorm/advice", "batchnorm/judge", *MEASURE, *GROUND},
+    "batchnorm": {
+        *("nn", "model", "effect", "render/plots", "batchnorm/advice", "batchnorm/judge"),
+        *MEASURE,
+        *GROUND,
+    },
     "integrations": {"model", "batchnorm", *GROUND},
     "fold/network": {"nn", "model", "program", *GROUND},
     "fold/file": {"onnxfile", "runtime", *GROUND},

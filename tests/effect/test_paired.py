@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from jumpout_export.batchnorm.judge.paired import CalibrationGap, PairedChange, accuracy_change_interval, mcnemar_p
+from jumpout_export.effect.paired import CalibrationGap, PairedChange, accuracy_change_interval, mcnemar_p
 
 
 @pytest.mark.parametrize(

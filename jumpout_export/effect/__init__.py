@@ -1,0 +1,1 @@
+"""The statistics of a paired comparison of outputs: the same samples before and after a change."""
