@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jumpout_export.nn.init import hendrycks_gimpel_
     from jumpout_export.nn.modules import Jumpout
     from jumpout_export.progress import show_progress
+    from jumpout_export.quantized.settings import Quantized
     from jumpout_export.verify.inspect import inspect_onnx
     from jumpout_export.verify.verify import verify_onnx
 
@@ -42,6 +43,7 @@ __all__ = [  # noqa: RUF022 in the order of the pipeline
     "check_batchnorm_sets",
     "recalibrate_batchnorm",
     # ship
+    "Quantized",
     "export_onnx",
     "fold_model",
     "fold_onnx",
@@ -56,6 +58,7 @@ _MODULES = {
     "BatchNormMonitor": "batchnorm.monitor",
     "Jumpout": "nn.modules",
     "JumpoutStatistics": "nn.functional",
+    "Quantized": "quantized.settings",
     "ServingStatistics": "batchnorm.serving",
     "check_batchnorm": "batchnorm.check",
     "check_batchnorm_sets": "batchnorm.sets",

@@ -19,6 +19,7 @@ from jumpout_export.text import count, joined
 BatchNormVerdict = Literal["ok", "drift", "inconclusive"]
 CheckVerdict = Literal["pass", "warning", "fail", "not_run"]
 ProviderVerdict = Literal["pass", "fail", "not_run"]
+OutputVerdict = Literal["ok", "fails", "inconclusive"]
 Cause = Literal["stale", "stochastic", "propagated", "data"]
 
 # Of the JSON of all reports: rises when a reader of the one before cannot take what is written now. 1 had no number;
@@ -261,6 +262,8 @@ class BatchNormLayer(OneLine, _Model):
 class OutputEffect(_Model):
     """What recalibrating changes at the outputs: deployed model (before) against a recalibrated copy (after).
 
+    Of a quantized file, before is the model and after the file.
+
     Attributes:
         samples: samples compared.
         logit_shift: RMS change of the outputs over their standard deviation.
@@ -376,6 +379,83 @@ class BatchNormSetsReport(Displayed, _Model):
         return "ok" if verdicts == {"ok"} else "inconclusive"
 
 
+class QuantizedTensor(OneLine, _Model):
+    """What rounding does to one tensor of a quantized file.
+
+    Attributes:
+        name: of what is rounded, in the file.
+        kind: `activation`, `weight` (any constant that is rounded) or `output` of the network.
+        layer: module path of the layer that makes it, or that a weight belongs to; a node where that is not known.
+        integers: that its values are rounded to, for example `uint8`; empty for an output.
+        scale: the largest scale.
+        scales: number of scales: 1, or one per channel or block.
+        clipped: share of its values beyond the range of the integers, of an activation by more than a twentieth of it.
+        sqnr: signal to quantization noise in dB against the network without rounding; None where it was not measured.
+        fall: by how many dB that is below the worst rounded tensor that it is made of; None for what is made of none.
+    """
+
+    name: str
+    kind: Literal["activation", "weight", "output"]
+    layer: str = ""
+    integers: str = ""
+    scale: Number | None = None
+    scales: int = 0
+    clipped: Number | None = None
+    sqnr: Number | None = None
+    fall: Number | None = None
+
+    def _line(self) -> str:
+        sqnr = "" if self.sqnr is None else f", {self.sqnr:.1f} dB"
+        clipped = "" if self.clipped is None else f", {self.clipped:.2%} clipped"
+        return f"{self.kind} {self.name}{sqnr}{clipped}"
+
+
+class QuantizedOutputs(_Model):
+    """What a quantized file makes of the model's outputs on one provider and level.
+
+    Attributes:
+        effect: on the first output, samples as the unit; None where it was not measured.
+        sqnr: signal to quantization noise of the worst output in dB, against PyTorch.
+        top1: whether top-1 accuracy falls by no more than the margin: `ok` if the whole 95% interval of its change
+            does, `fails` if none of it does, else `inconclusive`; None where it was not asked for.
+        nll: the same of the rise of the mean negative log likelihood.
+        samples_needed: about how many labelled samples would decide what is inconclusive; None where unknown.
+    """
+
+    effect: OutputEffect | None = None
+    sqnr: Number | None = None
+    top1: OutputVerdict | None = None
+    nll: OutputVerdict | None = None
+    samples_needed: int | None = None
+
+
+class Quantization(OneLine, _Model):
+    """What the rounding of a quantized file costs.
+
+    Attributes:
+        samples: on which the tensors were looked at.
+        min_sqnr: the limit on signal to quantization noise of a tensor or output, in dB.
+        max_clipped: the limit on the clipped share of a tensor.
+        top1_margin: the largest fall of top-1 accuracy, in [0, 1]; None where accuracy was not asked for.
+        nll_margin: the largest rise of the negative log likelihood, in nats; None as before.
+        worst_layer: the layer at which signal to noise falls most, relative to what it reads; None where none does.
+        tensors: every tensor that is rounded, in the order of the file, and every output.
+        outputs: by provider and level, for example `cpu/all`.
+    """
+
+    samples: int = 0
+    min_sqnr: Number
+    max_clipped: Number
+    top1_margin: Number | None = None
+    nll_margin: Number | None = None
+    worst_layer: str | None = None
+    tensors: list[QuantizedTensor] = Field(default_factory=list)
+    outputs: dict[str, QuantizedOutputs] = Field(default_factory=dict)
+
+    def _line(self) -> str:
+        return f"{count(len(self.tensors), 'tensor')}, falls most at {self.worst_layer}"
+
+
 class VerifyReport(Displayed, _Model):
     """The result of `verify_onnx` and of `inspect`; truthy exactly when it passed.
 
@@ -391,6 +471,7 @@ class VerifyReport(Displayed, _Model):
         data_files: files beside it that its weights lie in, name -> bytes; to be shipped with it.
         data_sha256: of these, in hex, as they were verified.
         against: the ONNX file that it was compared with; empty where that was a model.
+        quantization: what its rounding costs, of a file that was judged as a quantized one; else None.
         notes: sentences for a person, one fact each.
         environment: the command with its settings, versions and machine, as name -> value; filled by the command line.
     """
@@ -406,6 +487,7 @@ class VerifyReport(Displayed, _Model):
     data_files: dict[str, int] = Field(default_factory=dict)
     data_sha256: dict[str, str] = Field(default_factory=dict)
     against: str = ""
+    quantization: Quantization | None = None
     notes: list[str] = Field(default_factory=list)
     environment: dict[str, str] = Field(default_factory=dict)
 

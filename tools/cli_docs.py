@@ -61,13 +61,13 @@ EXIT_CODES = {
     "export": {
         0: "OUT.onnx was written",
         1: "a check failed; nothing was written, and an older OUT.onnx stays as it was",
-        3: "a provider could not be used, nothing was shown of an output, or BatchNorm is undecided and required; "
-        "nothing was written",
+        3: "a provider could not be used, nothing was shown of an output, BatchNorm is undecided and required, or "
+        "samples do not decide what `--quantize` costs; nothing was written",
     },
     "verify": {
-        0: "the file computes what the model computes; there may be warnings",
+        0: "the file computes what the model computes, with `--quantized` within the limits; there may be warnings",
         1: "it does not",
-        3: "a provider could not be used, or nothing was shown of an output",
+        3: "a provider could not be used, nothing was shown of an output, or with `--quantized` samples do not decide",
     },
     "check-bn": {0: "`ok`: every layer agrees", 1: "`drift`: at least one layer does not", 3: "`inconclusive`"},
     "recalibrate-bn": {

@@ -52,6 +52,13 @@ def export(
     keep_debug_info: Annotated[
         bool, typer.Option("--keep-debug-info", help="keep source lines and file names in the file")
     ] = False,
+    quantize: options.QuantizeOption = None,
+    calibration: options.Calibration = None,
+    min_sqnr: options.MinSqnr = None,
+    max_clipped: options.MaxClipped = None,
+    top1_margin: options.Top1Margin = None,
+    nll_margin: options.NllMargin = None,
+    no_accuracy: options.NoAccuracy = False,
     golden: Annotated[
         Path | None, typer.Option(metavar="DIR", help="folder for golden data, in ONNX's test_data_set_0 layout")
     ] = None,
@@ -66,10 +73,17 @@ def export(
     summary: options.Summary = None,
 ) -> None:
     """Fold, convert and verify a model; OUT.onnx appears only if every check passed."""
-    from jumpout_export.cli.ready import check_data, check_pages, check_providers, check_report, parse_providers
+    from jumpout_export.cli.ready import (
+        check_data,
+        check_pages,
+        check_providers,
+        check_report,
+        parse_providers,
+        quantized_limits,
+    )
     from jumpout_export.cli.results import finish
-    from jumpout_export.cli.work import build_job, is_program, working
-    from jumpout_export.export.arguments import check_arguments
+    from jumpout_export.cli.work import batches_for, build_job, is_program, up_to, working
+    from jumpout_export.export.arguments import check_arguments, check_quantize
     from jumpout_export.export.publish import export_onnx
     from jumpout_export.export.triton import check_entry
     from jumpout_export.runtime.providers import providers_in
@@ -79,10 +93,20 @@ def export(
     chosen = parse_providers(providers)
     dynamic_axes = parse_dynamic(dynamic)
     torch_dtype = dtypes()[dtype] if dtype else None
+    kind = quantize.value if quantize is not None else None
+    limits = quantized_limits(
+        kind is not None, "--quantize int8", min_sqnr, max_clipped, top1_margin, nll_margin, no_accuracy
+    )
+    check_quantize(
+        kind,
+        calibration,
+        limits,
+        {"dtype": torch_dtype, "golden": golden, "external_data": external_data, "allow": allow},
+    )
     check_arguments(out, golden, opset, torch_dtype)
     check_entry(triton, out, chosen)
     check_report(report)
-    check_data([data])
+    check_data([data, calibration])
     place = _place_of_weights(save_weights, out, recalibrate, [weights, Path(data) if data else None])
     with providers_in(provider_python, chosen), working() as progress:
         check_providers(chosen)
@@ -92,12 +116,15 @@ def export(
                 raise LoadError(f"{option}: the exported program {model} has no BatchNorm layers; give the factory")
             if wanted and data is None:
                 raise LoadError(f"{option} needs real samples: give --data")
+        ranges = (
+            batches_for(job.network, calibration, batch_size, seed, option="--calibration") if calibration else None
+        )
         checked = _check_before(job, model, data, recalibrate, samples, progress)
         result = export_onnx(
             job.network,
             out,
             next(iter(job.batches)),
-            calibration=job.some(),
+            calibration=job.some() if kind is None else job.up_to(samples),
             providers=chosen,
             provider_python=provider_python,
             opset=opset,
@@ -112,6 +139,9 @@ def export(
             keep_debug_info=keep_debug_info,
             batchnorm=checked.batchnorm,
             require_batchnorm=require_batchnorm,
+            quantize=kind,
+            quantize_calibration=up_to(ranges, samples) if ranges is not None else None,
+            quantized=limits,
             golden=golden,
             triton=triton,
             save_weights=place if checked.before is not None else None,

@@ -18,6 +18,12 @@ class Dtype(StrEnum):
     bf16 = "bf16"
 
 
+class Quantize(StrEnum):
+    """How an exported file is quantized."""
+
+    int8 = "int8"
+
+
 class Weight(StrEnum):
     """What a sample weighs."""
 
@@ -174,3 +180,42 @@ Summary = Annotated[
     ),
 ]
 OnnxFile = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="the ONNX file")]
+QuantizedSwitch = Annotated[
+    bool,
+    typer.Option(
+        "--quantized", help="judge a quantized file by what its rounding costs; never done without this switch"
+    ),
+]
+MinSqnr = Annotated[
+    float | None,
+    typer.Option(metavar="DB", help="smallest signal to quantization noise of a tensor or output, 10 dB by default"),
+]
+MaxClipped = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="largest share of a tensor's values beyond its range, 0.01 by default"),
+]
+Top1Margin = Annotated[
+    float | None,
+    typer.Option("--top1-margin", metavar="SHARE", help="largest fall of top-1 accuracy, 0.01 (one point) by default"),
+]
+NllMargin = Annotated[
+    float | None,
+    typer.Option(metavar="NATS", help="largest rise of the negative log likelihood, 0.05 nats by default"),
+]
+NoAccuracy = Annotated[
+    bool, typer.Option("--no-accuracy", help="judge no accuracy and likelihood, which need labels, but noise alone")
+]
+QuantizeOption = Annotated[
+    Quantize | None,
+    typer.Option(
+        "--quantize",
+        metavar=choices(Quantize),
+        help="publish a quantized file, made of the proven float one, if it passes the verdict on quantized files",
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA", help="with --quantize: samples that the ranges of activations are taken from; as --data"
+    ),
+]

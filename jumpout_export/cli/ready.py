@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from jumpout_export.disk import require_plain
 from jumpout_export.errors import LoadError, NotVerifiableError
+
+if TYPE_CHECKING:
+    from jumpout_export.quantized.settings import Quantized
 
 
 def check_report(folder: Path | None, option: str = "--report") -> None:
@@ -65,6 +69,38 @@ def _check_place(path: Path, option: str, *, is_folder: bool) -> None:
             raise LoadError(f"{option} {path} cannot be written: it is protected")
     elif not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         raise LoadError(f"{option} {path} cannot be written: {place} takes no new files or folders")
+
+
+def quantized_limits(
+    asked: bool,
+    switch: str,
+    min_sqnr: float | None,
+    max_clipped: float | None,
+    top1_margin: float | None,
+    nll_margin: float | None,
+    no_accuracy: bool,
+) -> Quantized | None:
+    """Returns the limits that a quantized file is judged by, None where that was not asked for by `switch`.
+
+    Raises:
+        LoadError: if a limit is given without it.
+        ValueError: if one is out of its range.
+    """
+    from jumpout_export.quantized.settings import Quantized
+
+    numbers = {
+        "min_sqnr": min_sqnr,
+        "max_clipped": max_clipped,
+        "top1_margin": top1_margin,
+        "nll_margin": nll_margin,
+    }
+    given = {name: value for name, value in numbers.items() if value is not None}
+    if not asked:
+        named = [f"--{name.replace('_', '-')}" for name in given] + ["--no-accuracy"] * no_accuracy
+        if named:
+            raise LoadError(f"{', '.join(named)}: a limit of quantized files; give {switch}, too")
+        return None
+    return Quantized(**given, accuracy=not no_accuracy)
 
 
 def check_data(specs: Iterable[str | None]) -> None:

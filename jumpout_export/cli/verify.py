@@ -25,6 +25,13 @@ def verify(
     allow_constant: options.AllowConstant = None,
     no_made_up_inputs: options.NoMadeUpInputs = False,
     thorough: options.Thorough = False,
+    quantized: options.QuantizedSwitch = False,
+    min_sqnr: options.MinSqnr = None,
+    max_clipped: options.MaxClipped = None,
+    top1_margin: options.Top1Margin = None,
+    nll_margin: options.NllMargin = None,
+    no_accuracy: options.NoAccuracy = False,
+    samples: options.NumSamples = 4096,
     seed: options.Seed = 0,
     json: options.Json = False,
     report: options.ReportDir = None,
@@ -32,7 +39,14 @@ def verify(
     summary: options.Summary = None,
 ) -> None:
     """Verify an ONNX file against a torch model, or against the ONNX file that it was made of, in ONNX Runtime."""
-    from jumpout_export.cli.ready import check_data, check_pages, check_providers, check_report, parse_providers
+    from jumpout_export.cli.ready import (
+        check_data,
+        check_pages,
+        check_providers,
+        check_report,
+        parse_providers,
+        quantized_limits,
+    )
     from jumpout_export.cli.results import finish
     from jumpout_export.cli.work import build_job, is_file, working
     from jumpout_export.extras import require_onnx
@@ -42,6 +56,7 @@ def verify(
     check_pages(junit, summary)
     check_report(report)
     chosen = parse_providers(providers)
+    limits = quantized_limits(quantized, "--quantized", min_sqnr, max_clipped, top1_margin, nll_margin, no_accuracy)
     require_onnx("onnx", "onnxruntime")
     check_data([data])
     with providers_in(provider_python, chosen), working() as progress:
@@ -50,12 +65,13 @@ def verify(
         result = verify_onnx(
             file,
             against if is_file(against) else job.network,
-            job.some(),
+            job.some() if limits is None else job.up_to(samples),
             chosen,
             provider_python=provider_python,
             allow_constant=tuple(allow_constant or ()),
             made_up=not no_made_up_inputs,
             thorough=thorough,
+            quantized=limits or False,
             seed=seed,
             progress=progress,
         )

@@ -19,7 +19,7 @@ from jumpout_export.cli.ranks import rank, world_size
 from jumpout_export.errors import LoadError, NotVerifiableError
 from jumpout_export.extras import require_onnx
 from jumpout_export.filenetwork.network import FileNetwork
-from jumpout_export.model.batches import Progress, split_batch
+from jumpout_export.model.batches import Batch, Progress, split_batch, tensors_in
 from jumpout_export.model.guard import put_back
 from jumpout_export.model.randomness import reseed, rng_restored
 from jumpout_export.signals import Interrupted
@@ -57,6 +57,10 @@ class Job:
         """Returns the batches that a file is verified on."""
         return list(itertools.islice(self.batches, 4))
 
+    def up_to(self, samples: int) -> Iterator[Any]:
+        """Returns the batches until they hold so many samples."""
+        return up_to(self.batches, samples)
+
 
 def build_job(
     spec: str,
@@ -92,15 +96,21 @@ def build_job(
     return Job(network, _own_share(network, loading.random_batches(shapes or [], seed)))
 
 
-def batches_for(network: nn.Module, data: str, batch_size: int, seed: int, groups: str | None = None) -> Any:
+def batches_for(
+    network: nn.Module, data: str, batch_size: int, seed: int, groups: str | None = None, option: str = "--data"
+) -> Any:
     """Returns this process's part of the batches that --data or --reference names, tried on the network.
 
-    With `groups`, --groups, every batch has an entry of that name; batches that have it themselves are not tried.
+    `option` is the one that named them. With `groups`, --groups, every batch has an entry of that name; batches that
+    have it themselves are not tried.
 
     Raises:
         LoadError: if they cannot be read, or the network cannot run the first one.
     """
-    batches = loading.load_data(data, batch_size, seed)
+    try:
+        batches = loading.load_data(data, batch_size, seed)
+    except LoadError as error:  # which names the option that data usually come by
+        raise LoadError(str(error).replace("--data", option, 1)) from error
     if groups is None:
         return _own_share(network, batches)
     named = loading.with_groups(batches, groups)
@@ -196,3 +206,18 @@ def _try_first_batch(network: nn.Module, batches: Any) -> None:
         inputs = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
         hint = "; convert images to float in [0, 1]" if any(x.dtype == torch.uint8 for x in tensors) else ""
         raise LoadError(f"the model cannot run a batch of {inputs}: {type(error).__name__}: {error}{hint}") from error
+
+
+def up_to(batches: Any, samples: int) -> Iterator[Any]:
+    """Yields batches until they hold so many samples."""
+    seen = 0
+    for batch in batches:
+        if seen >= samples:
+            return
+        yield batch
+        seen += _size(batch)
+
+
+def _size(batch: Any) -> int:
+    tensors = tensors_in(batch if not isinstance(batch, Batch) else (batch.args, batch.kwargs))
+    return next((len(tensor) for tensor in tensors if tensor.ndim), 1)

@@ -100,8 +100,13 @@ def are_labels(labels: Any, output: Tensor) -> bool:
     )
 
 
-def log_probabilities(y: Tensor) -> Tensor:
-    """Returns the (N, K, *) log probabilities of an output that is either probabilities already or logits."""
-    if bool((y >= 0).all()) and bool(((y.sum(dim=1) - 1).abs() < 1e-3).all()):
-        return y.log()
+def log_probabilities(y: Tensor, like: Tensor | None = None) -> Tensor:
+    """Returns the (N, K, *) log probabilities of an output that is either probabilities already or logits.
+
+    What is not exact is taken for what `like` is, the exact output of the same samples; probabilities are made to add
+    up to 1 then.
+    """
+    exact = y if like is None else like
+    if bool((exact >= 0).all()) and bool(((exact.sum(dim=1) - 1).abs() < 1e-3).all()):
+        return y.log() if like is None else (y.clamp(min=0) / y.clamp(min=0).sum(dim=1, keepdim=True)).log()
     return y.log_softmax(dim=1)

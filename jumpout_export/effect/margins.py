@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-Verdict = Literal["ok", "fails", "inconclusive"]
+from jumpout_export.report import OutputVerdict
 
 # The intervals of means are normal ones: below so many samples they say too little.
 LEAST_SAMPLES = 30
 
 
-def within_margin(low: float, high: float, margin: float) -> Verdict:
+def within_margin(low: float, high: float, margin: float) -> OutputVerdict:
     """Returns `ok` if the 95% interval of a change for the worse ends by the margin, `fails` if it begins beyond it.
 
     Everything between, NaN among it, is `inconclusive`. As a test of non-inferiority by a confidence interval (ICH E9,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,8 @@ from jumpout_export.errors import ArgumentError, ArgumentTypeError
 from jumpout_export.extras import require_onnx
 from jumpout_export.onnxfile.load import DEFAULT_OPSET
 from jumpout_export.onnxfile.manifest import FOLDER
+from jumpout_export.quantized.make import KINDS as QUANTIZED_KINDS
+from jumpout_export.quantized.settings import Quantized
 from jumpout_export.runtime.session import newest_opset
 from jumpout_export.verify.precision import Precision, precision_of
 
@@ -35,6 +38,38 @@ def check_arguments(
     require_onnx()
     _check_opset(opset)
     return target, golden_folder, precision
+
+
+def check_quantize(quantize: str | None, calibration: Any, limits: Quantized | None, others: dict[str, Any]) -> None:
+    """Checks the arguments of a quantized export against each other.
+
+    Args:
+        quantize: the kind, or None.
+        calibration: data for the ranges, or None.
+        limits: of the verdict, or None.
+        others: arguments that a quantized export does not take, by name; those that are false were not given.
+
+    Raises:
+        ValueError: if one does not fit.
+    """
+    if quantize is None:
+        for name, value in (("quantize_calibration", calibration), ("quantized", limits)):
+            if value is not None:
+                hint = "give quantize='int8' (--quantize int8), too"
+                raise ArgumentError(name, f"{name} is for a quantized export: {hint}")
+        return
+    if quantize not in QUANTIZED_KINDS:
+        raise ArgumentError("quantize", f"quantize must be {' or '.join(map(repr, QUANTIZED_KINDS))}, got {quantize!r}")
+    if calibration is None:
+        raise ArgumentError(
+            "quantize_calibration",
+            "a quantized export takes the ranges of activations from samples as in serving: give batches as "
+            "quantize_calibration= (--calibration DATA)",
+        )
+    for name, value in others.items():
+        if value:
+            text = f"{name} and quantize={quantize!r} exclude each other: what is quantized is one float32 file"
+            raise ArgumentError(name, text)
 
 
 def _check_golden(golden: str | os.PathLike[str] | None) -> Path | None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from jumpout_export.errors import NotFoldableError
 from jumpout_export.fold.network.subject import Subject
 from jumpout_export.log import log_step
 from jumpout_export.model.batches import Batch, Progress
+from jumpout_export.model.signature import first_and_all
 from jumpout_export.onnxfile.data import describe_data, sha256_of
+from jumpout_export.quantized.settings import Quantized
+from jumpout_export.quantized.verdict import LOOKED_AT
 from jumpout_export.report import BatchNormReport, Check, ExportReport, FoldedLayer, VerifyReport, passes
 from jumpout_export.verify.precision import Precision
 
@@ -81,12 +88,37 @@ class Draft:
             sha256=sha256_of(file) if passed and file else "",
             data_files=data_files,
             data_sha256={data.name: sha256_of(data)} if passed and data else {},
+            quantization=result.quantization,
             notes=self.notes,
             folded=list(self.folded),
             opset=self.opset,
             batchnorm=self.batchnorm,
             provenance=self.metadata,
         )
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """How a file is quantized, and on what it is judged."""
+
+    kind: str  # `int8`
+    calibration: Iterator[Batch]  # that ranges are taken from; read once
+    judged_on: Iterator[Batch]  # that its outputs are compared on; read once
+    limits: Quantized
+
+
+def quantize_of(
+    kind: str, calibration: Any, limits: Quantized | None, batches: Iterator[Batch], model: nn.Module
+) -> tuple[Quantize, list[Batch]]:
+    """Returns what a quantized export needs, and the batches that its float file is verified on, the first four.
+
+    Raises:
+        ValueError: if there is no calibration data.
+        TypeError: if it is no batches.
+    """
+    few = list(itertools.islice(batches, LOOKED_AT))
+    ranges = first_and_all(calibration, model, "quantize_calibration")[1]
+    return Quantize(kind, ranges, itertools.chain(few, batches), limits or Quantized()), few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +147,7 @@ class Job:
     seed: int
     progress: Progress | None
     draft: Draft  # of the report
+    quantize: Quantize | None = None  # how the proven file is quantized, if it is
 
     @property
     def needs_deterministic(self) -> list[str]:

@@ -12,14 +12,16 @@ from torch.export import ExportedProgram
 
 from jumpout_export.disk import private_folder
 from jumpout_export.errors import NotFoldableError
-from jumpout_export.export.arguments import check_arguments
-from jumpout_export.export.job import Draft, Job, RefusedError
+from jumpout_export.export.arguments import check_arguments, check_quantize
+from jumpout_export.export.job import Draft, Job, RefusedError, quantize_of
 from jumpout_export.export.statistics import check_weights_target
 from jumpout_export.export.steps import inspect, prepare, replace, verify, write
+from jumpout_export.export.steps import quantize as quantize_step
 from jumpout_export.export.triton import check_entry
 from jumpout_export.fold.network.subject import subject_of
-from jumpout_export.model.batches import Progress
+from jumpout_export.model.batches import Batch, Progress
 from jumpout_export.model.signature import first_and_all, onnx_batch
+from jumpout_export.quantized.settings import Quantized
 from jumpout_export.report import BatchNormReport, ExportReport, not_run
 from jumpout_export.runtime.providers import check_providers, providers_in
 from jumpout_export.text import names_of
@@ -45,6 +47,9 @@ def export_onnx(
     keep_debug_info: bool = False,
     batchnorm: BatchNormReport | None = None,
     require_batchnorm: bool = False,
+    quantize: str | None = None,
+    quantize_calibration: Any = None,
+    quantized: Quantized | None = None,
     golden: str | os.PathLike[str] | None = None,
     save_weights: str | os.PathLike[str] | None = None,
     triton: str | os.PathLike[str] | None = None,
@@ -89,6 +94,12 @@ def export_onnx(
         keep_debug_info: keep the converter's source lines in the file, with paths cut to file names.
         batchnorm: the check of the exported weights, for the report and the file's metadata. Drift is a warning.
         require_batchnorm: publish nothing if that check found drift, or could not decide.
+        quantize: "int8" makes a quantized file of the proven float one, with ONNX Runtime's static quantizer, and
+            publishes that, if it passes `verify_onnx(..., quantized=...)`. The float file is verified on the first
+            four batches of `calibration` then; accuracy is compared on all of them, which need labels.
+        quantize_calibration: batches, or one, that `quantize` takes the ranges of activations from; samples as in
+            serving, best others than `calibration`.
+        quantized: limits of that verdict.
         golden: folder, or a name for one; after a pass `test_data_set_0/input_0.pb, output_0.pb` appears in it. The
             file's metadata then says how far a replay may be off (`export/golden.py`).
         save_weights: a file ending in `.safetensors` for the model's weights, which appears together with the file:
@@ -114,14 +125,21 @@ def export_onnx(
         >>> print(report.passed, [check.name for check in report.checks if check.verdict != "pass"])
         True []
     """
+    excluded = {"dtype": dtype, "golden": golden, "external_data": external_data, "allow": names_of(allow)}
+    check_quantize(quantize, quantize_calibration, quantized, excluded)
     target, golden_folder, precision = check_arguments(path, golden, opset, dtype)
     providers = check_providers(providers)
     subject = subject_of(model)
     batch = onnx_batch(example, subject.module)
+    batches: Iterable[Batch]
+    batches = first_and_all([batch] if calibration is None else calibration, subject.module, "calibration")[1]
+    asked = None
+    if quantize is not None:
+        asked, batches = quantize_of(quantize, quantize_calibration, quantized, batches, subject.module)
     job = Job(
         subject=subject,
         batch=batch,
-        batches=first_and_all([batch] if calibration is None else calibration, subject.module, "calibration")[1],
+        batches=batches,
         target=target,
         golden_folder=golden_folder,
         entry=check_entry(triton, target, providers),
@@ -141,6 +159,7 @@ def export_onnx(
         seed=seed,
         progress=progress,
         draft=Draft(target, batchnorm),
+        quantize=asked,
     )
     try:
         # In the target's own folder, so that the last step is a rename.
@@ -150,6 +169,8 @@ def export_onnx(
                 written = write(job, prepared, folder)
                 purpose = inspect(job, written)
                 result = verify(job, prepared, written, purpose)
+                if asked is not None:
+                    written, result = quantize_step(job, prepared, written, result, folder)
             return replace(job, prepared, written, result)
     except NotFoldableError as error:
         refused = job.draft.not_foldable(error, subject)

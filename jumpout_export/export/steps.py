@@ -29,9 +29,12 @@ from jumpout_export.fold.network.folded import STATE_PASSED, fold
 from jumpout_export.model.axes import Axes, choose_axes
 from jumpout_export.model.batches import Batch
 from jumpout_export.onnxfile.manifest import Manifest, digests_of, manifest_of
-from jumpout_export.onnxfile.metadata import MAGNITUDES, PREFIX, add_entries
+from jumpout_export.onnxfile.metadata import MAGNITUDES, PREFIX, QUANTIZED, TOLERANCE, add_entries
 from jumpout_export.onnxfile.static import metadata_check
-from jumpout_export.report import Check, ExportReport, VerifyReport, passes
+from jumpout_export.quantized.make import quantize_file
+from jumpout_export.quantized.told import told
+from jumpout_export.quantized.verdict import judge_quantized
+from jumpout_export.report import Check, ExportReport, VerifyReport, not_run, passes
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.runtime.saved import SavedFile
 from jumpout_export.text import first_line
@@ -39,6 +42,7 @@ from jumpout_export.verify.magnitudes import NAME
 from jumpout_export.verify.noise.on_purpose import is_random
 from jumpout_export.verify.noise.purpose import Deterministic, purpose_of, refusal
 from jumpout_export.verify.precision import about_types, opset_for
+from jumpout_export.verify.runner import run_providers
 from jumpout_export.verify.values.loss import Loss
 
 
@@ -191,6 +195,57 @@ def verify(job: Job, prepared: Prepared, written: Written, purpose: Deterministi
     return result
 
 
+def quantize(
+    job: Job, prepared: Prepared, written: Written, result: VerifyReport, folder: Path
+) -> tuple[Written, VerifyReport]:
+    """Quantizes the float file, and returns the new one with the verdict on it.
+
+    Requires a float file that was verified with `result`. Ensures that without a pass of that nothing is made, that the
+    checks of the float file are in the draft under `float/`, and that a file which passes says how it was judged.
+    """
+    asked, draft = job.quantize, job.draft
+    if asked is None or not result or draft.failed:
+        return written, result
+    draft.checks = [_of_float(check) if check.name.startswith("file/") else check for check in draft.checks]
+    draft.add(map(_of_float, result.checks), result.notes)
+    job.tell("quantize", 4)
+    place = folder / "quantized"
+    place.mkdir()
+    out = place / written.saved.path.name
+    try:
+        if written.data is not None:
+            raise ValueError("the weights of the float file lie in a file beside it")
+        samples = quantize_file(written.saved.path, out, (prepared.loss.inputs(one) for one in asked.calibration))
+    except Exception as error:  # of ONNX Runtime's quantizer and of onnx, in a dozen types
+        note = f"ONNX Runtime cannot quantize the file: {first_line(error)}"
+        draft.add([Check(name="quantize", verdict="fail", note=note)])
+        return written, not_run(job.providers, "the file was not quantized")
+    made = SavedFile(out)
+    checks = [*inspect_file(out, made.proto, made.session), metadata_check(made.proto)]
+    judged = judge_quantized(
+        made,
+        prepared.original,
+        prepared.network,
+        asked.judged_on,
+        job.providers,
+        limits=asked.limits,
+        prove=run_providers,
+        axes=prepared.axes,
+        allow_constant=job.allow_constant,
+        made_up=job.made_up,
+        thorough=job.thorough,
+        seed=job.seed,
+        progress=job.progress,
+    )
+    draft.add(checks)
+    draft.metadata = {key: value for key, value in draft.metadata.items() if not key.startswith(TOLERANCE[:-1])}
+    if judged and judged.quantization is not None:
+        line = told(asked.kind, samples, judged.quantization)
+        draft.metadata[QUANTIZED] = line
+        add_entries(out, made.proto, {QUANTIZED: line})
+    return Written(SavedFile(out), None, written.recorded), judged
+
+
 def replace(job: Job, prepared: Prepared, written: Written, result: VerifyReport) -> ExportReport:
     """Returns the report; if it passed, the file is at its place, with its weights and golden data.
 
@@ -232,7 +287,8 @@ def replace(job: Job, prepared: Prepared, written: Written, result: VerifyReport
 def _manifest(written: Written, golden: Path | None, report: ExportReport) -> Manifest:
     """What the manifest of the finished files says."""
     names = ("version", "torch", "onnx", "onnxscript", "onnxruntime")
-    verdicts = {name: provider.verdict for name, provider in report.providers.items()}
+    verdicts: dict[str, str] = {name: provider.verdict for name, provider in report.providers.items()}
+    verdicts |= {"quantized": report.provenance[QUANTIZED]} if QUANTIZED in report.provenance else {}
     return dataclasses.replace(
         digests_of(written.saved.path, written.data, golden),
         versions={name: report.provenance[f"{PREFIX}{name}"] for name in names},
@@ -253,3 +309,7 @@ def _golden(draft: Draft, original: nn.Module, network: nn.Module, batch: Batch,
         what = ", ".join(f"`{name}`" for name in bits)
         raise ArgumentError("golden", f"golden data cannot be bfloat16, which no replay reads: {what}; leave it out")
     return golden
+
+
+def _of_float(check: Check) -> Check:
+    return check.model_copy(update={"name": f"float/{check.name}"})

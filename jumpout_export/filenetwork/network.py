@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from jumpout_export.errors import LoadError
 from jumpout_export.filenetwork.nodes import FileNode
 from jumpout_export.model.batches import Batch
+from jumpout_export.model.labels import LABELS, labels_among
 from jumpout_export.onnxfile.data import external_files, misplaced, sha256_of_all
 from jumpout_export.onnxfile.load import inlined, load_onnx
 from jumpout_export.onnxfile.steps import read_inside
@@ -109,7 +110,8 @@ class FileNetwork(nn.Module):
     def batches(self, given: Any) -> Any:
         """Returns one batch, or an iterable of batches, as this network takes them.
 
-        A batch is a tensor, tensors in the order of the inputs, or a mapping by their names; what is left is dropped.
+        A batch is a tensor, tensors in the order of the inputs, or a mapping by their names; of what is left, class
+        labels are kept.
 
         Raises:
             TypeError: when they are taken, if one holds too few or a name is missing.
@@ -119,12 +121,15 @@ class FileNetwork(nn.Module):
         return _Named(self, given)
 
     def batch(self, given: Any) -> Batch:
-        """Returns one batch as `batches` does."""
+        """Returns one batch as `batches` does, with class labels where it has any behind, or beside, the inputs."""
+        labels = None
         if isinstance(given, Batch):  # a command makes those of --input-shape
+            labels = given.labels
             given = given.kwargs or (given.args[0] if isinstance(given.args[0], Mapping) else given.args)
         given = (given,) if isinstance(given, Tensor) else given
         names = ", ".join(self.inputs)
         if isinstance(given, tuple | list) and len(given) >= len(self.inputs):
+            labels = labels_among(given[len(self.inputs) :]) if labels is None else labels
             given = dict(zip(self.inputs, given, strict=False))
         if not isinstance(given, Mapping):
             raise TypeError(f"a batch must hold the file's inputs ({names}) as tensors, in this order or by name")
@@ -133,7 +138,9 @@ class FileNetwork(nn.Module):
         for name in self.inputs:
             if isinstance(given[name], Tensor):
                 self._check(name, given[name])
-        return Batch(({name: given[name] for name in self.inputs},), {})
+        beside = [given[name] for name in LABELS if name in given and name not in self.inputs]
+        labels = labels_among(beside) if labels is None else labels
+        return Batch(({name: given[name] for name in self.inputs},), {}, labels)
 
     def _check(self, name: str, value: Tensor) -> None:
         if value.dtype != self._types[name]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import Parameter
 from typing import Any
 
@@ -45,7 +45,7 @@ def by_position(entries: tuple[Any, ...], forward: Parameters) -> Split:
     else:
         count = _inputs(entries, forward)
     inputs, rest = entries[:count], entries[count:]
-    labels = next((found for entry in rest if (found := _classes(entry)) is not None), None)
+    labels = labels_among(rest)
     if count == 1 and isinstance(inputs[0], Mapping):
         args, kwargs, inner = by_name(dict(inputs[0]), forward)
         return args, kwargs, inner if labels is None else labels
@@ -80,6 +80,11 @@ def by_name(entries: dict[str, Any], forward: Parameters) -> Split:
                 "yourself: forward_fn=lambda model, batch: model(...)"
             )
     return args, taken, labels
+
+
+def labels_among(entries: Iterable[Any]) -> Tensor | None:
+    """Returns the (N,) class labels among entries that are no inputs, the first ones; None where there are none."""
+    return next((found for entry in entries if (found := _classes(entry)) is not None), None)
 
 
 def _is_group(entries: tuple[Any, ...], forward: Parameters) -> bool:

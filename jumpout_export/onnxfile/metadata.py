@@ -26,6 +26,9 @@ RANDOM = f"{PREFIX}random"
 # In a file that breaks on larger or smaller inputs than it was verified on: where, and at which node.
 MAGNITUDES = f"{PREFIX}magnitudes"
 
+# In a quantized file: how it was made and judged.
+QUANTIZED = f"{PREFIX}quantized"
+
 
 def entries(model: ModelProto) -> dict[str, str]:
     """Returns the entries that were written here, key to value; those of others are not among them."""

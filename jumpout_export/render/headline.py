@@ -46,7 +46,14 @@ def is_published(report: VerifyReport) -> bool:
 
 def says_little(check: Check) -> bool:
     """Returns whether a check that failed shows only that something differs, and not why or which weights."""
-    return check.name not in ("nested tensors", "complex outputs", "batchnorm constants", "weights")
+    return check.name not in (
+        "nested tensors",
+        "complex outputs",
+        "batchnorm constants",
+        "weights",
+        "quantized",
+        "quantized weights",
+    )
 
 
 def worst_layer(report: BatchNormReport) -> BatchNormLayer | None:
@@ -130,6 +137,8 @@ def _verify(report: VerifyReport) -> tuple[Cell, str]:
         warnings = [check for check in report.checks if check.verdict == "warning"]
         other = f"`{PureWindowsPath(report.against).name}`" if report.against else "the PyTorch model"
         claim = _CLAIMS.get(report.kind, f"equals {other}")
+        if report.quantization is not None:
+            claim = f"is {other}, rounded to integers, within the limits that were asked for"
         verdict = state("PASS, WITH WARNINGS" if warnings else "PASS")
         if isinstance(report, ExportReport) and "jumpout_export.random" in report.provenance:
             claim = "is random on purpose, NOT deterministic, with the distribution of the PyTorch model"

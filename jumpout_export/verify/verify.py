@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from jumpout_export.fold.network.audit import audit_model
 from jumpout_export.fold.network.folded import STATE_PASSED, fold
 from jumpout_export.fold.network.subject import subject_of
 from jumpout_export.log import log_step
-from jumpout_export.model.batches import Progress
+from jumpout_export.model.batches import Batch, Progress
 from jumpout_export.model.signature import first_and_all
 from jumpout_export.onnxfile.data import sha256_of_all, unchanged_checks
 from jumpout_export.onnxfile.manifest import manifest_checks
 from jumpout_export.onnxfile.static import can_be_run, of_another_writer, usable_data
+from jumpout_export.quantized.about import about_quantized
+from jumpout_export.quantized.settings import Quantized, limits_of
 from jumpout_export.report import Check, VerifyReport, not_run, passes
 from jumpout_export.runtime.loads import inspect_file
 from jumpout_export.runtime.providers import check_providers, providers_in
@@ -30,6 +34,7 @@ from jumpout_export.text import names_of
 from jumpout_export.verify.other_file import AS_RUN, check_as_run, check_open_axes, check_other_file
 from jumpout_export.verify.precision import precision_of_file
 from jumpout_export.verify.runner import run_providers
+from jumpout_export.verify.values.loss import Loss
 
 
 def verify_onnx(
@@ -42,6 +47,7 @@ def verify_onnx(
     allow_constant: Iterable[str] = (),
     made_up: bool = True,
     thorough: bool = False,
+    quantized: bool | Quantized = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> VerifyReport:
@@ -64,6 +70,11 @@ def verify_onnx(
     the first layer that does is named by its module path in
     `first_divergence` (`.` for what the model's own forward computes), with what was seen there as the first note.
 
+    A quantized file is not the model to the last digits. With `quantized` it is judged by what its rounding costs: by
+    its scales, weights within half a step, clipped values, signal to noise per tensor, and accuracy and likelihood on
+    labelled samples against a margin; without its rounding its graph has to be the model as strictly as any other
+    (`quantized/verdict.py`). What few samples leave open is inconclusive, and no pass.
+
     Args:
         path: the file; any ONNX file whose inputs and outputs are named as `export_onnx` names them.
         model: the PyTorch model, in train or eval mode, on any device, or an exported program; or the path of another
@@ -80,11 +91,13 @@ def verify_onnx(
             was shown; its check is `not_run` and the report not passed.
         made_up: compare on inputs made of the first batch's, too, and not on what was given alone.
         thorough: sweep more sizes of the open axes.
+        quantized: judge the file as a quantized one, with the limits of `Quantized()` or those given. Its outputs are
+            compared on all inputs, its tensors looked at on the first four batches.
         seed: of the made-up inputs.
         progress: called as progress(what, done, total).
 
     Returns:
-        A report of kind `verify`.
+        A report of kind `verify`; of a file that is judged as a quantized one `quantization` has the numbers.
 
     Raises:
         LoadError: if there is no such file or it is not a readable ONNX model.
@@ -93,7 +106,7 @@ def verify_onnx(
         TypeError: if the model is no nn.Module, cannot be copied, or a batch holds something else than tensors.
         ImportError: if onnx or onnxruntime is missing.
     """
-    providers = check_providers(providers)
+    providers, limits = check_providers(providers), limits_of(quantized)
     require_onnx("onnx", "onnxruntime")
     path = Path(path)
     log_step(f"verify: {path.name}")
@@ -124,7 +137,8 @@ def verify_onnx(
                 prepared = precision.prepare(original, first)
                 loss = precision.loss(original, prepared)
                 notes += precision.notes()
-                result = run_providers(
+                compare = run_providers if limits is None else partial(_as_quantized, limits=limits)
+                result = compare(
                     file,
                     prepared,
                     precision.prepare(network, first),
@@ -147,7 +161,7 @@ def verify_onnx(
     except NotVerifiableError as error:
         checks.append(Check(name=AS_RUN, verdict="not_run", note=str(error)))
         result = not_run(providers, "the other file is nothing to compare with")
-    checks += result.checks
+    checks += [*(about_quantized(proto) if limits is None and not result else []), *result.checks]
     checks += unchanged_checks(path.parent, before)
     checks += [] if other is None else unchanged_checks(other.path.parent, other.sha256)
     return VerifyReport(
@@ -160,5 +174,24 @@ def verify_onnx(
         data_files=data,
         data_sha256={name: before[name] for name in data},
         against=str(other.path) if other is not None else "",
+        quantization=result.quantization,
         notes=[*notes, *result.notes, *about_manifest],
     )
+
+
+def _as_quantized(
+    file: SavedFile,
+    original: nn.Module,
+    folded: nn.Module,
+    batches: Iterable[Batch],
+    providers: tuple[str, ...],
+    *,
+    loss: Loss,
+    limits: Quantized,
+    **options: Any,
+) -> VerifyReport:
+    """Judges the file as `run_providers` does, by what its rounding costs."""
+    from jumpout_export.quantized.verdict import judge_quantized
+
+    given = (dataclasses.replace(loss.inputs(batch), labels=batch.labels) for batch in batches)
+    return judge_quantized(file, original, folded, given, providers, limits=limits, prove=run_providers, **options)

@@ -10,6 +10,7 @@ import pytest
 from jumpout_export.cli import app as cli
 from jumpout_export.exit_codes import NOT_VERIFIED, PASSED, WRONG_USAGE
 
+QUANTIZE = ["export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--quantize", "int8"]
 WRONG = [
     (["export", "cli_factories:model"], "Missing argument"),
     (["export", "cli_factories:model", "m.onnx"], "give either --data or --input-shape"),
@@ -34,6 +35,52 @@ WRONG = [
     ),
     (["verify", "missing.onnx", "--against", "cli_factories:model", "--data", "data.npz"], "missing.onnx"),
     (["verify", "m.onnx", "--data", "data.npz"], "Missing option '--against'"),
+    (
+        ["verify", "m.onnx", "--against", "a:b", "--data", "data.npz", "--min-sqnr", "20", "--no-accuracy"],
+        "error: --min-sqnr, --no-accuracy: a limit of quantized files; give --quantized, too",
+    ),
+    (
+        ["verify", "m.onnx", "--against", "a:b", "--data", "data.npz", "--quantized", "--max-clipped", "20"],
+        "error: --max-clipped: max_clipped must be a share in [0, 1], got 20",
+    ),
+    (
+        QUANTIZE,
+        "error: --calibration: a quantized export takes the ranges of activations from samples as in serving",
+    ),
+    (
+        ["export", "cli_factories:model", "m.onnx", "--data", "data.npz", "--calibration", "data.npz"],
+        "error: --calibration: quantize_calibration is for a quantized export: give quantize='int8' (--quantize int8)",
+    ),
+    (
+        [
+            "export",
+            "cli_factories:model",
+            "m.onnx",
+            "--data",
+            "data.npz",
+            "--quantize",
+            "int8",
+            "--calibration",
+            "no.npz",
+        ],
+        "error: --calibration no.npz: there is no such file",
+    ),
+    (
+        [
+            "export",
+            "cli_factories:model",
+            "m.onnx",
+            "--data",
+            "data.npz",
+            "--quantize",
+            "int8",
+            "--calibration",
+            "data.npz",
+            "--dtype",
+            "fp16",
+        ],
+        "error: --dtype: dtype and quantize='int8' exclude each other",
+    ),
     (["check-bn", "cli_factories:model"], "Missing option '--data'"),
     (["check-bn", "cli_factories:model", "--data", "data.npz", "--weights", "w.bin"], "there is no such file"),
     (["check-bn", "cli_factories:model", "--data", "data.npz", "--device", "tpu9"], "--device must be cpu or cuda"),

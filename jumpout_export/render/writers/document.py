@@ -11,6 +11,7 @@ from jumpout_export.render.numbers import percent, score
 from jumpout_export.render.sections.batchnorm import batchnorm_sections
 from jumpout_export.render.sections.export import folded_section, folded_summary, parity_section
 from jumpout_export.render.sections.layers import kinds
+from jumpout_export.render.sections.quantized import quantized_section
 from jumpout_export.render.sections.run import environment_section, notes_section, provenance_section, training_section
 from jumpout_export.render.sections.sets import sets_sections
 from jumpout_export.report import (
@@ -70,7 +71,7 @@ def _pipeline_sections(report: PipelineReport) -> list[Section]:
     elif report.after is not None:
         sections += batchnorm_sections(report.after)
     if report.export is not None:
-        sections += folded_section(report.export) + parity_section(report.export)
+        sections += folded_section(report.export) + quantized_section(report.export) + parity_section(report.export)
         sections += provenance_section(report.export)
     return sections + environment_section(report.environment)
 
@@ -78,10 +79,10 @@ def _pipeline_sections(report: PipelineReport) -> list[Section]:
 def _verify_sections(report: VerifyReport) -> list[Section]:
     environment = environment_section(report.environment)
     if not isinstance(report, ExportReport):
-        return parity_section(report) + environment
+        return quantized_section(report) + parity_section(report) + environment
     checks = [check for check in (report.batchnorm_before, report.batchnorm) if check is not None]
     sections = batchnorm_sections(*checks) if checks else []
-    sections += folded_section(report) + parity_section(report)
+    sections += folded_section(report) + quantized_section(report) + parity_section(report)
     return sections + provenance_section(report) + environment
 
 

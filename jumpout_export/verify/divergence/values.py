@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jumpout_export.onnxfile.data import copy_data
 from jumpout_export.onnxfile.load import inlined
+from jumpout_export.runtime.marked import with_outputs
 from jumpout_export.runtime.session import Level, open_session
 
 if TYPE_CHECKING:
@@ -101,11 +102,6 @@ def _chunks(sizes: dict[str, int], most: int) -> Iterator[list[str]]:
 
 
 def _marked(model: ModelProto, names: list[str], folder: Path) -> Path:
-    from onnx import helper
-
-    marked = copy.deepcopy(model)
-    del marked.graph.value_info[:]
-    marked.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
     file = folder / "marked.onnx"
-    file.write_bytes(marked.SerializeToString())
+    file.write_bytes(with_outputs(model, names).SerializeToString())
     return file
