@@ -15,16 +15,21 @@ from jumpout_export.text import joined
 NUMBERS = "numbers"
 # Of one file so many are tried; a converter adds none.
 _MOST = 4
+# So far from a number that is none of an integer, in units of it: further than float16 rounds.
+_BESIDE = 2.0**-7
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
-def around(batch: Batch, names: Sequence[str], numbers: Sequence[Number]) -> Iterator[tuple[Number, str, Batch]]:
+def around(
+    batch: Batch, names: Sequence[str], numbers: Sequence[Number], *, floats: bool = False
+) -> Iterator[tuple[Number, str, Batch]]:
     """Yields each of the integers among the numbers, a name, and the batch with an input that is it or next to it.
 
     Args:
         batch: at least one sample.
         names: of its inputs.
         numbers: of the file.
+        floats: yield the others, too, with inputs on both sides of them; both are files.
     """
     for number in [one for one in numbers if one.is_integer and one.value > 1][:_MOST]:
         near = [int(number.value) + shift for shift in (-1, 0, 1)]
@@ -33,6 +38,14 @@ def around(batch: Batch, names: Sequence[str], numbers: Sequence[Number]) -> Ite
                 moved = list(tensors(batch))
                 moved[place] = torch.tensor(near, dtype=value.dtype)[torch.arange(value.numel()) % 3].view(value.shape)
                 yield number, f"{names[place]}={near[0]}..{near[-1]}", with_tensors(batch, moved)
+
+    for number in [one for one in numbers if floats and not one.is_integer][:_MOST]:
+        sides = torch.tensor([number.value * (1 - _BESIDE), number.value * (1 + _BESIDE)], dtype=torch.float64)
+        for place, value in enumerate(tensors(batch)):
+            if value.is_floating_point() and value.numel():
+                moved = list(tensors(batch))
+                moved[place] = sides[torch.arange(value.numel()) % 2].to(value.dtype).view(value.shape)
+                yield number, f"{names[place]}={number.value:.6g}", with_tensors(batch, moved)
 
 
 def numbers_check(

@@ -111,8 +111,9 @@ def run_providers(
         others = None if other is None else numbers_in(Reads(other.proto, str(other.path.parent)))
         constants = prove_constants(file.path, original, first, seen.axes.size, file.proto, others)
         numbers = constants.numbers, constants.lost
-        for trial in itertools.chain(*map(trials.of_numbers, numbers)) if seen.sessions else ():
-            runner.take(trial, branches)
+        for own in numbers if seen.sessions else ():
+            for trial in trials.of_numbers(own, floats=other is not None):
+                runner.take(trial, branches)
         branched = [check for one in branches if (check := one.check()) is not None]
     where = {"": "PyTorch's program", OTHER: file.path.name}
     for own, name in zip(numbers, where, strict=True):

@@ -102,12 +102,12 @@ class Trials:
             yield from self._whole_batches(self._axes.size)
         yield from self._other_sizes()
 
-    def of_numbers(self, numbers: Sequence[Number]) -> Iterator[Trial]:
-        """Yields batches whose integers lie around numbers of the file; what PyTorch does not take is left out."""
+    def of_numbers(self, numbers: Sequence[Number], *, floats: bool = False) -> Iterator[Trial]:
+        """Yields batches whose inputs lie around numbers of the file; what PyTorch does not take is left out."""
         if not self._effort.made_up:
             return
         samples = rows(self._first, range(MOVED if self._axes.size is None else self._axes.size), self._axes.batched)
-        for number, group, batch in around(samples, self._seen.reference.inputs, numbers):
+        for number, group, batch in around(samples, self._seen.reference.inputs, numbers, floats=floats):
             expected, why = self._made_up(batch)
             if not why:
                 self.tried.append(number)

@@ -148,13 +148,12 @@ def test_an_operator_that_is_read_here_in_another_way_than_by_the_runtime_is_sai
 
 TABLE = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32)
 LOOK_UP = "g (int64[n,3] x) => (float[n,3,2] y) {{ {} y = Gather (w, i) }}"
-CLIP_6 = (
-    '<ir_version: 5, opset_import: ["" : 10]> g (float[n,4] x) => (float[n,4] y) {{ y = Clip <min=-90.0, max={}> (x) }}'
-)
+CLIP_6 = """<ir_version: 5, opset_import: ["" : 10]> g (float[n,4] x) => (float[n,4] y)
+{{ c = Constant <value = float {{0.4}}> () h = Mul (x, c) y = Clip <min = -90.0, max = {}> (h) }}"""
 WIDE = """g (float[n,m] x) => (float[n,m] y) { s = Shape <start = 1, end = 2> (x) t = Constant <value_ints = [64]> ()
   c = GreaterOrEqual (s, t) k = Cast <to = 1> (c) o = Constant <value_float = 1.0> () f = Add (k, o) y = Mul (x, f) }"""
 BRANCH = "then_branch = t () => (float[n,4] p) { p = Neg (x) }, else_branch = e () => (float[n,4] q) { q = Relu (x) }"
-X = torch.randn(6, 4)
+X = torch.linspace(-3, 3, 24).reshape(6, 4)
 LOST = {
     "a bound of ids": (
         LOOK_UP.format("l = Constant <value_int = 0> () h = Constant <value_int = 255> () i = Clip (x, l, h)"),
@@ -175,6 +174,11 @@ LOST = {
         "other file: branches",
     ),
     "a bound that is an attribute": (CLIP_6.format("90.0"), CLIP_6.format("60.0"), "magnitudes"),
+    "a bound beyond a hundred times the inputs": (
+        "g (float[n,4] x) => (float[n,4] y) { h = Constant <value_float = 10000.0> () y = Min (x, h) }",
+        "g (float[n,4] x) => (float[n,4] y) { y = Identity (x) }",
+        "cpu/off/x=10000/worst error",
+    ),
     "an open batch": (
         "g (float[n,4] x) => (float[n,4] y) { y = Neg (x) }",
         "g (float[6,4] x) => (float[6,4] y) { y = Neg (x) }",
@@ -219,3 +223,34 @@ def test_an_operator_that_is_read_here_in_another_way_lays_nothing_to_the_new_fi
     report = verify_onnx(old, old, X)
     assert set(problems(report)) == {"other file as run"}
     assert report.providers["cpu"].reason == "the other file is nothing to compare with"
+
+
+ROOT = np.float32(2**0.5)
+NORM = "m = ReduceMean <axes = [-1]> (x) d = Sub (x, m) q = Mul (d, d) v = ReduceMean <axes = [-1]> (q)"
+FUSED = {
+    "GELU": ("d = Div (x, root) f = Erf (d) o = Add (f, one) p = Mul (x, o) y = Mul (p, half)", "y = Gelu (x)"),
+    "LayerNorm": (
+        f"{NORM} e = Add (v, tiny) s = Sqrt (e) z = Div (d, s) y = Mul (z, scale)",
+        "y = LayerNormalization <axis = -1> (x, scale)",
+    ),
+    "two factors": ("a = Mul (x, half) y = Mul (a, root)", "y = Mul (x, product)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_what_a_simplifier_makes_of_several_nodes_passes(name, tmp_path):
+    """Numbers of the old file are in an operator of the new one, or in another number."""
+    values = {"root": ROOT, "one": np.float32(1), "half": np.float32(0.5), "tiny": np.float32(1e-5)}
+    values |= {"scale": np.arange(1, 5, dtype=np.float32), "product": ROOT / 2}
+    old, new = (
+        saved(
+            parsed(
+                f'<ir_version: 10, opset_import: ["" : {opset}]> g (float[n,4] x) => (float[n,4] y) {{ {nodes} }}',
+                {name: value for name, value in values.items() if f"{name})" in nodes or f"{name}," in nodes},
+            ),
+            tmp_path / f"{kind}.onnx",
+        )
+        for kind, nodes, opset in zip(("old", "new"), FUSED[name], (17, 20), strict=True)
+    )
+    report = verify_onnx(new, old, X)
+    assert report, problems(report)

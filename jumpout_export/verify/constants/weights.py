@@ -132,7 +132,8 @@ def find_weights(constants: list[Constant], model: nn.Module, recorded: Recorded
         one for name, one in weights.items() if name in read.unshown - wrong_names and not _is_a_number(one, numbers)
     ]
     total = sum(weights[name].array.size for name in read.every)
-    result.share = sum(one.array.size for one in result.missing) / max(total, 1)
+    # One number is a factor, which shows in every value, or a bound, which `numbers.py` is about.
+    result.share = sum(one.array.size for one in result.missing if one.array.size > 1) / max(total, 1)
     result.left = [one for one in result.left if one.size > 1]
     return result
 
