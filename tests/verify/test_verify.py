@@ -102,7 +102,7 @@ def test_an_unknown_provider_is_an_error(good):
     model, path = good
     with pytest.raises(ValueError, match="providers must be of cpu, cuda, openvino, got 'tensorrt'"):
         verify_onnx(path, model, SAMPLES, ("cpu", "tensorrt"))
-    with pytest.raises(ValueError, match="providers must be of cpu, cuda, got none"):
+    with pytest.raises(ValueError, match="providers must be of cpu, cuda, openvino, got none"):
         verify_onnx(path, model, SAMPLES, ())
 
 
