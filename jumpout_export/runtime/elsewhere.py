@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jumpout_export.errors import ArgumentError, NotVerifiableError
 from jumpout_export.runtime import limits, worker
 from jumpout_export.runtime.worker import Runtime
@@ -115,6 +113,8 @@ class Elsewhere(Runtime):
             NotVerifiableError: if there is no answer, or the arrays cannot be handed over.
             ElsewhereError: of ONNX Runtime, if it cannot run the graph.
         """
+        import numpy as np  # help and wrong usage, which name the providers, do without
+
         folder = self._started()
         inputs = {name: f"in-{place}.npy" for place, name in enumerate(feeds)}
         results = [f"out-{place}.npy" for place in range(len(outputs))]
