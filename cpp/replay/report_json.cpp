@@ -117,9 +117,10 @@ std::string to_json(const Setup& setup, const std::string& verdict, const std::s
          "}}, \"checks\": [" + joined(rows, ", ") +
          "], \"first_divergence\": null, \"path\": " + json(shown(setup.model)) +
          ", \"sha256\": " + json(is_known ? sha256_of(setup.model) : "") +
-         ", \"data_files\": {}, \"data_sha256\": {}, \"against\": \"\", \"notes\": [" + joined(lines, ", ") +
-         "], \"environment\": {\"command\": " + json(setup.command) + ", \"onnxruntime\": " + json(library_version()) +
-         ", \"machine\": " + json(machine()) + ", \"threads\": " + json(std::to_string(setup.threads)) + "}}\n";
+         ", \"data_files\": {}, \"data_sha256\": {}, \"against\": \"\", \"quantization\": null, \"notes\": [" +
+         joined(lines, ", ") + "], \"environment\": {\"command\": " + json(setup.command) +
+         ", \"onnxruntime\": " + json(library_version()) + ", \"machine\": " + json(machine()) +
+         ", \"threads\": " + json(std::to_string(setup.threads)) + "}}\n";
 }
 
 Check failed_check(const Setup& setup, const Error& error) {

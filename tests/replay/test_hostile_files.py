@@ -6,6 +6,7 @@ import re
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from support.function_cases import FUNCTIONS_WITHOUT_END, chain
 from support.project import PROJECT
@@ -126,4 +127,5 @@ def test_a_masked_value_in_the_golden_data_widens_nothing(replay, tmp_path):
 def test_the_ceiling_is_that_of_the_tolerances():
     header = (PROJECT / "cpp" / "replay" / "tolerance.h").read_text()
     (found,) = re.findall(r"kCeiling = (\S+);", header)
-    assert float(found) == max(CAP.values())
+    # There is no golden data in bfloat16, so no tolerance of it either.
+    assert float(found) == max(cap for dtype, cap in CAP.items() if dtype != torch.bfloat16)
